@@ -1,0 +1,266 @@
+"""The extension's manual.
+
+Pages and frames are counted, never bytes, unless a name says so. Runs are given as columns: sequences of equal
+length. Every method releases the GIL before it takes a lock or makes a system call, and every class is thread-safe.
+System calls that fail raise `OSError` with their errno. Nothing here is async-signal-safe or usable in a forked
+child, but `Block` (its bytes) and `Space.after_fork_in_child`.
+"""
+
+from collections.abc import Sequence
+from typing import Final, Literal, final
+
+PAGE_SIZE: Final[int]
+"""The kernel's base page, in bytes."""
+
+# Event kinds and decline reasons have the numbers of EventKind and DeclineReason in memory.proto.
+
+@final
+class Features:
+    """What this kernel and this user can do. A snapshot, made by `probe`."""
+
+    page_size: int
+    userfaultfd: Literal["full", "user-mode", "none"]
+    """What a new userfaultfd holds: writes of the kernel too, those of user mode only, or nothing to be had."""
+    userfaultfd_source: Literal["syscall", "device", ""]
+    """Where it comes from: userfaultfd(2) or /dev/userfaultfd."""
+    userfaultfd_error: str
+    """Why there is no "full" one; empty if there is."""
+    wp_shmem: bool
+    """Shared memory can be write-protected (Linux 5.19). Without it the tier is "off"."""
+    wp_unpopulated: bool
+    """Untouched anonymous pages can be write-protected (Linux 6.4). Without it they are touched first."""
+    wp_async: bool
+    """The kernel can resolve write-protection itself (Linux 6.7): the "pagemap" tracker's half."""
+    pagemap_scan: bool
+    """PAGEMAP_SCAN (Linux 6.7). Without it the harvest reads /proc/self/pagemap."""
+    max_map_count: int
+    """Most mappings that a process may have."""
+
+def probe(disabled: Sequence[str] = ()) -> Features:
+    """Finds out what the kernel offers, by trying.
+
+    Args:
+        disabled: features to report as absent: "uffd", "user", "wp_unpopulated", "wp_async", "pagemap_scan".
+            Lets a test walk the ways of an older kernel.
+    """
+
+@final
+class WindowStats:
+    """The windows opened so far."""
+
+    windows: int
+    p50_micros: float
+    p99_micros: float
+    max_micros: float
+    over_bound: int
+    """Windows that lasted longer than their bound; being preempted inside one is the usual reason."""
+
+@final
+class Counts:
+    """Pages by state, over all views. Excluded and pinned pages are counted by their state as well."""
+
+    owned: int
+    merged: int
+    zero: int
+    copied: int
+    frozen: int
+    mappings: int
+    """Mappings (VMAs) that the views use."""
+    budget: int
+
+@final
+class Events:
+    """Columns of events, oldest first; see Events in memory.proto."""
+
+    kind: list[int]
+    segment: list[int]
+    first: list[int]
+    count: list[int]
+    pool: list[int]
+    frame: list[int]
+    detail: list[int]
+    def __len__(self) -> int: ...
+
+class Space:
+    """One client's share of the address space: its views, the pools they map, and the means to hold writes.
+
+    A window opens and closes inside one call. What a call did is put in the journal before the call returns, in the
+    order in which it happened; `drain` takes it out.
+    """
+
+    def __init__(
+        self,
+        tier: Literal["uffd", "user", "off"],
+        lease: int,
+        budget: int,
+        window_pages: int = 256,
+        window_micros: int = 500,
+        disabled: Sequence[str] = (),
+    ) -> None:
+        """Makes the space and, unless the tier is "off", its userfaultfd.
+
+        Args:
+            tier: how writes are held.
+            lease: descriptor of the lease. It is duplicated, and the duplicate stays open as long as the space or
+                any of its blocks lives.
+            budget: most mappings that the views may use together.
+            window_pages: most pages in one window.
+            window_micros: after so many microseconds a window takes up no further page.
+            disabled: see `probe`.
+
+        Raises:
+            OSError: the tier cannot be had here.
+        """
+
+    @property
+    def tier(self) -> Literal["uffd", "user", "off"]: ...
+    def add_view(self, segment: int, fd: int, pages: int) -> int:
+        """Maps a segment shared and writable; duplicates `fd`. Returns the view's address.
+
+        Raises:
+            OSError: no address space or no descriptor left.
+            ValueError: the number is taken, or `pages` is 0 or beyond the object's size.
+        """
+
+    def drop_view(self, segment: int) -> bool:
+        """Unmaps a view of which no block lives, and closes its segment. False if a block lives (nothing is done).
+
+        Pages that mapped a frame are journalled as Released. The caller sees to it that no fork child needs it.
+        """
+
+    def add_pool(self, pool: int, fd: int) -> None:
+        """Makes a pool known (numbers from 1); duplicates `fd`, which is open for reading only."""
+
+    def merge(
+        self,
+        segment: Sequence[int],
+        first: Sequence[int],
+        count: Sequence[int],
+        pool: Sequence[int],
+        frame: Sequence[int],
+    ) -> int:
+        """Switches owned pages to frames where the bytes are equal (M3 to M7). Returns the pages merged.
+
+        Pool 0 is the zero page. Every page of every run is journalled, as Merged or Declined. Nothing that a caller
+        can pass here makes a page read differently: unknown numbers, ranges out of bounds and unequal bytes are
+        declined.
+        """
+
+    def adopt(self, segment: Sequence[int], first: Sequence[int], count: Sequence[int]) -> int:
+        """Takes pages back into their segment, whatever they map now. Returns the pages adopted.
+
+        Owned, pinned and unknown pages are passed over in silence. Journals Released, or NotAdopted with an errno
+        (ENOSPC: /dev/shm is full; the page keeps its bytes).
+        """
+
+    def discard(self, segment: int, first: int, count: int) -> None:
+        """Makes pages read as zeros, gives their memory back, journals Released for those that mapped a frame.
+
+        For memory that nobody uses. It ends exclusion and pins of the range too.
+
+        Raises:
+            BlockingIOError: a forked child may still share the segment; ask again after `thaw`.
+        """
+
+    def exclude(self, segment: int, first: int, count: int, excluded: bool) -> None:
+        """Sets whether pages may be merged, and journals it. Does not adopt."""
+
+    def pin(self, segment: int, first: int, count: int) -> None:
+        """Keeps pages from being merged and from being adopted. Nests; not journalled."""
+
+    def unpin(self, segment: int, first: int, count: int) -> None:
+        """Undoes one `pin` of the same range."""
+
+    def harvest(self) -> int:
+        """Finds merged pages that were written, and journals them as Copied. Returns how many."""
+
+    def freed(self) -> list[tuple[int, int, int]]:
+        """Takes the extents (segment, first, pages) of blocks that died since the last call."""
+
+    def drain(self, limit: int = 65536) -> Events:
+        """Takes at most `limit` events out of the journal, oldest first."""
+
+    def pending(self) -> int:
+        """Events in the journal."""
+
+    def counts(self) -> Counts: ...
+    def windows(self) -> WindowStats: ...
+    def wait(self, doorbell: Doorbell, poll_seconds: float, timeout_seconds: float) -> Literal["rung", "news", "idle"]:
+        """Waits without the GIL: for the doorbell ("rung"), for events or freed blocks ("news"), or in vain ("idle").
+
+        Looks for copied pages (a harvest) after `poll_seconds`, then ever more rarely while there are none, but
+        at least once in 8 x poll_seconds.
+        """
+
+    def before_fork(self) -> None:
+        """Freezes every view (owned pages become private to each process) and holds the space until after the fork.
+
+        Call `after_fork_in_parent` or `after_fork_in_child` on the same thread, whatever happened to the fork.
+        """
+
+    def after_fork_in_parent(self) -> None: ...
+    def after_fork_in_child(self) -> None:
+        """Lets the child's copy of the space be used for its bytes, and for nothing else: no merge, no adopt."""
+
+    def thaw(self) -> int:
+        """Takes frozen pages back into their segments; call it when no child holds the fork's lease any more.
+
+        Returns the pages that are still frozen: 0, unless memory was short (call again) or the tier is "off".
+        """
+
+    def close(self) -> None:
+        """Ends windows and merging for good; the bytes of living blocks stay as they are. Closing twice is fine."""
+
+class Block:
+    """A range of whole pages of one view, as a writable buffer. Lives longer than its space if need be.
+
+    When the last reference goes, the extent shows up in `Space.freed`.
+    """
+
+    def __new__(cls, space: Space, segment: int, first: int, nbytes: int) -> Block:
+        """Claims ceil(nbytes / PAGE_SIZE) pages from `first` on. `nbytes` 0 claims none.
+
+        Raises:
+            ValueError: there is no such view, or the range is out of its bounds.
+        """
+
+    @property
+    def address(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def segment(self) -> int: ...
+    @property
+    def first(self) -> int: ...
+    @property
+    def pages(self) -> int: ...
+    @property
+    def closed(self) -> bool: ...
+    def __len__(self) -> int: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+    def __release_buffer__(self, view: memoryview, /) -> None: ...
+    def close(self) -> None:
+        """Gives the extent back now. Closing twice is fine.
+
+        Raises:
+            BufferError: a memoryview or an array still looks at it.
+        """
+
+@final
+class Doorbell:
+    """A named POSIX semaphore that one side rings and the other waits on.
+
+    Rings coalesce: the value is 0 or 1. Ringing is a system call that fails (False) where touching the semaphore's
+    memory would kill the process, so a peer that truncates it hurts only itself.
+    """
+
+    def __init__(self, name: str) -> None:
+        """Opens the existing semaphore `name` (with its leading slash).
+
+        Raises:
+            OSError: there is none, it may not be opened, or it is not a plain file of a semaphore's size.
+        """
+
+    def ring(self) -> bool: ...
+    def wait(self, timeout_seconds: float) -> bool:
+        """True if it rang. Takes the ring."""

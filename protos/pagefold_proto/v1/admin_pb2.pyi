@@ -1,0 +1,258 @@
+from pagefold_proto.v1 import memory_pb2 as _memory_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Counters(_message.Message):
+    __slots__ = ("pages_shared", "pages_sharing", "pages_unshared", "pages_volatile", "pages_skipped", "pages_scanned", "full_scans", "zero_pages", "stable_node_dups", "pages_merged", "pages_broken", "pages_declined", "pages_over_budget", "general_profit", "bookkeeping_bytes", "pages_proposed")
+    PAGES_SHARED_FIELD_NUMBER: _ClassVar[int]
+    PAGES_SHARING_FIELD_NUMBER: _ClassVar[int]
+    PAGES_UNSHARED_FIELD_NUMBER: _ClassVar[int]
+    PAGES_VOLATILE_FIELD_NUMBER: _ClassVar[int]
+    PAGES_SKIPPED_FIELD_NUMBER: _ClassVar[int]
+    PAGES_SCANNED_FIELD_NUMBER: _ClassVar[int]
+    FULL_SCANS_FIELD_NUMBER: _ClassVar[int]
+    ZERO_PAGES_FIELD_NUMBER: _ClassVar[int]
+    STABLE_NODE_DUPS_FIELD_NUMBER: _ClassVar[int]
+    PAGES_MERGED_FIELD_NUMBER: _ClassVar[int]
+    PAGES_BROKEN_FIELD_NUMBER: _ClassVar[int]
+    PAGES_DECLINED_FIELD_NUMBER: _ClassVar[int]
+    PAGES_OVER_BUDGET_FIELD_NUMBER: _ClassVar[int]
+    GENERAL_PROFIT_FIELD_NUMBER: _ClassVar[int]
+    BOOKKEEPING_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PAGES_PROPOSED_FIELD_NUMBER: _ClassVar[int]
+    pages_shared: int
+    pages_sharing: int
+    pages_unshared: int
+    pages_volatile: int
+    pages_skipped: int
+    pages_scanned: int
+    full_scans: int
+    zero_pages: int
+    stable_node_dups: int
+    pages_merged: int
+    pages_broken: int
+    pages_declined: int
+    pages_over_budget: int
+    general_profit: int
+    bookkeeping_bytes: int
+    pages_proposed: int
+    def __init__(self, pages_shared: _Optional[int] = ..., pages_sharing: _Optional[int] = ..., pages_unshared: _Optional[int] = ..., pages_volatile: _Optional[int] = ..., pages_skipped: _Optional[int] = ..., pages_scanned: _Optional[int] = ..., full_scans: _Optional[int] = ..., zero_pages: _Optional[int] = ..., stable_node_dups: _Optional[int] = ..., pages_merged: _Optional[int] = ..., pages_broken: _Optional[int] = ..., pages_declined: _Optional[int] = ..., pages_over_budget: _Optional[int] = ..., general_profit: _Optional[int] = ..., bookkeeping_bytes: _Optional[int] = ..., pages_proposed: _Optional[int] = ...) -> None: ...
+
+class GetStatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Status(_message.Message):
+    __slots__ = ("version", "protocol", "pid", "uptime_seconds", "address", "engine", "run", "page_size", "clients", "departed", "segments", "domains", "counters", "saved_bytes", "pool_bytes", "cpu_seconds", "scan_cpu_percent", "settling", "trouble")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    UPTIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    CLIENTS_FIELD_NUMBER: _ClassVar[int]
+    DEPARTED_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    DOMAINS_FIELD_NUMBER: _ClassVar[int]
+    COUNTERS_FIELD_NUMBER: _ClassVar[int]
+    SAVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    POOL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CPU_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SCAN_CPU_PERCENT_FIELD_NUMBER: _ClassVar[int]
+    SETTLING_FIELD_NUMBER: _ClassVar[int]
+    TROUBLE_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    protocol: int
+    pid: int
+    uptime_seconds: float
+    address: str
+    engine: str
+    run: int
+    page_size: int
+    clients: int
+    departed: int
+    segments: int
+    domains: int
+    counters: Counters
+    saved_bytes: int
+    pool_bytes: int
+    cpu_seconds: float
+    scan_cpu_percent: float
+    settling: int
+    trouble: str
+    def __init__(self, version: _Optional[str] = ..., protocol: _Optional[int] = ..., pid: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., address: _Optional[str] = ..., engine: _Optional[str] = ..., run: _Optional[int] = ..., page_size: _Optional[int] = ..., clients: _Optional[int] = ..., departed: _Optional[int] = ..., segments: _Optional[int] = ..., domains: _Optional[int] = ..., counters: _Optional[_Union[Counters, _Mapping]] = ..., saved_bytes: _Optional[int] = ..., pool_bytes: _Optional[int] = ..., cpu_seconds: _Optional[float] = ..., scan_cpu_percent: _Optional[float] = ..., settling: _Optional[int] = ..., trouble: _Optional[str] = ...) -> None: ...
+
+class ListClientsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ClientInfo(_message.Message):
+    __slots__ = ("client", "pid", "program", "uid", "label", "tier", "tracker", "state", "segments", "bytes", "gauges", "pages_merged", "pages_proposed", "age_seconds", "silent_seconds", "version")
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    PROGRAM_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    TRACKER_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    GAUGES_FIELD_NUMBER: _ClassVar[int]
+    PAGES_MERGED_FIELD_NUMBER: _ClassVar[int]
+    PAGES_PROPOSED_FIELD_NUMBER: _ClassVar[int]
+    AGE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SILENT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    client: int
+    pid: int
+    program: str
+    uid: int
+    label: str
+    tier: _memory_pb2.Tier
+    tracker: _memory_pb2.Tracker
+    state: str
+    segments: int
+    bytes: int
+    gauges: _memory_pb2.Gauges
+    pages_merged: int
+    pages_proposed: int
+    age_seconds: float
+    silent_seconds: float
+    version: str
+    def __init__(self, client: _Optional[int] = ..., pid: _Optional[int] = ..., program: _Optional[str] = ..., uid: _Optional[int] = ..., label: _Optional[str] = ..., tier: _Optional[_Union[_memory_pb2.Tier, str]] = ..., tracker: _Optional[_Union[_memory_pb2.Tracker, str]] = ..., state: _Optional[str] = ..., segments: _Optional[int] = ..., bytes: _Optional[int] = ..., gauges: _Optional[_Union[_memory_pb2.Gauges, _Mapping]] = ..., pages_merged: _Optional[int] = ..., pages_proposed: _Optional[int] = ..., age_seconds: _Optional[float] = ..., silent_seconds: _Optional[float] = ..., version: _Optional[str] = ...) -> None: ...
+
+class ListClientsReply(_message.Message):
+    __slots__ = ("clients",)
+    CLIENTS_FIELD_NUMBER: _ClassVar[int]
+    clients: _containers.RepeatedCompositeFieldContainer[ClientInfo]
+    def __init__(self, clients: _Optional[_Iterable[_Union[ClientInfo, _Mapping]]] = ...) -> None: ...
+
+class ListSegmentsRequest(_message.Message):
+    __slots__ = ("client",)
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    client: int
+    def __init__(self, client: _Optional[int] = ...) -> None: ...
+
+class SegmentInfo(_message.Message):
+    __slots__ = ("client", "segment", "name", "pages", "allocated_bytes", "merged_pages", "zero_pages", "copied_pages")
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    SEGMENT_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PAGES_FIELD_NUMBER: _ClassVar[int]
+    ALLOCATED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MERGED_PAGES_FIELD_NUMBER: _ClassVar[int]
+    ZERO_PAGES_FIELD_NUMBER: _ClassVar[int]
+    COPIED_PAGES_FIELD_NUMBER: _ClassVar[int]
+    client: int
+    segment: int
+    name: str
+    pages: int
+    allocated_bytes: int
+    merged_pages: int
+    zero_pages: int
+    copied_pages: int
+    def __init__(self, client: _Optional[int] = ..., segment: _Optional[int] = ..., name: _Optional[str] = ..., pages: _Optional[int] = ..., allocated_bytes: _Optional[int] = ..., merged_pages: _Optional[int] = ..., zero_pages: _Optional[int] = ..., copied_pages: _Optional[int] = ...) -> None: ...
+
+class ListSegmentsReply(_message.Message):
+    __slots__ = ("segments",)
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    segments: _containers.RepeatedCompositeFieldContainer[SegmentInfo]
+    def __init__(self, segments: _Optional[_Iterable[_Union[SegmentInfo, _Mapping]]] = ...) -> None: ...
+
+class ListDomainsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DomainInfo(_message.Message):
+    __slots__ = ("uid", "label", "clients", "segments", "counters", "pool", "pool_bytes")
+    UID_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    CLIENTS_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    COUNTERS_FIELD_NUMBER: _ClassVar[int]
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    POOL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    uid: int
+    label: str
+    clients: int
+    segments: int
+    counters: Counters
+    pool: str
+    pool_bytes: int
+    def __init__(self, uid: _Optional[int] = ..., label: _Optional[str] = ..., clients: _Optional[int] = ..., segments: _Optional[int] = ..., counters: _Optional[_Union[Counters, _Mapping]] = ..., pool: _Optional[str] = ..., pool_bytes: _Optional[int] = ...) -> None: ...
+
+class ListDomainsReply(_message.Message):
+    __slots__ = ("domains",)
+    DOMAINS_FIELD_NUMBER: _ClassVar[int]
+    domains: _containers.RepeatedCompositeFieldContainer[DomainInfo]
+    def __init__(self, domains: _Optional[_Iterable[_Union[DomainInfo, _Mapping]]] = ...) -> None: ...
+
+class GetConfigRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Setting(_message.Message):
+    __slots__ = ("key", "value", "default_value", "origin", "live", "description")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_VALUE_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    LIVE_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    value: str
+    default_value: str
+    origin: str
+    live: bool
+    description: str
+    def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ..., default_value: _Optional[str] = ..., origin: _Optional[str] = ..., live: bool = ..., description: _Optional[str] = ...) -> None: ...
+
+class GetConfigReply(_message.Message):
+    __slots__ = ("settings",)
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    settings: _containers.RepeatedCompositeFieldContainer[Setting]
+    def __init__(self, settings: _Optional[_Iterable[_Union[Setting, _Mapping]]] = ...) -> None: ...
+
+class SetConfigRequest(_message.Message):
+    __slots__ = ("values",)
+    class ValuesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    values: _containers.ScalarMap[str, str]
+    def __init__(self, values: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class SetConfigReply(_message.Message):
+    __slots__ = ("settings",)
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    settings: _containers.RepeatedCompositeFieldContainer[Setting]
+    def __init__(self, settings: _Optional[_Iterable[_Union[Setting, _Mapping]]] = ...) -> None: ...
+
+class ScanNowRequest(_message.Message):
+    __slots__ = ("timeout_seconds",)
+    TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    timeout_seconds: float
+    def __init__(self, timeout_seconds: _Optional[float] = ...) -> None: ...
+
+class ScanNowReply(_message.Message):
+    __slots__ = ("report",)
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    report: _memory_pb2.SettleReport
+    def __init__(self, report: _Optional[_Union[_memory_pb2.SettleReport, _Mapping]] = ...) -> None: ...
+
+class WatchStatusRequest(_message.Message):
+    __slots__ = ("interval_seconds",)
+    INTERVAL_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    interval_seconds: float
+    def __init__(self, interval_seconds: _Optional[float] = ...) -> None: ...

@@ -1,0 +1,1 @@
+"""The pagefold server: it finds identical pages and proposes merges; clients carry them out."""
