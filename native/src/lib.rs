@@ -1,0 +1,27 @@
+//! The native half of pagefold: everything that touches the address space of a client.
+//!
+//! The ladder, each step knowing only those before it:
+//! `page` (sizes and runs) -> `sys` (every system call) -> `histogram`, `journal`, `states` (pure books)
+//! -> `pool`, `view`, `window` -> `merge`, `adopt`, `thaw` -> `space` -> `py`.
+//!
+//! What this crate keeps true: a page is switched to a frame only while writes to it are held and the bytes are
+//! equal (I2), a window ends on every path (I8), and no number that a caller passes can change what a page reads.
+//! Which pages to merge, and when, is not decided here.
+
+pub mod error;
+pub mod histogram;
+pub mod journal;
+pub mod page;
+pub mod states;
+pub mod sys;
+
+mod adopt;
+mod merge;
+mod pool;
+pub mod space;
+mod thaw;
+mod view;
+mod window;
+
+#[cfg(feature = "python")]
+mod py;

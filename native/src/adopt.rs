@@ -1,0 +1,110 @@
+//! Adopt: taking pages back from frames, copies and the zero page into their segment.
+
+use crate::error::{Error, Result};
+use crate::journal::{Event, Kind};
+use crate::page::{Run, bytes, page_size};
+use crate::space::Inner;
+use crate::states::State;
+use crate::view::View;
+use std::os::fd::AsFd;
+
+/// Most pages between two looks at the clock; saving one costs about 1 us, mapping it back as much.
+const CLOCK_PAGES: usize = 32;
+
+impl Inner {
+    /// Adopts what one window holds of a run. How many pages of the run are dealt with, and how many were adopted.
+    ///
+    /// Pages that are owned already are passed over in silence, and so is what lies outside of any view.
+    pub fn adopt_window(&mut self, segment: u32, run: Run) -> Result<(usize, usize)> {
+        let Inner { views, journal, barrier, window_pages, .. } = self;
+        let Some(view) = views.get_mut(&segment) else { return Ok((run.count, 0)) };
+        if !run.fits(view.table.pages()) {
+            return Ok((run.count, 0));
+        }
+        let idle = (run.first..run.end()).take_while(|page| !view.table.state(*page).is_switched()).count();
+        if idle > 0 {
+            return Ok((idle, 0));
+        }
+        if view.shared || view.table.is_pinned(run.first) {
+            let held =
+                |page: &usize| view.table.state(*page).is_switched() && (view.shared || view.table.is_pinned(*page));
+            let count = (run.first..run.end()).take_while(held).count();
+            let busy = Run { first: run.first, count };
+            journal.push(Event { detail: libc::EBUSY as u32, ..Event::new(Kind::NotAdopted, segment, busy) });
+            return Ok((count, 0));
+        }
+        let wanted = |page: &usize| view.table.state(*page).is_switched() && !view.table.is_pinned(*page);
+        let count = (run.first..run.end().min(run.first + *window_pages)).take_while(wanted).count();
+        let span = Run { first: run.first, count };
+        let barrier = barrier.as_mut().ok_or(Error::Closed)?;
+        if !barrier.holds_unpopulated() {
+            view.memory.range.touch(bytes(span.first), bytes(span.count));
+        }
+        let window = match barrier.window(view.address(span.first), bytes(span.count)) {
+            Ok(window) => window,
+            Err(error) => {
+                journal.push(Event { detail: error.errno() as u32, ..Event::new(Kind::NotAdopted, segment, span) });
+                return Ok((span.count, 0));
+            }
+        };
+        let mut done = 0;
+        let mut adopted = 0;
+        while done < span.count && (done == 0 || !window.is_over()) {
+            let part = Run { first: span.first + done, count: (span.count - done).min(CLOCK_PAGES) };
+            let (kept, errno) = adopt_part(view, part);
+            if kept.count > 0 {
+                view.table.set(kept, State::Owned, 0, 0);
+                journal.push(Event::new(Kind::Released, segment, kept));
+            }
+            if let Some(errno) = errno {
+                let left = Run { first: kept.end(), count: part.count - kept.count };
+                journal.push(Event { detail: errno as u32, ..Event::new(Kind::NotAdopted, segment, left) });
+            }
+            adopted += kept.count;
+            done += part.count;
+        }
+        Ok((done, adopted))
+    }
+}
+
+/// Saves a part's bytes to its segment pages and maps those. The pages for which that worked, from the first on, and the
+/// errno for the rest. Writes to the part are held.
+fn adopt_part(view: &mut View, part: Run) -> (Run, Option<i32>) {
+    let memory = view.memory.clone();
+    let mut saved = part.first;
+    let mut errno = None;
+    while saved < part.end() && errno.is_none() {
+        let from = saved;
+        if is_zero(view, saved) {
+            saved += 1;
+            continue; // the segment has a hole here, and a hole reads as zeros
+        }
+        while saved < part.end() && !is_zero(view, saved) {
+            saved += 1;
+        }
+        let (written, error) = memory.range.save(bytes(from), bytes(saved - from), memory.segment.as_fd());
+        if let Some(error) = error {
+            saved = from + written / page_size();
+            errno = Some(error.raw_os_error().unwrap_or(libc::EIO));
+        }
+    }
+    let mut kept = Run { first: part.first, count: saved - part.first };
+    if kept.count > 0
+        && let Err(error) = memory.range.map_shared(bytes(kept.first), bytes(kept.count), memory.segment.as_fd())
+        && !view.ensure_mapped(kept)
+    {
+        errno = Some(error.raw_os_error().unwrap_or(libc::ENOMEM));
+        kept.count = 0;
+    }
+    if errno.is_some() {
+        // Bytes saved for pages that stay where they are would be taken for current ones later.
+        view.punch(Run { first: kept.end(), count: part.end() - kept.end() });
+    }
+    (kept, errno)
+}
+
+/// Whether a page can be adopted without writing it.
+fn is_zero(view: &View, page: usize) -> bool {
+    let zero = matches!(view.table.state(page), State::Zero | State::CopiedZero);
+    zero && !view.stale && view.memory.range.is_zero(bytes(page), page_size())
+}

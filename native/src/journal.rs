@@ -1,0 +1,149 @@
+//! What happened to pages, in the order in which it happened.
+//!
+//! The server's books are a replay of this journal, so an event is written under the same lock as the change that it
+//! tells of, and after it. Neighbouring events of one kind are joined into runs.
+
+use crate::page::Run;
+use std::collections::VecDeque;
+
+/// The numbers of `EventKind` in memory.proto.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Kind {
+    /// The pages map frames now.
+    Merged = 1,
+    /// A proposal was not carried out.
+    Declined = 2,
+    /// Merged pages were written.
+    Copied = 3,
+    /// The pages map no frame any more.
+    Released = 4,
+    /// Adoption failed; the detail is an errno.
+    NotAdopted = 5,
+    /// Not to be merged from now on.
+    Excluded = 6,
+    /// May be merged again.
+    Included = 7,
+}
+
+/// The numbers of `DeclineReason` in memory.proto.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Reason {
+    /// Bytes of page and frame differ.
+    Changed = 1,
+    /// The mapping budget is used up.
+    Budget = 2,
+    /// Pinned or excluded.
+    Pinned = 3,
+    /// Not an owned page of a known segment, or not a frame of a known pool.
+    State = 4,
+    /// A system call failed.
+    Failed = 5,
+    /// A forked child still shares the segment.
+    Forked = 6,
+}
+
+/// One event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// What happened.
+    pub kind: Kind,
+    /// To which segment.
+    pub segment: u32,
+    /// To which pages. 32 bits as on the wire: what is declined may lie outside of any segment.
+    pub first: u32,
+    /// How many.
+    pub count: u32,
+    /// The pool of `frame`; 0 is the zero page.
+    pub pool: u32,
+    /// The first page's frame.
+    pub frame: u32,
+    /// A reason or an errno, by kind.
+    pub detail: u32,
+}
+
+impl Event {
+    /// An event without pool, frame and detail.
+    pub fn new(kind: Kind, segment: u32, run: Run) -> Event {
+        Event { kind, segment, first: run.first as u32, count: run.count as u32, pool: 0, frame: 0, detail: 0 }
+    }
+
+    fn is_followed_by(&self, next: &Event) -> bool {
+        let frames_follow = self.pool == 0 || u64::from(next.frame) == u64::from(self.frame) + u64::from(self.count);
+        self.kind == next.kind
+            && self.segment == next.segment
+            && u64::from(next.first) == u64::from(self.first) + u64::from(self.count)
+            && self.count.checked_add(next.count).is_some()
+            && self.pool == next.pool
+            && frames_follow
+            && self.detail == next.detail
+    }
+}
+
+/// The events not yet drained, oldest first.
+#[derive(Default)]
+pub struct Journal {
+    events: VecDeque<Event>,
+}
+
+impl Journal {
+    /// Writes one event down; joins it to the last where it goes on from it.
+    pub fn push(&mut self, event: Event) {
+        match self.events.back_mut() {
+            Some(last) if last.is_followed_by(&event) => last.count += event.count,
+            _ => self.events.push_back(event),
+        }
+    }
+
+    /// Takes at most `limit` out.
+    pub fn drain(&mut self, limit: usize) -> Vec<Event> {
+        let take = limit.min(self.events.len());
+        self.events.drain(..take).collect()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.events.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.events.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn merged(first: u32, count: u32, pool: u32, frame: u32) -> Event {
+        Event { kind: Kind::Merged, segment: 1, first, count, pool, frame, detail: 0 }
+    }
+
+    #[test]
+    fn joins_only_what_goes_on() {
+        let mut j = Journal::default();
+        j.push(merged(0, 4, 1, 10));
+        j.push(merged(4, 2, 1, 14));
+        j.push(merged(6, 2, 1, 99)); // other frames
+        j.push(merged(8, 2, 0, 0)); // zero page
+        j.push(merged(10, 1, 0, 0));
+        j.push(merged(12, 1, 0, 0)); // a gap
+        assert_eq!(
+            j.drain(usize::MAX),
+            vec![merged(0, 6, 1, 10), merged(6, 2, 1, 99), merged(8, 3, 0, 0), merged(12, 1, 0, 0)]
+        );
+        assert!(j.is_empty());
+    }
+
+    #[test]
+    fn drains_in_order_and_in_parts() {
+        let mut j = Journal::default();
+        for i in 0..5 {
+            j.push(merged(i * 2, 1, 0, 0));
+        }
+        assert_eq!(j.drain(2).len(), 2);
+        assert_eq!(j.drain(10)[0].first, 4);
+    }
+}

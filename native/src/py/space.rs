@@ -1,0 +1,267 @@
+//! The space.
+
+use super::doorbell::{Doorbell, seconds};
+use crate::error::{Error, Result};
+use crate::journal::Event;
+use crate::merge::Proposal;
+use crate::page::Run;
+use crate::space::{self, Options, Woken};
+use crate::sys::mmap::duplicate;
+use crate::sys::uffd::Scope;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+/// See `_native.pyi`.
+#[pyclass(subclass, frozen, module = "pagefold_core")]
+pub struct Space {
+    pub space: space::Space,
+    tier: &'static str,
+}
+
+/// See `_native.pyi`.
+#[pyclass(frozen, get_all, module = "pagefold_core")]
+pub struct Counts {
+    owned: usize,
+    merged: usize,
+    zero: usize,
+    copied: usize,
+    frozen: usize,
+    mappings: usize,
+    budget: usize,
+}
+
+/// See `_native.pyi`.
+#[pyclass(frozen, get_all, module = "pagefold_core")]
+pub struct WindowStats {
+    windows: u64,
+    p50_micros: f64,
+    p99_micros: f64,
+    max_micros: f64,
+    over_bound: u64,
+}
+
+/// See `_native.pyi`.
+#[pyclass(frozen, get_all, module = "pagefold_core")]
+pub struct Events {
+    kind: Vec<u32>,
+    segment: Vec<u32>,
+    first: Vec<u32>,
+    count: Vec<u32>,
+    pool: Vec<u32>,
+    frame: Vec<u32>,
+    detail: Vec<u32>,
+}
+
+#[pymethods]
+impl Events {
+    fn __len__(&self) -> usize {
+        self.kind.len()
+    }
+}
+
+impl Events {
+    fn new(events: &[Event]) -> Events {
+        let column = |get: fn(&Event) -> u32| events.iter().map(get).collect();
+        Events {
+            kind: column(|e| e.kind as u32),
+            segment: column(|e| e.segment),
+            first: column(|e| e.first),
+            count: column(|e| e.count),
+            pool: column(|e| e.pool),
+            frame: column(|e| e.frame),
+            detail: column(|e| e.detail),
+        }
+    }
+}
+
+#[pymethods]
+impl Space {
+    #[new]
+    #[pyo3(signature = (tier, lease, budget, window_pages = 256, window_micros = 500, disabled = Vec::new()))]
+    #[expect(clippy::needless_pass_by_value, reason = "PyO3 extracts owned values")]
+    fn new(
+        py: Python<'_>,
+        tier: &str,
+        lease: i32,
+        budget: usize,
+        window_pages: usize,
+        window_micros: u64,
+        disabled: Vec<String>,
+    ) -> PyResult<Space> {
+        let off = |name: &str| disabled.iter().any(|d| d == name);
+        let (tier, scope) = match tier {
+            "uffd" => ("uffd", Some(Scope::Full)),
+            "user" => ("user", Some(Scope::UserMode)),
+            "off" => ("off", None),
+            other => return Err(PyValueError::new_err(format!("tier {other:?}: it is \"uffd\", \"user\" or \"off\""))),
+        };
+        if off(tier) {
+            let disabled = std::io::Error::from_raw_os_error(libc::ENOSYS);
+            return Err(Error::System("userfaultfd is disabled by request", disabled).into());
+        }
+        let options = Options {
+            scope,
+            budget,
+            window_pages,
+            window_time: Duration::from_micros(window_micros),
+            unpopulated: !off("wp_unpopulated"),
+            pagemap_scan: !off("pagemap_scan"),
+        };
+        let space = py.detach(|| space::Space::new(take(lease, "the lease")?, &options))?;
+        Ok(Space { space, tier })
+    }
+
+    #[getter]
+    fn tier(&self) -> &'static str {
+        self.tier
+    }
+
+    fn add_view(&self, py: Python<'_>, segment: u32, fd: i32, pages: usize) -> PyResult<usize> {
+        Ok(py.detach(|| self.space.add_view(segment, take(fd, "the segment")?, pages))?)
+    }
+
+    fn drop_view(&self, py: Python<'_>, segment: u32) -> PyResult<bool> {
+        Ok(py.detach(|| self.space.drop_view(segment))?)
+    }
+
+    fn add_pool(&self, py: Python<'_>, pool: u32, fd: i32) -> PyResult<()> {
+        Ok(py.detach(|| self.space.add_pool(pool, take(fd, "the pool")?))?)
+    }
+
+    fn merge(
+        &self,
+        py: Python<'_>,
+        segment: Vec<u32>,
+        first: Vec<u32>,
+        count: Vec<u32>,
+        pool: Vec<u32>,
+        frame: Vec<u32>,
+    ) -> PyResult<usize> {
+        same_length(&[segment.len(), first.len(), count.len(), pool.len(), frame.len()])?;
+        let proposals: Vec<Proposal> = (0..segment.len())
+            .map(|i| Proposal {
+                segment: segment[i],
+                first: first[i],
+                count: count[i],
+                pool: pool[i],
+                frame: if pool[i] == 0 { 0 } else { frame[i] },
+            })
+            .filter(|proposal| proposal.count > 0)
+            .collect();
+        Ok(py.detach(|| self.space.merge(proposals))?)
+    }
+
+    fn adopt(&self, py: Python<'_>, segment: Vec<u32>, first: Vec<u32>, count: Vec<u32>) -> PyResult<usize> {
+        same_length(&[segment.len(), first.len(), count.len()])?;
+        let runs = (0..segment.len()).map(|i| (segment[i], first[i], count[i]));
+        let runs: Vec<_> = runs.collect();
+        Ok(py.detach(|| self.space.adopt(runs))?)
+    }
+
+    fn discard(&self, py: Python<'_>, segment: u32, first: usize, count: usize) -> PyResult<()> {
+        Ok(py.detach(|| self.space.discard(segment, Run { first, count }))?)
+    }
+
+    fn exclude(&self, py: Python<'_>, segment: u32, first: usize, count: usize, excluded: bool) -> PyResult<()> {
+        Ok(py.detach(|| self.space.exclude(segment, Run { first, count }, excluded))?)
+    }
+
+    fn pin(&self, py: Python<'_>, segment: u32, first: usize, count: usize) -> PyResult<()> {
+        Ok(py.detach(|| self.space.pin(segment, Run { first, count }))?)
+    }
+
+    fn unpin(&self, py: Python<'_>, segment: u32, first: usize, count: usize) -> PyResult<()> {
+        Ok(py.detach(|| self.space.unpin(segment, Run { first, count }))?)
+    }
+
+    fn harvest(&self, py: Python<'_>) -> PyResult<usize> {
+        Ok(py.detach(|| self.space.harvest())?)
+    }
+
+    fn freed(&self) -> Vec<(u32, usize, usize)> {
+        self.space.freed().take()
+    }
+
+    #[pyo3(signature = (limit = 65536))]
+    fn drain(&self, py: Python<'_>, limit: usize) -> Events {
+        py.detach(|| Events::new(&self.space.drain(limit)))
+    }
+
+    fn pending(&self, py: Python<'_>) -> usize {
+        py.detach(|| self.space.pending())
+    }
+
+    fn counts(&self, py: Python<'_>) -> Counts {
+        let c = py.detach(|| self.space.counts());
+        Counts {
+            owned: c.owned,
+            merged: c.merged,
+            zero: c.zero,
+            copied: c.copied,
+            frozen: c.frozen,
+            mappings: c.mappings,
+            budget: c.budget,
+        }
+    }
+
+    fn windows(&self, py: Python<'_>) -> WindowStats {
+        let w = py.detach(|| self.space.windows());
+        let micros = |d: Duration| d.as_nanos() as f64 / 1e3;
+        WindowStats {
+            windows: w.windows,
+            p50_micros: micros(w.p50),
+            p99_micros: micros(w.p99),
+            max_micros: micros(w.max),
+            over_bound: w.over_bound,
+        }
+    }
+
+    fn wait(
+        &self,
+        py: Python<'_>,
+        doorbell: &Doorbell,
+        poll_seconds: f64,
+        timeout_seconds: f64,
+    ) -> PyResult<&'static str> {
+        let (poll, timeout) = (seconds(poll_seconds), seconds(timeout_seconds));
+        Ok(match py.detach(|| self.space.wait(&doorbell.bell, poll, timeout))? {
+            Woken::Rung => "rung",
+            Woken::News => "news",
+            Woken::Idle => "idle",
+        })
+    }
+
+    fn before_fork(&self, py: Python<'_>) -> PyResult<()> {
+        Ok(py.detach(|| self.space.before_fork())?)
+    }
+
+    fn after_fork_in_parent(&self) {
+        self.space.after_fork_in_parent();
+    }
+
+    fn after_fork_in_child(&self) {
+        self.space.after_fork_in_child();
+    }
+
+    fn thaw(&self, py: Python<'_>) -> PyResult<usize> {
+        Ok(py.detach(|| self.space.thaw())?)
+    }
+
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| self.space.close());
+    }
+}
+
+fn take(fd: i32, what: &'static str) -> Result<OwnedFd> {
+    duplicate(fd).map_err(|e| Error::System(what, e))
+}
+
+fn same_length(lengths: &[usize]) -> PyResult<()> {
+    if lengths.windows(2).all(|pair| pair[0] == pair[1]) {
+        Ok(())
+    } else {
+        Err(PyValueError::new_err("columns have different lengths"))
+    }
+}

@@ -1,0 +1,476 @@
+//! A client's share of the address space: its views, the pools they map, and the means to hold writes.
+//!
+//! One lock guards it all, taken after every lock of the Python side and held for one window at most. Nothing in here
+//! calls into Python, so no window can wait for the GIL, whose holder may be waiting for the window. A second lock, over
+//! the list of freed extents, is taken by blocks as they die and is never held across a system call.
+
+use crate::error::{Error, Result};
+use crate::journal::{Event, Journal, Kind};
+use crate::merge::Proposal;
+use crate::page::{Run, bytes, page_size, pieces};
+use crate::pool::Pool;
+use crate::states::State;
+use crate::sys::doorbell::Doorbell;
+use crate::sys::forklock::ForkLock;
+use crate::sys::mmap::{Look, ViewRange};
+use crate::sys::pagemap::Pagemap;
+use crate::sys::shm;
+use crate::sys::uffd::Scope;
+use crate::view::{Memory, View};
+use crate::window::Barrier;
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// What a space is made with.
+pub struct Options {
+    /// Whose writes are held; None: nothing is ever merged.
+    pub scope: Option<Scope>,
+    /// Most mappings that the views may use.
+    pub budget: usize,
+    /// Most pages in a window.
+    pub window_pages: usize,
+    /// How long a window takes up pages.
+    pub window_time: Duration,
+    /// Use WP_UNPOPULATED where the kernel has it.
+    pub unpopulated: bool,
+    /// Use PAGEMAP_SCAN where the kernel has it.
+    pub pagemap_scan: bool,
+}
+
+/// What the lock guards.
+pub(crate) struct Inner {
+    pub views: BTreeMap<u32, View>,
+    pub pools: BTreeMap<u32, Pool>,
+    pub journal: Journal,
+    pub barrier: Option<Barrier>,
+    pub pagemap: Option<Pagemap>,
+    pub zeros: Look,
+    pub budget: usize,
+    pub window_pages: usize,
+    pub closed: bool,
+}
+
+/// Extents of blocks that died.
+#[derive(Default)]
+pub struct Freed {
+    extents: Mutex<Vec<(u32, usize, usize)>>,
+    // Read without the lock, so that a waiting thread never holds it while another thread forks.
+    waiting: AtomicUsize,
+}
+
+impl Freed {
+    /// Adds one.
+    pub fn push(&self, segment: u32, run: Run) {
+        let mut extents = self.extents.lock().unwrap_or_else(PoisonError::into_inner);
+        extents.push((segment, run.first, run.count));
+        self.waiting.store(extents.len(), Ordering::Release);
+    }
+
+    /// Takes all.
+    pub fn take(&self) -> Vec<(u32, usize, usize)> {
+        let mut extents = self.extents.lock().unwrap_or_else(PoisonError::into_inner);
+        self.waiting.store(0, Ordering::Release);
+        std::mem::take(&mut extents)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.waiting.load(Ordering::Acquire) == 0
+    }
+}
+
+/// Pages by state, and mappings.
+#[derive(Default, Clone, Copy)]
+pub struct Counts {
+    /// Pages owned; holes included.
+    pub owned: usize,
+    /// Pages on frames.
+    pub merged: usize,
+    /// Pages on the zero page.
+    pub zero: usize,
+    /// Pages that were either, and were written.
+    pub copied: usize,
+    /// Pages frozen by a fork.
+    pub frozen: usize,
+    /// Mappings that the views take.
+    pub mappings: usize,
+    /// Most that they may take.
+    pub budget: usize,
+}
+
+/// How long windows lasted.
+#[derive(Default, Clone, Copy)]
+pub struct WindowStats {
+    /// How many there were.
+    pub windows: u64,
+    /// Half of them were no longer.
+    pub p50: Duration,
+    /// 99 % of them were no longer.
+    pub p99: Duration,
+    /// The longest.
+    pub max: Duration,
+    /// How many outlasted their bound.
+    pub over_bound: u64,
+}
+
+/// Why a wait ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Woken {
+    /// The doorbell.
+    Rung,
+    /// There are events or freed extents.
+    News,
+    /// Nothing of the kind.
+    Idle,
+}
+
+/// A space.
+pub struct Space {
+    inner: Arc<ForkLock<Inner>>,
+    freed: Arc<Freed>,
+    lease: Arc<OwnedFd>,
+}
+
+impl Space {
+    /// Makes one and probes that windows and harvests can be had.
+    pub fn new(lease: OwnedFd, options: &Options) -> Result<Space> {
+        let barrier = match options.scope {
+            Some(scope) => Some(Barrier::open(scope, options.unpopulated, options.window_time)?),
+            None => None,
+        };
+        let pagemap = Pagemap::open(options.pagemap_scan);
+        let pagemap = match (pagemap, &barrier) {
+            (Ok(pagemap), _) => Some(pagemap),
+            (Err(_), None) => None,
+            (Err(error), Some(_)) => return Err(Error::System("/proc/self/pagemap", error)),
+        };
+        let inner = Inner {
+            views: BTreeMap::new(),
+            pools: BTreeMap::new(),
+            journal: Journal::default(),
+            barrier,
+            pagemap,
+            zeros: Look::zeros(page_size()).map_err(|e| Error::System("mapping a page of zeros", e))?,
+            budget: options.budget,
+            window_pages: options.window_pages.max(1),
+            closed: false,
+        };
+        Ok(Space { inner: Arc::new(ForkLock::new(inner)), freed: Arc::default(), lease: Arc::new(lease) })
+    }
+
+    /// The list that dying blocks add to.
+    pub fn freed(&self) -> &Arc<Freed> {
+        &self.freed
+    }
+
+    /// Maps a segment; its address.
+    pub fn add_view(&self, number: u32, segment: OwnedFd, pages: usize) -> Result<usize> {
+        let size = shm::size(segment.as_fd()).map_err(|e| Error::System("size of the segment", e))?;
+        if pages == 0 || pages > size / page_size() || pages > u32::MAX as usize {
+            return Err(Error::Range("a view has at least one page and no more than its segment"));
+        }
+        let mut inner = self.open()?;
+        if inner.views.contains_key(&number) {
+            return Err(Error::Taken(number));
+        }
+        let range = ViewRange::map_segment(segment.as_fd(), bytes(pages))
+            .map_err(|e| Error::System("mapping the segment", e))?;
+        let view = View::new(Memory { range, segment, _lease: self.lease.clone() }, pages);
+        let address = view.address(0);
+        inner.views.insert(number, view);
+        Ok(address)
+    }
+
+    /// Unmaps a view that no block lives in; false if one does, or if a forked child may share it.
+    pub fn drop_view(&self, number: u32) -> Result<bool> {
+        let mut inner = self.open()?;
+        let view = inner.views.get(&number).ok_or(Error::NoView(number))?;
+        if view.shared || Arc::strong_count(&view.memory) > 1 {
+            return Ok(false);
+        }
+        let view = inner.views.remove(&number).expect("looked up above");
+        let View { memory, table, .. } = view;
+        drop(memory); // unmapped first, released then: I3
+        let whole = Run { first: 0, count: table.pages() };
+        pieces(
+            whole,
+            |page| table.state(page).is_switched(),
+            |run, switched| {
+                if switched {
+                    inner.journal.push(Event { detail: 1, ..Event::new(Kind::Released, number, run) });
+                }
+            },
+        );
+        Ok(true)
+    }
+
+    /// The memory behind a range of a view, for a block.
+    pub(crate) fn memory(&self, number: u32, run: Run) -> Result<Arc<Memory>> {
+        let inner = self.open()?;
+        let view = inner.views.get(&number).ok_or(Error::NoView(number))?;
+        if !run.fits(view.table.pages()) {
+            return Err(Error::Range("the range is not inside of its view"));
+        }
+        Ok(view.memory.clone())
+    }
+
+    /// Makes a pool known.
+    pub fn add_pool(&self, number: u32, fd: OwnedFd) -> Result<()> {
+        if number == 0 || number > u32::from(u16::MAX) {
+            return Err(Error::Range("pools have numbers from 1 to 65535"));
+        }
+        let mut inner = self.open()?;
+        if inner.pools.contains_key(&number) {
+            return Err(Error::Taken(number));
+        }
+        inner.pools.insert(number, Pool::new(fd));
+        Ok(())
+    }
+
+    /// Carries proposals out where the bytes are equal, a window at a time. The pages merged.
+    pub fn merge(&self, mut proposals: Vec<Proposal>) -> Result<usize> {
+        proposals.sort_by_key(|p| (p.segment, p.first));
+        let room = {
+            let inner = self.open()?;
+            inner.budget.saturating_sub(inner.mappings())
+        };
+        if room < 2 * proposals.len() {
+            // Not all of them may fit: the longest save the most for a mapping.
+            proposals.sort_by_key(|p| std::cmp::Reverse(p.count));
+        }
+        let mut queue = proposals.into();
+        let mut merged = 0;
+        loop {
+            let mut inner = self.open()?;
+            match inner.merge_window(&mut queue) {
+                Some(pages) => merged += pages,
+                None => return Ok(merged),
+            }
+        }
+    }
+
+    /// Takes pages back into their segments, a window at a time. The pages adopted.
+    pub fn adopt(&self, runs: impl IntoIterator<Item = (u32, u32, u32)>) -> Result<usize> {
+        let mut adopted = 0;
+        for (segment, first, count) in runs {
+            let mut rest = Run { first: first as usize, count: count as usize };
+            while rest.count > 0 {
+                let (done, pages) = self.open()?.adopt_window(segment, rest)?;
+                adopted += pages;
+                rest = Run { first: rest.first + done, count: rest.count - done };
+            }
+        }
+        Ok(adopted)
+    }
+
+    /// Gives the memory of unused pages back; they read as zeros from then on.
+    pub fn discard(&self, number: u32, run: Run) -> Result<()> {
+        let mut inner = self.open()?;
+        let Inner { views, journal, .. } = &mut *inner;
+        let view = views.get_mut(&number).ok_or(Error::NoView(number))?;
+        if !run.fits(view.table.pages()) {
+            return Err(Error::Range("the range is not inside of its view"));
+        }
+        if view.shared {
+            return Err(Error::Shared);
+        }
+        let mut switched = Vec::new();
+        pieces(
+            run,
+            |page| view.table.state(page).is_switched(),
+            |part, is| {
+                if is {
+                    switched.push(part);
+                }
+            },
+        );
+        for part in switched {
+            let memory = &view.memory;
+            if let Err(e) = memory.range.map_shared(bytes(part.first), bytes(part.count), memory.segment.as_fd())
+                && !view.ensure_mapped(part)
+            {
+                return Err(Error::System("mapping the segment", e));
+            }
+            view.table.set(part, State::Owned, 0, 0);
+            journal.push(Event { detail: 1, ..Event::new(Kind::Released, number, part) });
+        }
+        view.table.forget_wishes(run);
+        shm::punch(view.memory.segment.as_fd(), bytes(run.first), bytes(run.count))
+            .map_err(|e| Error::System("punching the segment", e))
+    }
+
+    /// Sets whether pages may be merged.
+    pub fn exclude(&self, number: u32, run: Run, excluded: bool) -> Result<()> {
+        self.with_range(number, run, |view, journal| {
+            view.table.exclude(run, excluded);
+            let kind = if excluded { Kind::Excluded } else { Kind::Included };
+            journal.push(Event::new(kind, number, run));
+        })
+    }
+
+    /// Pins pages once more.
+    pub fn pin(&self, number: u32, run: Run) -> Result<()> {
+        self.with_range(number, run, |view, _| view.table.pin(run))
+    }
+
+    /// Undoes one pin.
+    pub fn unpin(&self, number: u32, run: Run) -> Result<()> {
+        let found = self.with_range(number, run, |view, _| view.table.unpin(run))?;
+        if found { Ok(()) } else { Err(Error::Range("this range is not pinned")) }
+    }
+
+    /// Finds merged pages that were written. How many there were.
+    pub fn harvest(&self) -> Result<usize> {
+        self.open()?.harvest()
+    }
+
+    /// Takes at most `limit` events out.
+    pub fn drain(&self, limit: usize) -> Vec<Event> {
+        self.inner.lock().journal.drain(limit)
+    }
+
+    /// Events in the journal.
+    pub fn pending(&self) -> usize {
+        self.inner.lock().journal.len()
+    }
+
+    /// Pages by state.
+    pub fn counts(&self) -> Counts {
+        let inner = self.inner.lock();
+        let mut counts = Counts { mappings: inner.mappings(), budget: inner.budget, ..Counts::default() };
+        for view in inner.views.values() {
+            counts.owned += view.table.count(State::Owned);
+            counts.merged += view.table.count(State::Merged);
+            counts.zero += view.table.count(State::Zero);
+            counts.copied += view.table.count(State::Copied) + view.table.count(State::CopiedZero);
+            counts.frozen += view.table.count(State::Frozen);
+        }
+        counts
+    }
+
+    /// How long windows lasted.
+    pub fn windows(&self) -> WindowStats {
+        let inner = self.inner.lock();
+        inner.barrier.as_ref().map_or(WindowStats::default(), |barrier| {
+            let lasted = barrier.lasted();
+            WindowStats {
+                windows: lasted.total(),
+                p50: lasted.quantile(0.5),
+                p99: lasted.quantile(0.99),
+                max: lasted.max(),
+                over_bound: barrier.over_bound(),
+            }
+        })
+    }
+
+    /// Waits for the doorbell, or for news of our own.
+    pub fn wait(&self, doorbell: &Doorbell, poll: Duration, timeout: Duration) -> Result<Woken> {
+        let end = Instant::now() + timeout;
+        let mut step = poll;
+        loop {
+            if !self.freed.is_empty() || self.pending() > 0 {
+                return Ok(Woken::News);
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if doorbell.wait(step.min(left)).map_err(|e| Error::System("waiting for the doorbell", e))? {
+                return Ok(Woken::Rung);
+            }
+            if self.harvest()? == 0 {
+                if Instant::now() >= end && self.freed.is_empty() {
+                    return Ok(Woken::Idle);
+                }
+                step = (step * 2).min(poll * 8);
+            }
+        }
+    }
+
+    /// Freezes all views and keeps the space's lock for this thread.
+    pub fn before_fork(&self) -> Result<()> {
+        self.inner.hold(|inner| if inner.closed { Ok(()) } else { inner.freeze() })
+    }
+
+    /// Lets the space go on.
+    pub fn after_fork_in_parent(&self) {
+        self.inner.release();
+    }
+
+    /// Makes this process's copy of the space one whose bytes can be used, and nothing else.
+    pub fn after_fork_in_child(&self) {
+        self.inner.release();
+        self.inner.lock().shut();
+    }
+
+    /// Takes frozen pages back. How many are left.
+    pub fn thaw(&self) -> Result<usize> {
+        let numbers: Vec<u32> = self.open()?.views.keys().copied().collect();
+        for number in numbers {
+            while self.open()?.thaw_window(number)? {}
+        }
+        Ok(self.counts().frozen)
+    }
+
+    /// Ends merging for good.
+    pub fn close(&self) {
+        self.inner.lock().shut();
+    }
+
+    fn open(&self) -> Result<std::sync::MutexGuard<'_, Inner>> {
+        let inner = self.inner.lock();
+        if inner.closed { Err(Error::Closed) } else { Ok(inner) }
+    }
+
+    fn with_range<R>(&self, number: u32, run: Run, act: impl FnOnce(&mut View, &mut Journal) -> R) -> Result<R> {
+        let mut inner = self.open()?;
+        let Inner { views, journal, .. } = &mut *inner;
+        let view = views.get_mut(&number).ok_or(Error::NoView(number))?;
+        if !run.fits(view.table.pages()) {
+            return Err(Error::Range("the range is not inside of its view"));
+        }
+        Ok(act(view, journal))
+    }
+}
+
+impl Inner {
+    /// Mappings that all views take.
+    pub fn mappings(&self) -> usize {
+        self.views.values().map(|view| view.table.mappings()).sum()
+    }
+
+    fn harvest(&mut self) -> Result<usize> {
+        let Some(pagemap) = &self.pagemap else { return Ok(0) };
+        let mut found = 0;
+        for (number, view) in &mut self.views {
+            let mergeable = view.table.count(State::Merged) + view.table.count(State::Zero);
+            if view.shared || mergeable == 0 {
+                continue;
+            }
+            let copies = pagemap
+                .copies(view.address(0), view.table.pages())
+                .map_err(|e| Error::System("reading /proc/self/pagemap", e))?;
+            for page in copies.runs.into_iter().flat_map(|run| run.first..run.end()) {
+                let copied = match view.table.state(page) {
+                    State::Merged => true,
+                    State::Zero => copies.exact || !view.memory.range.is_zero(bytes(page), page_size()),
+                    _ => false,
+                };
+                if copied {
+                    view.table.set_copied(page);
+                    self.journal.push(Event::new(Kind::Copied, *number, Run { first: page, count: 1 }));
+                    found += 1;
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    fn shut(&mut self) {
+        self.closed = true;
+        // A child's copies of these belong to the parent's address space; closed, they cannot hold anything up there.
+        self.barrier = None;
+        self.pagemap = None;
+        self.pools.clear();
+        self.views.clear();
+    }
+}

@@ -1,0 +1,196 @@
+//! Mappings: a client's view over its segment, and a read-only look at a pool.
+//!
+//! ```text
+//!   view  [ shared segment | private frames | private zero page | shared segment ]   one fixed address range
+//!   pool  [ read-only look, for comparing                                        ]   moves when the pool grows
+//! ```
+//!
+//! All functions that replace a part of a view do it with one mmap(MAP_FIXED): a reader sees the old bytes or the new
+//! mapping's, never a gap.
+
+use super::check;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr;
+
+/// An address range that is reserved for a view until it is dropped. After a fork each process owns its copy.
+pub struct ViewRange {
+    address: usize,
+    bytes: usize,
+}
+
+impl ViewRange {
+    /// Maps `bytes` of a segment, shared and writable, wherever there is room.
+    pub fn map_segment(segment: BorrowedFd<'_>, bytes: usize) -> io::Result<ViewRange> {
+        let address = map(ptr::null_mut(), bytes, RW, libc::MAP_SHARED, segment.as_raw_fd(), 0)?;
+        Ok(ViewRange { address, bytes })
+    }
+
+    /// The address of byte `offset`.
+    ///
+    /// # Panics
+    /// If the offset lies beyond the range.
+    pub fn at(&self, offset: usize) -> usize {
+        assert!(offset <= self.bytes, "offset {offset} beyond a view of {} bytes", self.bytes);
+        self.address + offset
+    }
+
+    /// Maps a part to the segment itself, shared and writable.
+    pub fn map_shared(&self, offset: usize, bytes: usize, segment: BorrowedFd<'_>) -> io::Result<()> {
+        self.replace(offset, bytes, libc::MAP_SHARED, segment.as_raw_fd(), offset)
+    }
+
+    /// Maps a part to the segment privately: each process keeps what it writes to itself.
+    pub fn map_frozen(&self, offset: usize, bytes: usize, segment: BorrowedFd<'_>) -> io::Result<()> {
+        self.replace(offset, bytes, libc::MAP_PRIVATE | libc::MAP_NORESERVE, segment.as_raw_fd(), offset)
+    }
+
+    /// Maps a part to frames, privately: a write copies.
+    pub fn map_frames(&self, offset: usize, bytes: usize, pool: BorrowedFd<'_>, pool_offset: usize) -> io::Result<()> {
+        // NORESERVE: a frame costs no commit charge until it is written, as the segment's page did not either.
+        self.replace(offset, bytes, libc::MAP_PRIVATE | libc::MAP_NORESERVE, pool.as_raw_fd(), pool_offset)
+    }
+
+    /// Maps a part to the zero page, privately: a write copies.
+    pub fn map_zero(&self, offset: usize, bytes: usize) -> io::Result<()> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        self.replace(offset, bytes, flags, -1, 0)?;
+        // Where huge pages are "always" on, a written byte would cost 2 MiB; and two of these ranges that differ in the
+        // flag could not become one mapping, so it is set on all. Without CONFIG_TRANSPARENT_HUGEPAGE it is EINVAL.
+        // SAFETY: the range was mapped just now and lies inside of this view.
+        let _ = unsafe { libc::madvise(self.at(offset) as *mut _, bytes, libc::MADV_NOHUGEPAGE) };
+        Ok(())
+    }
+
+    fn replace(&self, offset: usize, bytes: usize, flags: i32, fd: i32, fd_offset: usize) -> io::Result<()> {
+        assert!(offset <= self.bytes && bytes <= self.bytes - offset, "a part beyond its view");
+        let wanted = self.at(offset) as *mut libc::c_void;
+        let got = map(wanted, bytes, RW, flags | libc::MAP_FIXED, fd, fd_offset)?;
+        assert_eq!(got, wanted as usize, "MAP_FIXED maps where it is told");
+        Ok(())
+    }
+
+    /// Whether every page of a part is mapped, to whatever.
+    pub fn is_mapped(&self, offset: usize, bytes: usize) -> bool {
+        assert!(offset <= self.bytes && bytes <= self.bytes - offset, "a look beyond a view");
+        let mut present = vec![0u8; bytes.div_ceil(crate::page::page_size())];
+        // SAFETY: mincore looks at page tables only, and fills one byte a page of the vector, which has that many.
+        let result = unsafe { libc::mincore(self.at(offset) as *mut _, bytes, present.as_mut_ptr()) };
+        result == 0 || io::Error::last_os_error().raw_os_error() != Some(libc::ENOMEM)
+    }
+
+    /// Whether the bytes of a part equal those at `other`, which is a mapping of at least `bytes` bytes.
+    pub fn equals(&self, offset: usize, bytes: usize, other: &Look, other_offset: usize) -> bool {
+        assert!(offset + bytes <= self.bytes && other_offset + bytes <= other.bytes, "a compare beyond a mapping");
+        let (a, b) = (self.at(offset), other.address + other_offset);
+        // SAFETY: both ranges are mapped and readable for `bytes` (asserted above; a view is never unmapped in parts).
+        // Other threads may write to the view; memcmp then sees one or the other byte, which the caller rules out by
+        // holding writes. No Rust reference to the bytes is ever made.
+        unsafe { libc::memcmp(a as *const _, b as *const _, bytes) == 0 }
+    }
+
+    /// Whether a part holds nothing but zeros.
+    pub fn is_zero(&self, offset: usize, bytes: usize) -> bool {
+        assert!(offset + bytes <= self.bytes, "a look beyond a view");
+        let start = self.at(offset) as *const u64;
+        // SAFETY: the range is mapped, readable and page-aligned; volatile reads race with writers only where the
+        // caller does not hold writes, and any value read is a valid u64.
+        (0..bytes / 8).all(|i| unsafe { start.add(i).read_volatile() } == 0)
+    }
+
+    /// Reads a byte of every page of a part, so that each has an entry in the page table.
+    pub fn touch(&self, offset: usize, bytes: usize) {
+        assert!(offset + bytes <= self.bytes, "a look beyond a view");
+        for at in (offset..offset + bytes).step_by(crate::page::page_size()) {
+            // SAFETY: as in `is_zero`.
+            let _ = unsafe { (self.at(at) as *const u8).read_volatile() };
+        }
+    }
+
+    /// Writes a part's bytes to the same place of a file. Returns how many bytes were written before an error.
+    ///
+    /// pwrite, not a store through a mapping: a full tmpfs is then ENOSPC and not SIGBUS.
+    pub fn save(&self, offset: usize, bytes: usize, file: BorrowedFd<'_>) -> (usize, Option<io::Error>) {
+        assert!(offset + bytes <= self.bytes, "a look beyond a view");
+        let mut done = 0;
+        while done < bytes {
+            let from = self.at(offset + done) as *const libc::c_void;
+            // SAFETY: the kernel reads at most `bytes - done` bytes from a range that is mapped (asserted above); it
+            // reports a fault as EFAULT.
+            let n = unsafe { libc::pwrite(file.as_raw_fd(), from, bytes - done, (offset + done) as libc::off_t) };
+            match n {
+                1.. => done += n as usize,
+                0 => return (done, Some(io::Error::from_raw_os_error(libc::ENOSPC))),
+                _ => match io::Error::last_os_error() {
+                    error if error.kind() == io::ErrorKind::Interrupted => {}
+                    error => return (done, Some(error)),
+                },
+            }
+        }
+        (done, None)
+    }
+}
+
+impl Drop for ViewRange {
+    fn drop(&mut self) {
+        // SAFETY: the range was mapped by `map_segment` and only parts of it were replaced since. Whoever drops it has
+        // proven that nobody uses the bytes: the last block and the view are gone.
+        unsafe { libc::munmap(self.address as *mut _, self.bytes) };
+    }
+}
+
+/// A read-only, shared mapping of the beginning of a file.
+pub struct Look {
+    address: usize,
+    bytes: usize,
+}
+
+impl Look {
+    /// Maps `bytes` of `file`, which is at least so long.
+    pub fn map(file: BorrowedFd<'_>, bytes: usize) -> io::Result<Look> {
+        let address = map(ptr::null_mut(), bytes, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0)?;
+        Ok(Look { address, bytes })
+    }
+
+    /// A page of zeros to compare with.
+    pub fn zeros(bytes: usize) -> io::Result<Look> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        Ok(Look { address: map(ptr::null_mut(), bytes, libc::PROT_READ, flags, -1, 0)?, bytes })
+    }
+
+    /// How many bytes it covers.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Drop for Look {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `map`, never handed out, never replaced.
+        unsafe { libc::munmap(self.address as *mut _, self.bytes) };
+    }
+}
+
+const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
+
+fn map(at: *mut libc::c_void, bytes: usize, prot: i32, flags: i32, fd: i32, offset: usize) -> io::Result<usize> {
+    // SAFETY: without MAP_FIXED the kernel picks free addresses; with it, `replace` has checked that the range lies in
+    // a view that this process reserved for such replacement.
+    let address = unsafe { libc::mmap(at, bytes, prot, flags, fd, offset as libc::off_t) };
+    if address == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(address as usize) }
+}
+
+/// The most mappings a process may have; 65530 where the kernel does not say.
+pub fn max_map_count() -> usize {
+    let text = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap_or_default();
+    text.trim().parse().unwrap_or(65530)
+}
+
+/// Duplicates a descriptor that the caller keeps, close-on-exec.
+pub fn duplicate(fd: i32) -> io::Result<std::os::fd::OwnedFd> {
+    use std::os::fd::FromRawFd;
+    // SAFETY: fcntl with a number that is no open descriptor fails with EBADF.
+    let copy = check(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) })?;
+    // SAFETY: the kernel made the descriptor just now, and nobody else knows it.
+    Ok(unsafe { std::os::fd::OwnedFd::from_raw_fd(copy) })
+}

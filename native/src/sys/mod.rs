@@ -1,0 +1,38 @@
+//! Every system call, each behind a function that says what it means. The only place with `unsafe`.
+//!
+//! Nothing here keeps state of its own but descriptors and mappings, each in an owned guard. What a fork does to them
+//! is said at each type.
+
+pub mod caps;
+pub mod doorbell;
+pub mod forklock;
+pub mod mmap;
+pub mod pagemap;
+#[cfg(feature = "python")]
+pub mod pybuffer;
+pub mod shm;
+pub mod uffd;
+
+use std::io;
+
+/// The kernel's base page in bytes.
+pub fn page_size() -> usize {
+    // SAFETY: sysconf takes a number and touches no memory of ours.
+    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    usize::try_from(size).expect("the kernel has a page size")
+}
+
+/// Turns a system call's -1 into the errno.
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Repeats a call that a signal interrupted.
+fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! Shared-memory objects, seen through their descriptors: size, holes, room.
+
+use super::{check, retry};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// The object's size in bytes.
+pub fn size(object: BorrowedFd<'_>) -> io::Result<usize> {
+    // SAFETY: stat is plain data, for which all zeros is a value; fstat fills it or fails.
+    let stat = unsafe {
+        let mut stat: libc::stat = std::mem::zeroed();
+        check(libc::fstat(object.as_raw_fd(), &mut stat))?;
+        stat
+    };
+    Ok(stat.st_size.max(0) as usize)
+}
+
+/// Gives the memory of a range back; it reads as zeros from then on. The size stays.
+pub fn punch(object: BorrowedFd<'_>, offset: usize, bytes: usize) -> io::Result<()> {
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    // SAFETY: no memory of ours is passed. That nobody maps or needs the pages is the caller's business (I4).
+    retry(|| check(unsafe { libc::fallocate(object.as_raw_fd(), mode, offset as _, bytes as _) }).map(drop))
+}

@@ -1,0 +1,70 @@
+//! A view: the address range over one segment, and the books about it.
+
+use crate::page::{Run, bytes};
+use crate::states::PageTable;
+use crate::sys::mmap::ViewRange;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+/// The range itself. Shared by the view and by every block in it: the memory lives as long as anybody looks at it.
+pub struct Memory {
+    /// The addresses.
+    pub range: ViewRange,
+    /// The segment behind them. Its lock says that this process family is alive.
+    pub segment: OwnedFd,
+    /// As long as pages may map frames, the server must not take the client for dead.
+    pub _lease: Arc<OwnedFd>,
+}
+
+/// A view.
+pub struct View {
+    /// The range.
+    pub memory: Arc<Memory>,
+    /// What each page maps.
+    pub table: PageTable,
+    /// A forked child may map the same segment and frames: nothing is merged, adopted, punched or released.
+    pub shared: bool,
+    /// A segment page that is not mapped may hold old bytes (punching it failed): adopting zeros must write them.
+    pub stale: bool,
+}
+
+impl View {
+    /// A view of a segment that nothing of was merged.
+    pub fn new(memory: Memory, pages: usize) -> View {
+        View { memory: Arc::new(memory), table: PageTable::new(pages), shared: false, stale: false }
+    }
+
+    /// The address of a page.
+    pub fn address(&self, page: usize) -> usize {
+        self.memory.range.at(bytes(page))
+    }
+
+    /// To be called when replacing the mapping of a run failed, while its segment pages hold its bytes.
+    ///
+    /// As a rule the kernel refuses before it changes anything, and the old mapping is there: false. If it failed after
+    /// it had unmapped the old range, the range is mapped to the segment, which has the same bytes: true.
+    pub fn ensure_mapped(&self, run: Run) -> bool {
+        let range = &self.memory.range;
+        let (offset, length) = (bytes(run.first), bytes(run.count));
+        for _ in 0..1000 {
+            if range.is_mapped(offset, length) {
+                return false;
+            }
+            if range.map_shared(offset, length, self.memory.segment.as_fd()).is_ok() {
+                return true;
+            }
+            std::thread::yield_now();
+        }
+        // A thread that touches the gap would crash, or write into a mapping that somebody else made there.
+        eprintln!(
+            "pagefold: the kernel unmapped memory and refuses to map it again; ending the process before bytes are lost"
+        );
+        std::process::abort();
+    }
+
+    /// Gives a run's segment pages back, which nobody maps any more.
+    pub fn punch(&mut self, run: Run) {
+        let punched = crate::sys::shm::punch(self.memory.segment.as_fd(), bytes(run.first), bytes(run.count));
+        self.stale |= punched.is_err();
+    }
+}

@@ -1,0 +1,103 @@
+//! The window: the short time in which writes to a few pages are held.
+//!
+//! ```text
+//!   open    register the span, protect it          writers sleep from here (M3)
+//!     ...   compare, map                           (M4, M5)
+//!   end     unregister, wake                       (M6)
+//! ```
+//!
+//! It ends when it is dropped, so on every path, panics included (I8). If the kernel refuses to end it, the userfaultfd
+//! is closed, which wakes everybody.
+
+use crate::error::{Error, Result};
+use crate::histogram::Histogram;
+use crate::sys::uffd::{FEATURE_WP, FEATURE_WP_SHMEM, FEATURE_WP_UNPOPULATED, Scope, Uffd};
+use std::time::{Duration, Instant};
+
+/// How writes are held, and what that cost so far.
+pub struct Barrier {
+    scope: Scope,
+    wanted: u64,
+    uffd: Option<Uffd>,
+    bound: Duration,
+    lasted: Histogram,
+    over_bound: u64,
+}
+
+impl Barrier {
+    /// Opens the userfaultfd. `unpopulated` false leaves a newer kernel's feature unused.
+    pub fn open(scope: Scope, unpopulated: bool, bound: Duration) -> Result<Barrier> {
+        let wanted = FEATURE_WP | FEATURE_WP_SHMEM | if unpopulated { FEATURE_WP_UNPOPULATED } else { 0 };
+        let uffd = open(scope, wanted)?;
+        Ok(Barrier { scope, wanted, uffd: Some(uffd), bound, lasted: Histogram::default(), over_bound: 0 })
+    }
+
+    /// Whether untouched anonymous pages can be protected. If not, touch them first.
+    pub fn holds_unpopulated(&self) -> bool {
+        self.uffd.as_ref().is_some_and(|uffd| uffd.has(FEATURE_WP_UNPOPULATED))
+    }
+
+    /// Opens a window over a span of a view.
+    pub fn window(&mut self, address: usize, bytes: usize) -> Result<Window<'_>> {
+        if self.uffd.is_none() {
+            self.uffd = Some(open(self.scope, self.wanted)?);
+        }
+        let opened = Instant::now();
+        // From here on the window's drop puts things right, whatever fails.
+        let window = Window { barrier: self, address, bytes, opened };
+        let uffd = window.barrier.uffd.as_ref().expect("opened above");
+        uffd.register(address, bytes).map_err(|e| Error::System("registering a window", e))?;
+        uffd.protect(address, bytes, true).map_err(|e| Error::System("protecting a window", e))?;
+        Ok(window)
+    }
+
+    /// How long windows lasted.
+    pub fn lasted(&self) -> &Histogram {
+        &self.lasted
+    }
+
+    /// How many lasted longer than their bound.
+    pub fn over_bound(&self) -> u64 {
+        self.over_bound
+    }
+}
+
+fn open(scope: Scope, wanted: u64) -> Result<Uffd> {
+    let (uffd, _) = Uffd::open(scope, wanted).map_err(|e| Error::System("userfaultfd", e))?;
+    if uffd.has(FEATURE_WP) && uffd.has(FEATURE_WP_SHMEM) {
+        Ok(uffd)
+    } else {
+        let absent = std::io::Error::from_raw_os_error(libc::ENOSYS);
+        Err(Error::System("userfaultfd cannot write-protect shared memory (Linux 5.19 can)", absent))
+    }
+}
+
+/// An open window.
+pub struct Window<'a> {
+    barrier: &'a mut Barrier,
+    address: usize,
+    bytes: usize,
+    opened: Instant,
+}
+
+impl Window<'_> {
+    /// Whether its time is over: it takes up no further page.
+    pub fn is_over(&self) -> bool {
+        self.opened.elapsed() >= self.barrier.bound
+    }
+}
+
+impl Drop for Window<'_> {
+    fn drop(&mut self) {
+        let (address, bytes) = (self.address, self.bytes);
+        let Some(uffd) = &self.barrier.uffd else { return };
+        // Parts that were mapped anew lost their registration with their mapping; the kernel passes over them.
+        let ended = uffd.unregister(address, bytes).or_else(|_| uffd.protect(address, bytes, false));
+        if ended.and_then(|()| uffd.wake(address, bytes)).is_err() {
+            self.barrier.uffd = None;
+        }
+        let lasted = self.opened.elapsed();
+        self.barrier.lasted.record(lasted);
+        self.barrier.over_bound += u64::from(lasted > self.barrier.bound);
+    }
+}
