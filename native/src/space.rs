@@ -207,6 +207,7 @@ impl Space {
     }
 
     /// The memory behind a range of a view, for a block.
+    #[cfg_attr(not(feature = "python"), expect(dead_code, reason = "blocks are the bindings' business"))]
     pub(crate) fn memory(&self, number: u32, run: Run) -> Result<Arc<Memory>> {
         let inner = self.open()?;
         let view = inner.views.get(&number).ok_or(Error::NoView(number))?;

@@ -101,3 +101,102 @@ impl Drop for Window<'_> {
         self.barrier.over_bound += u64::from(lasted > self.barrier.bound);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::page::bytes;
+    use crate::sys::mmap::ViewRange;
+    use std::os::fd::{AsFd, OwnedFd};
+    use std::os::unix::fs::FileExt;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::mpsc;
+
+    const BOUND: Duration = Duration::from_micros(500);
+
+    fn segment(pages: usize) -> OwnedFd {
+        let path = format!("/dev/shm/pagefold-test-{}-{:?}", std::process::id(), std::thread::current().id());
+        let file = std::fs::OpenOptions::new().read(true).write(true).create_new(true).open(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        file.set_len(bytes(pages) as u64).unwrap();
+        file.into()
+    }
+
+    fn barrier() -> Option<Barrier> {
+        let barrier = Barrier::open(Scope::Full, true, BOUND);
+        if barrier.is_err() {
+            eprintln!("skipped: this user gets no userfaultfd");
+        }
+        barrier.ok()
+    }
+
+    /// A thread that writes into the range through a system call; tells when it is about to, and when it has.
+    fn writer(range: &'static ViewRange) -> (mpsc::Receiver<()>, std::thread::JoinHandle<()>) {
+        let (tell, told) = mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let source = segment(1);
+            let source = std::fs::File::from(source);
+            source.write_all_at(&[7; 8], 0).unwrap();
+            tell.send(()).unwrap();
+            range.load_for_test(0, 8, source.as_fd());
+            tell.send(()).unwrap();
+        });
+        (told, thread)
+    }
+
+    fn is_blocked(told: &mpsc::Receiver<()>) -> bool {
+        told.recv().unwrap();
+        told.recv_timeout(Duration::from_millis(100)).is_err()
+    }
+
+    #[test]
+    fn i8_a_panic_inside_ends_the_window() {
+        let Some(mut barrier) = barrier() else { return };
+        let segment = segment(4);
+        let range: &'static ViewRange = Box::leak(Box::new(ViewRange::map_segment(segment.as_fd(), bytes(4)).unwrap()));
+        let mut writing = None;
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            let _window = barrier.window(range.at(0), bytes(4)).unwrap();
+            let (told, thread) = writer(range);
+            assert!(is_blocked(&told), "a write inside of a window is held");
+            writing = Some((told, thread));
+            panic!("on purpose");
+        }));
+        assert!(result.is_err());
+        let (told, thread) = writing.unwrap();
+        told.recv_timeout(Duration::from_secs(5)).expect("the writer goes on");
+        thread.join().unwrap();
+        assert_eq!(barrier.lasted().total(), 1);
+        assert_eq!(barrier.over_bound(), 1);
+    }
+
+    #[test]
+    fn i8_a_window_that_cannot_be_opened_holds_nobody() {
+        let Some(mut barrier) = barrier() else { return };
+        let segment = segment(4);
+        let range: &'static ViewRange = Box::leak(Box::new(ViewRange::map_segment(segment.as_fd(), bytes(4)).unwrap()));
+        // Another userfaultfd has the range: registering fails.
+        let (other, _) = Uffd::open(Scope::Full, FEATURE_WP | FEATURE_WP_SHMEM).unwrap();
+        other.register(range.at(0), bytes(4)).unwrap();
+        assert!(barrier.window(range.at(0), bytes(4)).is_err());
+        other.unregister(range.at(0), bytes(4)).unwrap();
+        let (told, thread) = writer(range);
+        assert!(!is_blocked(&told));
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn i8_a_lost_userfaultfd_lets_writers_go_and_is_opened_again() {
+        let Some(mut barrier) = barrier() else { return };
+        let segment = segment(4);
+        let range: &'static ViewRange = Box::leak(Box::new(ViewRange::map_segment(segment.as_fd(), bytes(4)).unwrap()));
+        let window = barrier.window(range.at(0), bytes(4)).unwrap();
+        let (told, thread) = writer(range);
+        assert!(is_blocked(&told));
+        window.barrier.uffd = None; // closes it
+        told.recv_timeout(Duration::from_secs(5)).expect("the kernel wakes who waits");
+        drop(window);
+        thread.join().unwrap();
+        drop(barrier.window(range.at(0), bytes(4)).expect("there is a new one"));
+    }
+}

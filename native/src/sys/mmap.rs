@@ -107,6 +107,14 @@ impl ViewRange {
         }
     }
 
+    /// Has the kernel write `bytes` bytes of a file's beginning into a part, as read(2) into a buffer does.
+    #[cfg(test)]
+    pub fn load_for_test(&self, offset: usize, bytes: usize, file: BorrowedFd<'_>) {
+        // SAFETY: the range is mapped and writable; tests look at it through raw pointers only.
+        let n = unsafe { libc::pread(file.as_raw_fd(), self.at(offset) as *mut _, bytes, 0) };
+        assert_eq!(n, bytes as isize);
+    }
+
     /// Writes a part's bytes to the same place of a file. Returns how many bytes were written before an error.
     ///
     /// pwrite, not a store through a mapping: a full tmpfs is then ENOSPC and not SIGBUS.

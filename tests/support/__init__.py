@@ -1,0 +1,1 @@
+"""What the tests share: a server and workers in processes of their own, and looks at the kernel's accounting."""

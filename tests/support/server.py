@@ -1,0 +1,90 @@
+"""A server in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+
+import grpc
+from pagefold_proto.v1 import admin_pb2, admin_pb2_grpc
+
+
+class Server:
+    """`python -m pagefold_server` on a socket in a directory of its own. Quick by default: tests have no time."""
+
+    def __init__(self, directory: Path, address: str | None = None, **settings: object) -> None:
+        directory.mkdir(mode=0o700, exist_ok=True)
+        self.directory = directory
+        self.address = address or f"unix:{directory}/server.sock"
+        self.log = directory / "server.log"
+        self.settings = {"cpu_ceiling_percent": 100, "sleep_millisecs": 0, "log_format": "json"} | settings
+        self.process: subprocess.Popen[bytes] | None = None
+        self._channel: grpc.Channel | None = None
+        self.start()
+
+    def start(self) -> None:
+        env = {k: v for k, v in os.environ.items() if not k.startswith("PAGEFOLD_")}
+        env |= {f"PAGEFOLD_{k.upper()}": str(v) for k, v in self.settings.items()}
+        ready, tell = os.pipe()
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "pagefold_server", "--address", self.address, "--ready-fd", str(tell)],
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[tell],
+            )
+        os.close(tell)
+        with open(ready, "rb") as pipe:
+            if not pipe.read(1):
+                raise AssertionError(f"the server did not start:\n{self.log.read_text()}")
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    @property
+    def admin(self) -> admin_pb2_grpc.AdminStub:
+        if self._channel is None:
+            self._channel = grpc.insecure_channel(self.address)
+        return admin_pb2_grpc.AdminStub(self._channel)
+
+    def status(self) -> admin_pb2.Status:
+        return self.admin.GetStatus(admin_pb2.GetStatusRequest(), timeout=10, wait_for_ready=True)
+
+    def configure(self, **values: object) -> None:
+        text = {k: str(v) for k, v in values.items()}
+        self.admin.SetConfig(admin_pb2.SetConfigRequest(values=text), timeout=10)
+
+    def clients(self) -> list[admin_pb2.ClientInfo]:
+        return list(self.admin.ListClients(admin_pb2.ListClientsRequest(), timeout=10).clients)
+
+    def stop(self, sig: int = signal.SIGTERM) -> int:
+        """Ends it and returns its exit code."""
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+        if self.process is None:
+            return 0
+        if self.process.poll() is None:
+            self.process.send_signal(sig)
+        code = self.process.wait(20)
+        self.process = None
+        return code
+
+    def kill(self) -> None:
+        self.stop(signal.SIGKILL)
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.stop()
