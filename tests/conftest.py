@@ -10,12 +10,18 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 from support import kernel
+from support.namespace import own_shm
 from support.server import Server
 from support.worker import Worker
 
 # A state machine over real processes has no use for a deadline a step, and a machine with two cores is slow at times.
 settings.register_profile("pagefold", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("pagefold")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before anything is mapped: figures of /dev/shm are of these tests alone, where that can be had."""
+    own_shm()
 
 
 def _has(feature: str) -> bool:

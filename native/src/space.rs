@@ -13,7 +13,7 @@ use crate::states::State;
 use crate::sys::doorbell::Doorbell;
 use crate::sys::forklock::ForkLock;
 use crate::sys::mmap::{Look, ViewRange};
-use crate::sys::pagemap::Pagemap;
+use crate::sys::pagemap::{Pagemap, Swapped};
 use crate::sys::shm;
 use crate::sys::uffd::Scope;
 use crate::view::{Memory, View};
@@ -322,6 +322,13 @@ impl Space {
         if found { Ok(()) } else { Err(Error::Range("this range is not pinned")) }
     }
 
+    /// How many pages of a run are switched: mapped to a frame or the zero page, or copied from there.
+    pub fn switched(&self, number: u32, run: Run) -> Result<usize> {
+        self.with_range(number, run, |view, _| {
+            (run.first..run.end()).filter(|page| view.table.state(*page).is_switched()).count()
+        })
+    }
+
     /// Finds merged pages that were written. How many there were.
     pub fn harvest(&self) -> Result<usize> {
         self.open()?.harvest()
@@ -389,7 +396,7 @@ impl Space {
 
     /// Freezes all views and keeps the space's lock for this thread.
     pub fn before_fork(&self) -> Result<()> {
-        self.inner.hold(|inner| if inner.closed { Ok(()) } else { inner.freeze() })
+        self.inner.hold(Inner::freeze)
     }
 
     /// Lets the space go on.
@@ -448,7 +455,7 @@ impl Inner {
                 continue;
             }
             let copies = pagemap
-                .copies(view.address(0), view.table.pages())
+                .copies(view.address(0), view.table.pages(), Swapped::Included)
                 .map_err(|e| Error::System("reading /proc/self/pagemap", e))?;
             for page in copies.runs.into_iter().flat_map(|run| run.first..run.end()) {
                 let copied = match view.table.state(page) {
@@ -472,6 +479,6 @@ impl Inner {
         self.barrier = None;
         self.pagemap = None;
         self.pools.clear();
-        self.views.clear();
+        // The views stay: blocks may live in them, and a fork must freeze those as well.
     }
 }

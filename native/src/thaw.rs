@@ -8,6 +8,9 @@ use crate::error::{Error, Result};
 use crate::page::{Run, bytes, pieces};
 use crate::space::Inner;
 use crate::states::State;
+use crate::sys::pagemap::{Copies, Swapped};
+use crate::view::View;
+use crate::window::Window;
 use std::os::fd::AsFd;
 
 impl Inner {
@@ -44,24 +47,50 @@ impl Inner {
         let count = (first..end).take_while(|page| view.table.state(*page) == State::Frozen).count();
         let run = Run { first, count };
         let memory = view.memory.clone();
-        let window = barrier.window(view.address(first), bytes(count))?;
-        // Written since the fork: a private copy. The rest is the segment's page itself.
-        let copies =
-            pagemap.copies(view.address(first), count).map_err(|e| Error::System("reading /proc/self/pagemap", e))?;
-        for copy in copies.runs {
-            let offset = bytes(first + copy.first);
-            if let (_, Some(error)) = memory.range.save(offset, bytes(copy.count), memory.segment.as_fd()) {
-                // What was saved is no harm: these pages are private copies, which do not look at the segment.
-                return Err(Error::System("saving pages to their segment", error));
-            }
+        let scan = |swapped| {
+            pagemap
+                .copies(view.address(first), count, swapped)
+                .map_err(|e| Error::System("reading /proc/self/pagemap", e))
+        };
+        // Inside of the window a page that was swapped out looks like one that was never touched, and to save the
+        // latter would fill the segment's holes. So copies are brought in, and kept in, before.
+        let range = &memory.range;
+        let locked = range.lock(bytes(first), bytes(count)).is_ok();
+        if locked {
+            scan(Swapped::Included)?
+                .runs
+                .iter()
+                .for_each(|run| range.touch(bytes(first + run.first), bytes(run.count)));
         }
-        if let Err(e) = memory.range.map_shared(bytes(first), bytes(count), memory.segment.as_fd())
-            && !view.ensure_mapped(run)
-        {
-            return Err(Error::System("mapping the segment", e));
+        let thawed = thaw_run(barrier.window(view.address(first), bytes(count))?, view, run, || {
+            scan(if locked { Swapped::Excluded } else { Swapped::Included })
+        });
+        if thawed.is_err() && locked {
+            range.unlock(bytes(first), bytes(count));
         }
-        drop(window);
+        thawed?;
         view.table.set(run, State::Owned, 0, 0);
         Ok(true)
     }
+}
+
+/// Saves the pages of a run that were written since the fork, and maps the segment again.
+fn thaw_run(window: Window<'_>, view: &View, run: Run, copies: impl Fn() -> Result<Copies>) -> Result<()> {
+    let memory = &view.memory;
+    // Written since the fork: a private copy. The rest is the segment's page itself.
+    for copy in copies()?.runs {
+        let offset = bytes(run.first + copy.first);
+        if let (_, Some(error)) = memory.range.save(offset, bytes(copy.count), memory.segment.as_fd()) {
+            // What was saved is no harm: these pages are private copies, which do not look at the segment.
+            return Err(Error::System("saving pages to their segment", error));
+        }
+    }
+    let mapped = memory.range.map_shared(bytes(run.first), bytes(run.count), memory.segment.as_fd());
+    if let Err(e) = mapped
+        && !view.ensure_mapped(run)
+    {
+        return Err(Error::System("mapping the segment", e));
+    }
+    drop(window);
+    Ok(())
 }

@@ -165,9 +165,7 @@ def test_adopt_brings_back_bytes_memory_and_mapping(bench: Callable[..., Bench])
     counts = b.space.counts()
     assert (counts.owned, counts.merged, counts.zero, counts.copied, counts.mappings) == (64, 0, 0, 0, 1)
     b.bytes[3 * PAGE_SIZE] = 100
-    assert os.pread(b.segment, 1, 3 * PAGE_SIZE) == b"\x64", (
-        "an adopted page is shared with its segment again"
-    )
+    assert os.pread(b.segment, 1, 3 * PAGE_SIZE) == b"\x64", "an adopted page is shared with its segment again"
 
 
 def test_adopting_zeros_writes_nothing(bench: Callable[..., Bench]) -> None:

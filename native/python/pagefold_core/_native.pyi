@@ -149,8 +149,8 @@ class Space:
     def adopt(self, segment: Sequence[int], first: Sequence[int], count: Sequence[int]) -> int:
         """Takes pages back into their segment, whatever they map now. Returns the pages adopted.
 
-        Owned, pinned and unknown pages are passed over in silence. Journals Released, or NotAdopted with an errno
-        (ENOSPC: /dev/shm is full; the page keeps its bytes).
+        Owned and unknown pages are passed over in silence. Journals Released, or NotAdopted with an errno (ENOSPC:
+        /dev/shm is full; EBUSY: pinned, or a forked child shares it) for pages that keep their bytes where they are.
         """
 
     def discard(self, segment: int, first: int, count: int) -> None:
@@ -170,6 +170,9 @@ class Space:
 
     def unpin(self, segment: int, first: int, count: int) -> None:
         """Undoes one `pin` of the same range."""
+
+    def switched(self, segment: int, first: int, count: int) -> int:
+        """How many pages of a run map a frame or the zero page, or were copied from there: not owned."""
 
     def harvest(self) -> int:
         """Finds merged pages that were written, and journals them as Copied. Returns how many."""
@@ -209,7 +212,11 @@ class Space:
         """
 
     def close(self) -> None:
-        """Ends windows and merging for good; the bytes of living blocks stay as they are. Closing twice is fine."""
+        """Ends windows and merging for good; the bytes of living blocks stay as they are. Closing twice is fine.
+
+        What still works: `counts`, `drain`, `pending`, `freed`, `windows`, and the three fork hooks, which a closed
+        space with living blocks needs as much as an open one.
+        """
 
 class Block:
     """A range of whole pages of one view, as a writable buffer. Lives longer than its space if need be.

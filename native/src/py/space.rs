@@ -176,6 +176,10 @@ impl Space {
         Ok(py.detach(|| self.space.unpin(segment, Run { first, count }))?)
     }
 
+    fn switched(&self, py: Python<'_>, segment: u32, first: usize, count: usize) -> PyResult<usize> {
+        Ok(py.detach(|| self.space.switched(segment, Run { first, count }))?)
+    }
+
     fn harvest(&self, py: Python<'_>) -> PyResult<usize> {
         Ok(py.detach(|| self.space.harvest())?)
     }

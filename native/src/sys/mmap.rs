@@ -70,6 +70,21 @@ impl ViewRange {
         Ok(())
     }
 
+    /// Keeps pages of a part that are in memory, or come there, from being swapped out, until the part is mapped anew or
+    /// `unlock`ed.
+    pub fn lock(&self, offset: usize, bytes: usize) -> io::Result<()> {
+        assert!(offset <= self.bytes && bytes <= self.bytes - offset, "a part beyond its view");
+        // SAFETY: the range belongs to this view; locking changes no bytes.
+        check(unsafe { libc::mlock2(self.at(offset) as *const _, bytes, libc::MLOCK_ONFAULT as _) }).map(drop)
+    }
+
+    /// Undoes `lock`, also where there was none.
+    pub fn unlock(&self, offset: usize, bytes: usize) {
+        assert!(offset <= self.bytes && bytes <= self.bytes - offset, "a part beyond its view");
+        // SAFETY: as in `lock`.
+        unsafe { libc::munlock(self.at(offset) as *const _, bytes) };
+    }
+
     /// Whether every page of a part is mapped, to whatever.
     pub fn is_mapped(&self, offset: usize, bytes: usize) -> bool {
         assert!(offset <= self.bytes && bytes <= self.bytes - offset, "a look beyond a view");

@@ -52,6 +52,18 @@ pub struct Pagemap {
     scan: bool,
 }
 
+/// Whether pages that are not in memory count.
+///
+/// Inside of a window they cannot be told from pages that were never touched: protecting those leaves a marker in the
+/// page table that is reported as swapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Swapped {
+    /// They do.
+    Included,
+    /// They do not.
+    Excluded,
+}
+
 /// Pages that may be private copies.
 pub struct Copies {
     /// Runs of pages, counted from the address that was asked for.
@@ -68,7 +80,7 @@ impl Pagemap {
         if allow_scan {
             // Ask about the page of a local variable; kernels without the ioctl say ENOTTY.
             let here = std::ptr::from_ref(&pagemap) as usize & !(page_size() - 1);
-            pagemap.scan = pagemap.scan_ranges(here, 1).is_ok();
+            pagemap.scan = pagemap.scan_ranges(here, 1, Swapped::Included).is_ok();
         }
         Ok(pagemap)
     }
@@ -79,15 +91,15 @@ impl Pagemap {
     }
 
     /// Which of `pages` pages from `address` on are private copies.
-    pub fn copies(&self, address: usize, pages: usize) -> io::Result<Copies> {
+    pub fn copies(&self, address: usize, pages: usize, swapped: Swapped) -> io::Result<Copies> {
         if self.scan {
-            Ok(Copies { runs: self.scan_ranges(address, pages)?, exact: true })
+            Ok(Copies { runs: self.scan_ranges(address, pages, swapped)?, exact: true })
         } else {
-            Ok(Copies { runs: self.read_entries(address, pages)?, exact: false })
+            Ok(Copies { runs: self.read_entries(address, pages, swapped)?, exact: false })
         }
     }
 
-    fn scan_ranges(&self, address: usize, pages: usize) -> io::Result<Vec<Run>> {
+    fn scan_ranges(&self, address: usize, pages: usize, swapped: Swapped) -> io::Result<Vec<Run>> {
         let mut regions = [Region::default(); 512]; // never empty: an empty vector has crashed kernels
         let end = (address + pages * page_size()) as u64;
         let mut start = address as u64;
@@ -103,7 +115,10 @@ impl Pagemap {
                 category_inverted: PAGE_IS_FILE | PAGE_IS_PFNZERO,
                 category_mask: PAGE_IS_FILE | PAGE_IS_PFNZERO,
                 // ... but there
-                category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+                category_anyof_mask: match swapped {
+                    Swapped::Included => PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+                    Swapped::Excluded => PAGE_IS_PRESENT,
+                },
                 return_mask: PAGE_IS_PRESENT,
                 ..ScanArgument::default()
             };
@@ -126,7 +141,11 @@ impl Pagemap {
         Ok(runs)
     }
 
-    fn read_entries(&self, address: usize, pages: usize) -> io::Result<Vec<Run>> {
+    fn read_entries(&self, address: usize, pages: usize, swapped: Swapped) -> io::Result<Vec<Run>> {
+        let there = match swapped {
+            Swapped::Included => ENTRY_PRESENT | ENTRY_SWAPPED,
+            Swapped::Excluded => ENTRY_PRESENT,
+        };
         let mut buffer = [0u8; 8 * 1024];
         let mut runs: Vec<Run> = Vec::new();
         let mut page = 0;
@@ -136,7 +155,7 @@ impl Pagemap {
             self.file.read_exact_at(&mut buffer[..want * 8], offset)?;
             for (i, bytes) in buffer[..want * 8].chunks_exact(8).enumerate() {
                 let entry = u64::from_ne_bytes(bytes.try_into().expect("eight bytes"));
-                if entry & (ENTRY_PRESENT | ENTRY_SWAPPED) != 0 && entry & ENTRY_FILE == 0 {
+                if entry & there != 0 && entry & ENTRY_FILE == 0 {
                     match runs.last_mut() {
                         Some(last) if last.end() == page + i => last.count += 1,
                         _ => runs.push(Run { first: page + i, count: 1 }),

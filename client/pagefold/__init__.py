@@ -1,0 +1,54 @@
+"""pagefold: identical pages of many processes share one frame of memory, and a write un-shares them.
+
+    import pagefold
+
+    with pagefold.connect() as client:
+        weights = client.array(load())      # an ordinary ndarray
+        client.settle(timeout=10)           # now it shares its pages with every process that has the same ones
+        print(client.stats().saved_bytes)
+
+What is here is the client library. Everything in it is thread-safe, and survives fork: see `Client`.
+"""
+
+from pagefold._buffer import Buffer
+from pagefold._client import Client, connect
+from pagefold._errors import (
+    AccessDenied,
+    BarrierUnavailable,
+    ClientClosed,
+    ForkedClient,
+    IncompatibleServer,
+    LimitReached,
+    OutOfSharedMemory,
+    PagefoldError,
+    ServerFault,
+    ServerRefused,
+    ServerUnavailable,
+    SessionLost,
+)
+from pagefold._reports import SettleReport, Stats
+from pagefold._transport import LocalTransport, Transport
+from pagefold._version import __version__
+
+__all__ = [
+    "AccessDenied",
+    "BarrierUnavailable",
+    "Buffer",
+    "Client",
+    "ClientClosed",
+    "ForkedClient",
+    "IncompatibleServer",
+    "LimitReached",
+    "LocalTransport",
+    "OutOfSharedMemory",
+    "PagefoldError",
+    "ServerFault",
+    "ServerRefused",
+    "ServerUnavailable",
+    "SessionLost",
+    "SettleReport",
+    "Stats",
+    "Transport",
+    "__version__",
+    "connect",
+]

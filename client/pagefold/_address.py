@@ -1,0 +1,142 @@
+"""Where a server listens: the two forms of an address, and the one that is used when nobody says otherwise.
+
+    unix:/run/user/1000/pagefold/server.sock     a Unix socket
+    tcp:HOST:PORT                                TCP; an IPv6 host goes in brackets, tcp:[::1]:7000
+
+Client, server and command line read addresses here and nowhere else. Standard library only.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from typing import Literal
+
+MAX_SOCKET_PATH = 107
+"""Bytes in the path of a Unix socket: sun_path has 108, the last of which is a zero."""
+
+
+class AddressError(ValueError):
+    """An address, or the directory that it needs, cannot be used. The text says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A server's address, taken apart.
+
+    Attributes:
+        scheme: "unix" or "tcp".
+        path: of the socket; empty for TCP.
+        host: name or number, without brackets; empty for a Unix socket.
+        port: 0 for a Unix socket; with TCP, 0 lets the kernel choose (servers only).
+    """
+
+    scheme: Literal["unix", "tcp"]
+    path: str = ""
+    host: str = ""
+    port: int = 0
+
+    def __str__(self) -> str:
+        if self.scheme == "unix":
+            return f"unix:{self.path}"
+        return f"tcp:{self._hostport}"
+
+    @property
+    def _hostport(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def grpc_target(self) -> str:
+        """The address as grpc wants it."""
+        return f"unix:{self.path}" if self.scheme == "unix" else self._hostport
+
+
+def parse(address: str) -> Address:
+    """Takes an address apart and checks its form.
+
+    Args:
+        address: `unix:/path` or `tcp:HOST:PORT`.
+
+    Raises:
+        AddressError: it has another form, or its path is relative or too long for a socket.
+
+    Example:
+        >>> parse("tcp:localhost:7000").grpc_target
+        'localhost:7000'
+    """
+    scheme, _, rest = address.partition(":")
+    if scheme == "unix":
+        return Address("unix", path=_checked_path(rest))
+    if scheme == "tcp":
+        host, _, port = rest.rpartition(":")
+        if host.startswith("[") and host.endswith("]"):
+            host = host[1:-1]
+        elif ":" in host:
+            raise AddressError(f"{address!r}: put an IPv6 host in brackets, as in tcp:[::1]:7000")
+        if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+            raise AddressError(f"{address!r} has no host or no port: write tcp:HOST:PORT, as in tcp:localhost:7000")
+        return Address("tcp", host=host, port=int(port))
+    raise AddressError(f"{address!r} is not an address: write unix:/path/server.sock or tcp:HOST:PORT")
+
+
+def grpc_target(address: str | Address) -> str:
+    """The address as grpc wants it."""
+    return (parse(address) if isinstance(address, str) else address).grpc_target
+
+
+def default_address() -> str:
+    """The address of this user's own server: in $XDG_RUNTIME_DIR if that is ours, else in /tmp.
+
+    Computes and creates nothing.
+    """
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    if runtime.startswith("/") and _is_our_directory(runtime):
+        return f"unix:{runtime.rstrip('/')}/pagefold/server.sock"
+    return f"unix:/tmp/pagefold-{os.geteuid()}/server.sock"
+
+
+def verify_directory(directory: str) -> None:
+    """Makes sure that nobody else can put a socket into a socket's directory. Clients and servers both ask.
+
+    Raises:
+        FileNotFoundError: there is no such directory.
+        AddressError: it is not a directory of ours alone: anybody might be listening there.
+    """
+    found = os.lstat(directory)
+    if stat.S_ISLNK(found.st_mode):
+        raise AddressError(f"{directory} is a symbolic link; give the address of the directory itself")
+    if not stat.S_ISDIR(found.st_mode):
+        raise AddressError(f"{directory} is not a directory")
+    if found.st_uid != os.geteuid():
+        raise AddressError(
+            f"{directory} belongs to uid {found.st_uid}, we are uid {os.geteuid()}: choose another address"
+        )
+    if found.st_mode & 0o077:
+        raise AddressError(
+            f"{directory} is open to others (mode {stat.S_IMODE(found.st_mode):04o}): chmod 700 {directory}"
+        )
+
+
+def _is_our_directory(path: str) -> bool:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+
+
+def _checked_path(path: str) -> str:
+    if path.startswith("///"):  # unix:///path is grpc's other way to write an absolute path
+        path = path[2:]
+    if not path.startswith("/") or path.endswith("/") or "\0" in path:
+        raise AddressError(
+            f"unix:{path}: the path of a socket is absolute, as in unix:/run/user/1000/pagefold/server.sock"
+        )
+    length = len(os.fsencode(path))
+    if length > MAX_SOCKET_PATH:
+        raise AddressError(
+            f"{path} has {length} bytes, and the kernel takes {MAX_SOCKET_PATH} at most for a socket: "
+            "choose a shorter path"
+        )
+    return path

@@ -1,0 +1,156 @@
+"""Starts a per-user server where none answers: detached, in a session of its own, with a log beside the socket.
+
+Of several processes that find no server, one starts it and the others wait for that: they take turns at a file lock.
+(Should two servers be started all the same, the second one sees the first one's lock and exits.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.util
+import os
+import select
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Final
+
+from pagefold import _address
+from pagefold._address import Address
+from pagefold._errors import ServerUnavailable
+
+IDLE_EXIT_SECONDS: Final = 60
+_NEEDED: Final = ("pagefold_server", "grpc_health", "grpc_reflection", "pydantic_settings", "structlog", "xxhash")
+_LOG_TAIL: Final = 2000
+_FASTER_ONE_SECONDS: Final = 2.0
+
+# Forks and lets its first half exit, so that the server is nobody's child here: no zombie, no surprise for os.wait().
+_DETACH: Final = "import os, sys\nif not os.fork():\n    os.execv(sys.argv[1], sys.argv[1:])"
+
+
+def answers(address: Address) -> bool:
+    """Whether something listens at a Unix socket. For TCP: True, the first call will tell."""
+    if address.scheme != "unix":
+        return True
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(address.path)
+        except BlockingIOError:
+            return True  # its queue is full: there is somebody, who is busy
+        except OSError:
+            return False
+        return True
+
+
+def ensure_server(address: Address, timeout: float) -> None:
+    """Starts a server unless one answers, and waits until it is ready.
+
+    Raises:
+        ServerUnavailable: it cannot be started, or was not ready in time. The text says why and what to do.
+    """
+    if answers(address):
+        return
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing or not sys.executable:
+        what = f"{', '.join(missing)} cannot be imported here" if missing else "this program is no Python interpreter"
+        raise ServerUnavailable(
+            f"no server answers at {address}, and none can be started, because {what}: "
+            "pip install 'pagefold[server]', or run `pagefold serve` elsewhere"
+        )
+    directory = os.path.dirname(address.path)
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(directory, 0o700)
+        _address.verify_directory(directory)
+    except (OSError, ValueError) as error:
+        raise ServerUnavailable(f"no server answers at {address}, and none can be started: {error}") from error
+    deadline = time.monotonic() + timeout
+    with _turn(address, deadline):
+        if not answers(address):
+            _start(address, deadline)
+
+
+@contextlib.contextmanager
+def _turn(address: Address, deadline: float) -> Iterator[None]:
+    fd = os.open(address.path + ".start", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if answers(address):
+                    break
+                if time.monotonic() > deadline:
+                    raise _late(address) from None
+                time.sleep(0.02)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _start(address: Address, deadline: float) -> None:
+    log = address.path.removesuffix(".sock") + ".log"
+    ready, tell = os.pipe()
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        log_fd = os.open(log, flags, 0o600)
+        try:
+            server = [sys.executable, "-m", "pagefold_server", "--address", str(address)]
+            server += ["--idle-exit-seconds", str(IDLE_EXIT_SECONDS), "--ready-fd", str(tell)]
+            launched = subprocess.run(  # noqa: S603 - our own interpreter and module
+                [sys.executable, "-I", "-S", "-c", _DETACH, *server],
+                stdin=subprocess.DEVNULL,
+                stdout=log_fd,
+                stderr=log_fd,
+                pass_fds=[tell],
+                start_new_session=True,
+                env=_environment(),
+                check=False,
+            )
+        finally:
+            os.close(log_fd)
+            os.close(tell)
+            tell = -1
+        if launched.returncode != 0 or not _is_ready(ready, deadline):
+            # It went without a word: broken, or another one was faster. The socket knows.
+            deadline = min(deadline, time.monotonic() + _FASTER_ONE_SECONDS)
+            while not answers(address):
+                if launched.returncode != 0 or time.monotonic() > deadline:
+                    raise ServerUnavailable(
+                        f"a server was started for {address}, and did not get ready; {log} ends with:\n{_tail(log)}"
+                    )
+                time.sleep(0.02)
+    finally:
+        os.close(ready)
+        if tell >= 0:
+            os.close(tell)
+
+
+def _is_ready(fd: int, deadline: float) -> bool:
+    left = max(0.0, deadline - time.monotonic())
+    readable, _, _ = select.select([fd], [], [], left)
+    return bool(readable) and os.read(fd, 1) != b""
+
+
+def _environment() -> dict[str, str]:
+    # The server is told its address; what steers this client's own memory is not meant for it.
+    ours = ("PAGEFOLD_ADDRESS", "PAGEFOLD_AUTOSTART", "PAGEFOLD_BARRIER", "PAGEFOLD_DISABLE", "PAGEFOLD_MAPPING_BUDGET")
+    return {key: value for key, value in os.environ.items() if key not in ours}
+
+
+def _tail(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _LOG_TAIL))
+            return file.read().decode(errors="replace").strip() or "(nothing)"
+    except OSError as error:
+        return f"({error})"
+
+
+def _late(address: Address) -> ServerUnavailable:
+    return ServerUnavailable(f"another process is starting a server for {address}, and it does not get ready")

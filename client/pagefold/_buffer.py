@@ -1,0 +1,149 @@
+"""Buffers, and which memory an object covers. Memory itself is the native half's; who gets which is the arena's."""
+
+from __future__ import annotations
+
+import ctypes
+import operator
+import sys
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, SupportsIndex, TypeGuard, cast, overload
+
+from pagefold_core import Block
+
+from pagefold._fork import Kin
+from pagefold._reports import human
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    # In the stubs a block's space is the native one; a Kin may hold a fake.
+    from pagefold_core import Space
+    from typing_extensions import Buffer as BytesLike
+
+
+class Buffer(Block):
+    r"""Page-aligned memory that may be merged with equal pages of other processes. `Client.allocate` makes it.
+
+    It has the buffer protocol: `memoryview(buf)`, `numpy.frombuffer(buf)`, `file.readinto(buf)`, `sock.recv_into(buf)`.
+    Indexing gives and takes integers, slicing gives a copy as bytes and takes bytes-like objects of the same length.
+    The memory goes back when it is closed, or when the last reference to it (views and arrays included) is gone.
+    It outlives its client, and is thread-safe as memory is: threads that write the same bytes have to agree.
+
+    Example:
+        >>> with client.allocate(1 << 20) as buf:
+        ...     buf[:5] = b"hello"
+        ...     bytes(memoryview(buf)[:6])
+        b'hello\x00'
+    """
+
+    __slots__ = ("_kin",)
+    _kin: Kin
+
+    def __new__(cls, kin: Kin, segment: int, first: int, nbytes: int) -> Buffer:
+        """For the arena. The kin is held so that a fork freezes this memory even after the client was closed."""
+        space: Space = kin.space  # type: ignore[assignment]
+        self = cast(Buffer, super().__new__(cls, space, segment, first, nbytes))
+        self._kin = kin
+        return self
+
+    def __enter__(self) -> Buffer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @overload
+    def __getitem__(self, key: SupportsIndex) -> int: ...
+    @overload
+    def __getitem__(self, key: slice) -> bytes: ...
+    def __getitem__(self, key: SupportsIndex | slice) -> int | bytes:
+        with memoryview(self) as view:
+            if not isinstance(key, slice):
+                return view[key]
+            with view[key] as part:
+                return bytes(part)
+
+    @overload
+    def __setitem__(self, key: SupportsIndex, value: SupportsIndex) -> None: ...
+    @overload
+    def __setitem__(self, key: slice, value: BytesLike) -> None: ...
+    def __setitem__(self, key: SupportsIndex | slice, value: SupportsIndex | BytesLike) -> None:
+        with memoryview(self) as view:
+            if not isinstance(key, slice):
+                view[key] = operator.index(cast(SupportsIndex, value))
+                return
+            with memoryview(value) as given, given.cast("B") as flat:  # type: ignore[arg-type]
+                view[key] = flat
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"at {self.address:#x}"
+        return f"<pagefold.Buffer of {human(self.nbytes)}, {state}>"
+
+
+def span_of(obj: Any) -> tuple[int, int]:
+    """The memory that an object covers: (address, bytes). Of an array with gaps, all from its first to its last byte.
+
+    Raises:
+        ValueError: it is neither a Buffer, nor an ndarray, nor a memoryview, or it is closed.
+    """
+    if isinstance(obj, Buffer):
+        if obj.closed:
+            raise ValueError("the buffer is closed")
+        return obj.address, obj.nbytes
+    if _is_array(obj):
+        return _bounds(obj.ctypes.data, obj.shape, obj.strides, obj.itemsize)
+    if isinstance(obj, memoryview):
+        return _memoryview_span(obj)
+    raise ValueError(f"{type(obj).__name__} is not a pagefold Buffer, an ndarray or a memoryview: {HOW_TO_ALLOCATE}")
+
+
+HOW_TO_ALLOCATE: Final = "take memory from this client with allocate(), empty(), zeros(), full() or array()"
+
+
+def _is_array(obj: object) -> TypeGuard[np.ndarray[Any, Any]]:
+    numpy = sys.modules.get("numpy")  # an ndarray exists only where numpy was imported
+    return numpy is not None and isinstance(obj, numpy.ndarray)
+
+
+def _bounds(address: int, shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> tuple[int, int]:
+    if 0 in shape or itemsize == 0:
+        return address, 0
+    low = high = 0
+    for count, stride in zip(shape, strides, strict=True):
+        reach = (count - 1) * stride
+        low, high = low + min(reach, 0), high + max(reach, 0)
+    return address + low, high - low + itemsize
+
+
+class _PyBuffer(ctypes.Structure):
+    """Py_buffer, which has been part of the stable ABI since Python 3.11."""
+
+    _fields_ = (
+        ("buf", ctypes.c_void_p),
+        ("obj", ctypes.c_void_p),
+        ("len", ctypes.c_ssize_t),
+        ("itemsize", ctypes.c_ssize_t),
+        ("readonly", ctypes.c_int),
+        ("ndim", ctypes.c_int),
+        ("format", ctypes.c_char_p),
+        ("shape", ctypes.POINTER(ctypes.c_ssize_t)),
+        ("strides", ctypes.POINTER(ctypes.c_ssize_t)),
+        ("suboffsets", ctypes.POINTER(ctypes.c_ssize_t)),
+        ("internal", ctypes.c_void_p),
+    )
+
+
+_FULL_RO: Final = 0x011C  # PyBUF_FULL_RO: any layout, read-only will do
+
+
+def _memoryview_span(view: memoryview) -> tuple[int, int]:
+    raw = _PyBuffer()
+    ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(view), ctypes.byref(raw), _FULL_RO)
+    try:
+        if raw.suboffsets:
+            raise ValueError("the memoryview follows pointers; it is not memory of one piece")
+        return _bounds(raw.buf or 0, view.shape or (), view.strides or (), view.itemsize)
+    finally:
+        ctypes.pythonapi.PyBuffer_Release(ctypes.byref(raw))

@@ -1,0 +1,384 @@
+"""What client and server say to each other after the connection is made. No thread, no clock, no waiting.
+
+One `turn` is: announce new segments, send what the journal has, carry out what comes back, drop what is empty.
+What holds:
+
+* Events leave in the order of the journal. A call whose answer was lost is made again, the same object with the same
+  number, before anything else is said; so the server's books are a replay of the journal, whatever gets lost.
+* A segment is announced before the first event that concerns it is sent, and dropped after the last one.
+* Nothing that the server says is trusted with content: the native half compares bytes before it switches a page.
+
+Everything runs under the session lock, but `added`, `dropped` and the settles, which any thread may use.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import posix_ipc
+from pagefold_proto.v1 import memory_pb2 as pb
+
+from pagefold import _names
+from pagefold._arena import Arena, Segment
+from pagefold._errors import OutOfSharedMemory, ServerFault, ServerRefused, SessionLost
+from pagefold._reports import human
+from pagefold._settling import Settles
+from pagefold._transport import ADD_SEGMENT, BYE, DROP_SEGMENT, EXCHANGE, HELLO, Method, Q, R, Transport
+
+RPC_SECONDS: Final = 10.0
+MAX_EVENTS: Final = 16384
+EVENT_BYTES: Final = 36
+"""What an event takes in a message, at most: seven varints of up to five bytes, and a share of the headers."""
+ADOPT_PAGES: Final = 16384
+DROP_AGAIN_SECONDS: Final = 0.5
+
+_COLUMNS: Final = ("kind", "segment", "first", "count", "pool", "frame", "detail")
+_SHORT_OF_MEMORY: Final = (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT)
+
+_log = logging.getLogger("pagefold")
+
+
+class SpaceEvents(Protocol):
+    """Columns of events; `pagefold_core.Events`, or a fake."""
+
+    kind: list[int]
+    segment: list[int]
+    first: list[int]
+    count: list[int]
+    pool: list[int]
+    frame: list[int]
+    detail: list[int]
+
+
+class ConversationSpace(Protocol):
+    """The part of `pagefold_core.Space` that carries out what the server says."""
+
+    def merge(
+        self, segment: list[int], first: list[int], count: list[int], pool: list[int], frame: list[int], /
+    ) -> int: ...
+    def adopt(self, segment: list[int], first: list[int], count: list[int], /) -> int: ...
+    def exclude(self, segment: int, first: int, count: int, excluded: bool, /) -> None: ...
+    def add_pool(self, pool: int, fd: int, /) -> None: ...
+    def harvest(self) -> int: ...
+    def drain(self, limit: int, /) -> Any: ...
+    def pending(self) -> int: ...
+    def counts(self) -> Any: ...
+    def windows(self) -> Any: ...
+
+
+@dataclass(slots=True)
+class _Dropping:
+    """A segment that goes when so many events were sent, and not before that time."""
+
+    segment: Segment
+    after_events: int
+    not_before: float = 0.0
+
+
+class Conversation:
+    """See the head of this file.
+
+    Args:
+        space: the native space, or a fake.
+        transport: to the server.
+        kick: wakes the session's thread; must not take a lock.
+
+    Attributes:
+        announced: set while the server has been told of all segments.
+        refused: segments that the server does not take, and why.
+        totals: the domain's, as of the last reply.
+    """
+
+    def __init__(
+        self,
+        space: ConversationSpace,
+        transport: Transport,
+        kick: Callable[[], object],
+    ) -> None:
+        self.settles = Settles()
+        self.totals = pb.DomainTotals()
+        self.poll_seconds = 1.0
+        self.refused: dict[int, str] = {}
+        self.announced = threading.Event()
+        self.announced.set()
+        self._space = space
+        self._transport = transport
+        self._arena: weakref.ref[Arena] | None = None
+        self._kick = kick
+        self._session = b""
+        self._max_events = MAX_EVENTS
+        self._sequence = 0
+        self._request: pb.ExchangeRequest | None = None
+        # Events taken out of the journal and not sent yet; how many rows of it the request under way carries.
+        self._outbox: deque[Any] = deque()
+        self._outbox_sent = 0
+        self._drained = self._sent = 0
+        self._added: deque[Segment] = deque()
+        self._dropped: deque[Segment] = deque()
+        self._dropping: list[_Dropping] = []
+
+    def watch(self, arena: Arena) -> None:
+        """Tells which arena's level the server is told. Weakly: memory goes with its last buffer, without the help of gc."""
+        self._arena = weakref.ref(arena)
+
+    # For any thread: the arena's listener
+
+    def added(self, segment: Segment) -> None:
+        """A segment is to be announced."""
+        self.announced.clear()
+        self._added.append(segment)
+        self._kick()
+
+    def dropped(self, segment: Segment) -> None:
+        """A segment is to be dropped when the journal, as it is now, was sent."""
+        self._dropped.append(segment)
+        self._kick()
+
+    # Under the session lock
+
+    def hello(self, request: pb.HelloRequest, timeout: float = RPC_SECONDS) -> None:
+        """Opens the session."""
+        reply = self._transport.call(HELLO, request, timeout)
+        self._session = reply.session
+        self._max_events = max(1, min(MAX_EVENTS, (reply.max_message_bytes or 1 << 20) // EVENT_BYTES))
+        self.poll_seconds = min(max(reply.poll_millisecs / 1000, 0.01), 60.0)
+
+    def has_work(self) -> bool:
+        """Whether a turn would tell the server something new."""
+        return bool(
+            self._request
+            or self._outbox
+            or self._added
+            or self._dropped
+            or any(dropping.not_before <= time.monotonic() for dropping in self._dropping)
+            or not self.settles.is_current
+            or self._space.pending()
+        )
+
+    @property
+    def is_dropping(self) -> bool:
+        """Whether segments wait to be dropped."""
+        return bool(self._dropping)
+
+    def turn(self, timeout: float = RPC_SECONDS) -> bool:
+        """Goes round once. False if it carried no events and brought nothing to do: the client may be silent now.
+
+        Raises:
+            ServerUnavailable, ServerFault: make the same turn again, later.
+            ServerRefused: the server is done with this client.
+        """
+        if self._request is None:
+            self._request = self._next_request(timeout)
+        carried = len(self._request.events.kind)
+        reply = self._transport.call(EXCHANGE, self._request, timeout)
+        self._sequence = self._request.sequence
+        self._request = None
+        self._sent += self._outbox_sent
+        self._outbox_sent = 0
+        busy = self._carry_out(reply)
+        self._drop_segments(timeout)
+        return bool(carried) or busy
+
+    def adopt(self, segment: int, first: int, pages: int) -> None:
+        """Takes pages back at once, for advise().
+
+        Raises:
+            OutOfSharedMemory: /dev/shm has no room for them; what was adopted so far stays so.
+            OSError: another failure of the kernel's.
+        """
+        self._fill_outbox(everything=True)  # what is in the journal already is not about this call
+        known = len(self._outbox)
+        self._space.adopt([segment], [first], [pages])
+        self._fill_outbox(everything=True)
+        for index in range(known, len(self._outbox)):
+            events = self._outbox[index]
+            for kind, count, detail in zip(events.kind, events.count, events.detail, strict=True):
+                if kind != pb.EVENT_KIND_NOT_ADOPTED or detail in (errno.EBUSY, errno.EAGAIN):
+                    continue
+                if detail in _SHORT_OF_MEMORY:
+                    raise OutOfSharedMemory(
+                        f"{human(count * _page_size())} cannot be taken back from their shared frames: "
+                        f"{os.strerror(detail)}. They keep their bytes, and stay merged until they are written. "
+                        "Free memory, or make /dev/shm larger (mount -o remount,size=SIZE /dev/shm)"
+                    )
+                raise OSError(detail, f"pages cannot be adopted: {os.strerror(detail)}")
+
+    def bye(self, timeout: float) -> None:
+        """Ends the session."""
+        self._transport.call(BYE, pb.ByeRequest(session=self._session), timeout)
+
+    def forget_events(self) -> None:
+        """Throws away what nobody will be told: the session is lost."""
+        self._outbox.clear()
+        self._request = None
+        while self._space.pending():
+            self._space.drain(MAX_EVENTS)
+        self._added.clear()
+        self.announced.set()
+        for segment in self.leftovers():
+            segment.discard()
+
+    def leftovers(self) -> list[Segment]:
+        """Takes out the segments that were to be dropped; the caller discards them."""
+        segments = [dropping.segment for dropping in self._dropping]
+        self._dropping.clear()
+        while self._dropped:
+            segments.append(self._dropped.popleft())
+        return segments
+
+    # Inside
+
+    def _next_request(self, timeout: float) -> pb.ExchangeRequest:
+        number, is_new = self.settles.number()
+        if is_new:
+            self._space.harvest()  # what was written so far is part of the question
+        while self._dropped:
+            mark = self._drained + self._space.pending()
+            self._dropping.append(_Dropping(self._dropped.popleft(), mark))
+        self._fill_outbox()
+        self._announce(timeout)
+        events = pb.Events()
+        if self._outbox:
+            chunk = self._outbox.popleft()
+            self._outbox_sent = len(chunk.kind)
+            for name, column in zip(_COLUMNS, self._without_refused(chunk), strict=True):
+                if any(column):
+                    getattr(events, name).extend(column)
+        return pb.ExchangeRequest(
+            session=self._session,
+            sequence=self._sequence + 1,
+            events=events,
+            gauges=self._gauges(),
+            settling=number,
+        )
+
+    def _fill_outbox(self, everything: bool = False) -> None:
+        while (everything or not self._outbox) and self._space.pending():
+            chunk = self._space.drain(self._max_events)
+            self._drained += len(chunk.kind)
+            self._outbox.append(chunk)
+
+    def _without_refused(self, chunk: SpaceEvents) -> Iterable[list[int]]:
+        columns: list[list[int]] = [getattr(chunk, name) for name in _COLUMNS]
+        if not self.refused:
+            return columns
+        keep = [row for row, segment in enumerate(chunk.segment) if segment not in self.refused]
+        return [[column[row] for row in keep] for column in columns]
+
+    def _announce(self, timeout: float) -> None:
+        # After the journal was drained: an event's segment was added before the event was made.
+        while self._added:
+            segment = self._added[0]
+            request = pb.AddSegmentRequest(
+                session=self._session, segment=segment.number, name=segment.name, pages=segment.pages
+            )
+            try:
+                self._call(ADD_SEGMENT, request, timeout)
+            except ServerRefused as error:
+                if isinstance(error, (SessionLost, ServerFault)):
+                    raise
+                # This memory works and is never merged; the rest is not concerned.
+                self.refused[segment.number] = str(error)
+                _log.warning("the server does not take %s: %s", human(segment.pages * _page_size()), error)
+            self._added.popleft()
+        self.announced.set()
+
+    def _drop_segments(self, timeout: float) -> None:
+        now = time.monotonic()
+        for dropping in list(self._dropping):
+            if dropping.after_events > self._sent or dropping.not_before > now:
+                continue
+            number = dropping.segment.number
+            if number not in self.refused:
+                request = pb.DropSegmentRequest(session=self._session, segment=number)
+                try:
+                    self._call(DROP_SEGMENT, request, timeout)
+                except ServerRefused as error:
+                    if isinstance(error, (SessionLost, ServerFault)):
+                        raise
+                    if error.reason == pb.Reason.Name(pb.REASON_SEGMENT_IN_USE):
+                        dropping.not_before = now + DROP_AGAIN_SECONDS  # a proposal is on its way: answer it first
+                        continue
+                    _log.warning("the server does not drop a segment: %s", error)
+            self.refused.pop(number, None)
+            self._dropping.remove(dropping)
+            dropping.segment.discard()
+
+    def _carry_out(self, reply: pb.ExchangeReply) -> bool:
+        for pool in reply.pools:
+            self._add_pool(pool)
+        self.totals = reply.totals
+        merges, adopts = reply.merges, reply.adopts
+        if merges.count:
+            length = len(merges.count)
+            runs = [merges.segment, merges.first, merges.count, merges.pool, merges.frame]
+            self._attempt(self._space.merge, [_filled(column, length) for column in runs])
+        if adopts.count:
+            length = len(adopts.count)
+            runs = [adopts.segment, adopts.first, adopts.count]
+            self._attempt(self._space.adopt, [_filled(column, length) for column in runs])
+        if reply.HasField("settle_report"):
+            self.settles.answer(reply.settle_report)
+        return bool(merges.count or adopts.count or reply.more)
+
+    def _attempt(self, act: Callable[..., int], columns: list[list[int]]) -> None:
+        try:
+            act(*columns)
+        except (OSError, ValueError, OverflowError):
+            # What was done is in the journal, whatever happened: the books stay right.
+            _log.exception("carrying out the server's instructions failed")
+
+    def _add_pool(self, pool: pb.PoolInfo) -> None:
+        if not _names.is_name(_names.POOL, pool.name):
+            _log.error("the server names a pool %r: its proposals will be declined", pool.name)
+            return
+        try:
+            fd = posix_ipc.SharedMemory(pool.name, flags=0, read_only=True).fd
+        except (posix_ipc.Error, OSError) as error:
+            _log.error("the pool %s cannot be opened, so nothing will merge: %s", pool.name, error)
+            return
+        try:
+            self._space.add_pool(pool.pool, fd)
+        except (OSError, ValueError, OverflowError) as error:
+            _log.error("the pool %s cannot be used, so nothing will merge: %s", pool.name, error)
+        finally:
+            os.close(fd)
+
+    def _gauges(self) -> pb.Gauges:
+        counts, windows = self._space.counts(), self._space.windows()
+        arena = self._arena() if self._arena else None
+        in_use = arena.pages_in_use if arena else 0
+        apart = counts.merged + counts.zero + counts.copied
+        return pb.Gauges(
+            owned_pages=max(0, in_use - apart),
+            merged_pages=counts.merged,
+            zero_pages=counts.zero,
+            copied_pages=counts.copied,
+            mappings=counts.mappings,
+            mapping_budget=counts.budget,
+            windows=windows.windows,
+            window_p99_micros=round(windows.p99_micros),
+            window_max_micros=round(windows.max_micros),
+        )
+
+    def _call(self, method: Method[Q, R], request: Q, timeout: float) -> R:
+        return self._transport.call(method, request, timeout)
+
+
+def _filled(column: Iterable[int], length: int) -> list[int]:
+    """A column of a message as a list; one that is all zero may have been left out."""
+    values = list(column)
+    return values or [0] * length
+
+
+def _page_size() -> int:
+    return os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,81 @@
+"""What can go wrong in the client, as a tree.
+
+    PagefoldError
+     |-- ServerUnavailable       (ConnectionError)  nobody answers, or the server is stopping
+     |-- ServerRefused                              the server said no; `reason` is its name for why
+     |    |-- IncompatibleServer                    another protocol, another page size: install matching versions
+     |    |-- AccessDenied                          a wrong token, or memory of another user
+     |    |-- LimitReached                          a limit of the server: ask its operator
+     |    |-- SessionLost                           the server does not know this client (any more)
+     |    `-- ServerFault                           a fault of the server's own: its log says more
+     |-- ClientClosed                               the client was closed before
+     |-- ForkedClient                               the client belongs to the parent of this process
+     |-- OutOfSharedMemory       (MemoryError)      /dev/shm, descriptors or address space are used up
+     `-- BarrierUnavailable                         writes cannot be held in the way that was asked for
+
+Wrong arguments are ValueError and TypeError, as everywhere. Which of the server's reasons becomes which of these
+is one table, in `_transport.py`.
+"""
+
+# ruff: noqa: N818 - named after what happened, as users will read them in an except clause
+
+from __future__ import annotations
+
+
+class PagefoldError(Exception):
+    """Base of everything that pagefold raises on purpose, wrong arguments aside."""
+
+
+class ServerUnavailable(PagefoldError, ConnectionError):
+    """No server answers at the address. The text says how to start one."""
+
+
+class ServerRefused(PagefoldError):
+    """The server answered with a refusal.
+
+    Attributes:
+        reason: its stable name, say "REASON_LIMIT"; see `Reason` in memory.proto.
+    """
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(reason, text)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return str(self.args[1])
+
+
+class IncompatibleServer(ServerRefused):
+    """Client and server cannot work together: install the same version of pagefold on both sides."""
+
+
+class AccessDenied(ServerRefused):
+    """The server does not let this client in, or not at this memory."""
+
+
+class LimitReached(ServerRefused):
+    """The server has as many clients, segments or bytes as its operator allows."""
+
+
+class SessionLost(ServerRefused):
+    """The server has no session for this client: it was restarted, or it excluded the client."""
+
+
+class ServerFault(ServerRefused):
+    """Something broke inside the server. Its log says what."""
+
+
+class ClientClosed(PagefoldError):
+    """The client was closed. Its buffers go on; for new ones, connect again."""
+
+
+class ForkedClient(PagefoldError):
+    """This process was forked from the client's. Memory goes on as a snapshot; the client itself stayed there."""
+
+
+class OutOfSharedMemory(PagefoldError, MemoryError):
+    """Memory cannot be backed. The text names the sizes and the remedy."""
+
+
+class BarrierUnavailable(PagefoldError):
+    """Writes cannot be held in the way that was asked for, so nothing could be merged safely."""

@@ -1,0 +1,138 @@
+"""Names of shared-memory objects, and the lock that says whether a name is still somebody's.
+
+Every object is called `/pagefold-<kind>-<32 hex>`. Whoever creates one holds flock(LOCK_SH) on it for life:
+the lock belongs to the open file description, forked children hold it too, and the kernel drops it with the
+last of them. So a name whose LOCK_EX can be taken is garbage. A sweep may come between creating and locking;
+hence `create_locked` looks afterwards whether its object is still linked, and `remove_garbage` unlinks while
+it holds the lock.
+
+Client and server both import this. It opens no foreign objects and knows nothing about what they hold.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import secrets
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import posix_ipc
+
+Kind = Literal["s", "l", "p", "d"]
+LockedKind = Literal["s", "l", "p"]
+
+SEGMENT: Final = "s"
+LEASE: Final = "l"
+POOL: Final = "p"
+DOORBELL: Final = "d"
+
+_FORM: Final = re.compile(r"/pagefold-([slpd])-([0-9a-f]{32})")
+# A sweep has to hit the instant between two system calls; this many times in a row it is no accident.
+_ATTEMPTS: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class LockedObject:
+    """A shared-memory object of ours, alive for as long as `fd`, or a copy that fork made of it, is open."""
+
+    name: str
+    fd: int
+
+
+def new_name(kind: Kind) -> str:
+    """Makes up a name of 128 random bits."""
+    return f"/pagefold-{kind}-{secrets.token_hex(16)}"
+
+
+def is_name(kind: Kind, text: str) -> bool:
+    """Whether this is a name of that kind, to the letter: what a client sends may be anything."""
+    form = _FORM.fullmatch(text)
+    return form is not None and form[1] == kind
+
+
+def doorbell_for(lease: str) -> str:
+    """The doorbell has no lock (it is a semaphore), so it has the digits of its client's lease.
+
+    Raises:
+        ValueError: that is not the name of a lease.
+    """
+    if not is_name(LEASE, lease):
+        raise ValueError(f"not the name of a lease: {lease!r}")
+    return f"/pagefold-{DOORBELL}-{lease[-32:]}"
+
+
+def create_locked(kind: LockedKind, mode: int, size: int) -> LockedObject:
+    """Creates an object under a new name and takes the lock that keeps it from being swept.
+
+    Args:
+        kind: SEGMENT, LEASE or POOL.
+        mode: permissions, whatever the umask; the descriptor is open for writing even if they forbid it.
+        size: bytes; they read as zeros and cost nothing until they are written.
+
+    Raises:
+        OSError: the object cannot be made.
+    """
+    for _ in range(_ATTEMPTS):
+        name = new_name(kind)
+        try:
+            fd: int = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=mode, size=0).fd
+        except posix_ipc.ExistentialError:
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH)
+            if os.fstat(fd).st_nlink:
+                os.fchmod(fd, mode)
+                os.ftruncate(fd, size)
+                return LockedObject(name, fd)
+        except BaseException:
+            remove(name)
+            os.close(fd)
+            raise
+        os.close(fd)
+    raise OSError(errno.EAGAIN, "something unlinks shared-memory objects as fast as they are made")
+
+
+def is_garbage(fd: int) -> bool:
+    """Whether nobody holds this object any more.
+
+    Args:
+        fd: of an open of its own. On the descriptor that holds the lock, this would give the lock away.
+
+    To unlink a name, use `remove_garbage`: here the lock is let go again, and an object that is just being
+    created may come to life right after the answer.
+    """
+    if not _lock_exclusively(fd):
+        return False
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    return True
+
+
+def remove_garbage(name: str, fd: int) -> bool:
+    """Unlinks a name that nobody holds, with the lock held: whoever is just creating it sees it gone.
+
+    Args:
+        name: of the object.
+        fd: an open of its own of that object, to be closed by the caller afterwards; that lets the lock go.
+    """
+    if not _lock_exclusively(fd):
+        return False
+    remove(name)
+    return True
+
+
+def remove(name: str) -> None:
+    """Unlinks an object; it is fine if it is gone already."""
+    with contextlib.suppress(posix_ipc.ExistentialError):
+        posix_ipc.unlink_shared_memory(name)
+
+
+def _lock_exclusively(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

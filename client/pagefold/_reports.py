@@ -1,0 +1,115 @@
+"""What the client tells about itself: frozen, typed, in bytes where users think in bytes. Counts nothing itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import mmap
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """One client's memory, as it is now. Returned by `Client.stats`.
+
+    Attributes:
+        allocated_bytes: handed out and not given back, in whole pages; untouched memory is part of it. So is freed
+            memory that a forked child may still look at. The sum of owned, merged, zero and copied.
+        owned_bytes: in this client's own segments, or not touched yet.
+        merged_bytes: on frames that other pages may use too.
+        zero_bytes: on the kernel's zero page.
+        copied_bytes: merged once and written since: private again, and on their way back to `owned`.
+        saved_bytes: this client's share of what its domain saves: zero_bytes, and of merged_bytes the part that
+            exceeds the frames, which the domain's clients pay for in proportion. Summed over the clients of
+            a domain it is what the domain saves. As of the server's last answer.
+        mappings: kernel mappings (VMAs) that the memory uses now.
+        mapping_budget: most that it may use; beyond it pages stay unmerged.
+        tier: how writes are held: "uffd", "user" or "off" (nothing merges).
+        tracker: how changed pages are found: "checksum".
+        connected: the server answered the last time, and knows this client.
+        trouble: what is not as it should be, and what to do; empty if all is well.
+        windows: how often writes were held so far.
+        window_p99_micros: 99 % of these times were no longer.
+        window_max_micros: the longest of them.
+    """
+
+    allocated_bytes: int
+    owned_bytes: int
+    merged_bytes: int
+    zero_bytes: int
+    copied_bytes: int
+    saved_bytes: int
+    mappings: int
+    mapping_budget: int
+    tier: str
+    tracker: str
+    connected: bool
+    trouble: str
+    windows: int
+    window_p99_micros: float
+    window_max_micros: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain values, say for `json.dumps`."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class SettleReport:
+    """What `Client.settle` found. Page counts are of the whole domain, other processes included.
+
+    Attributes:
+        settled: a full pass found nothing left to merge. If False, `reason` says why there is no such answer.
+        reason: empty if settled.
+        seconds: how long it took.
+        passes: full passes over the domain's memory since the request.
+        merged_pages: pages merged since the request.
+        pages_shared: frames in use.
+        pages_sharing: pages saved by them: mappings beyond the first of each frame.
+        zero_pages: pages on the kernel's zero page.
+        pages_unshared: read, unchanged, and like no other page.
+        pages_volatile: they kept changing.
+        pages_waiting: they broke so often that they are left alone for a while.
+        pages_over_budget: left because a client's mapping budget is used up.
+        pages_refused: left because a client declined for another reason (pinned, forked), or does not answer.
+    """
+
+    settled: bool
+    reason: str
+    seconds: float
+    passes: int = 0
+    merged_pages: int = 0
+    pages_shared: int = 0
+    pages_sharing: int = 0
+    zero_pages: int = 0
+    pages_unshared: int = 0
+    pages_volatile: int = 0
+    pages_waiting: int = 0
+    pages_over_budget: int = 0
+    pages_refused: int = 0
+
+    @property
+    def saved_bytes(self) -> int:
+        """What the domain saves now: pages that need no memory of their own."""
+        return (self.pages_sharing + self.zero_pages) * mmap.PAGESIZE
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain values, `saved_bytes` included."""
+        return dataclasses.asdict(self) | {"saved_bytes": self.saved_bytes}
+
+
+def human(nbytes: int) -> str:
+    """A size for people: 64 MiB, 1.5 GiB, 12 bytes.
+
+    Example:
+        >>> human(3 << 29)
+        '1.5 GiB'
+    """
+    if abs(nbytes) < 1024:
+        return f"{nbytes} bytes"
+    value, unit = float(nbytes), "bytes"
+    for unit in ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB"):  # noqa: B007 - read after the loop
+        value /= 1024
+        if abs(value) < 1023.95:
+            break
+    return f"{value:.1f}".removesuffix(".0") + f" {unit}"

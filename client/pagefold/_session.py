@@ -1,0 +1,283 @@
+"""The session: a daemon thread that talks to the server when there is something to say, and is silent otherwise.
+
+    sweep -> talk, if there is news -> merge and adopt what came back -> again, until a turn was empty
+      ^                                                                               |
+      `---- the doorbell, news of our own, a forked child's end, a settle() ---- wait natively, without the GIL
+
+The session lock is held for a turn at a time and never while waiting: a fork, or advise(), gets in between. While the
+server does not answer, local work goes on and the same call is made again, later and later, for ever. When it does not
+know this client any more, the session is lost: memory goes on, nothing merges. (To reconnect is a later version's.)
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from pagefold._arena import Arena
+from pagefold._conversation import Conversation
+from pagefold._errors import PagefoldError, ServerFault, ServerRefused, ServerUnavailable
+from pagefold._fork import GENERATION_POLL, Kin, no_fork
+from pagefold._reports import SettleReport
+from pagefold._transport import Transport
+
+IDLE_SECONDS: Final = 5.0
+SETTLING_SECONDS: Final = 0.25
+BACKOFF_SECONDS: Final = (0.05, 5.0)
+GOODBYE_SECONDS: Final = 2.0
+ANNOUNCE_SECONDS: Final = 1.0
+_TICK: Final = 0.25
+
+_log = logging.getLogger("pagefold")
+
+
+class Bell(Protocol):
+    """The doorbell: `pagefold_core.Doorbell`, or a fake."""
+
+    def ring(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Wiring:
+    """What a session works with.
+
+    Attributes:
+        kin: locks and forks.
+        space: the native space, or a fake; its `wait` and `close` are used here.
+        arena: is swept.
+        conversation: what is said.
+        transport: closed at the end.
+        bell: rung by the server, and by `kick`.
+        release: at the very end, lets go of the names of lease and doorbell.
+    """
+
+    kin: Kin
+    space: Any
+    arena: Arena
+    conversation: Conversation
+    transport: Transport
+    bell: Bell
+    release: Callable[[], None]
+
+
+class Session:
+    """See the head of this file. Made after a successful hello; `start` starts the thread."""
+
+    def __init__(self, wiring: Wiring) -> None:
+        self.lost = ""
+        self.trouble = ""
+        self._w = wiring
+        self._stopping = threading.Event()
+        self._finished = threading.Event()
+        self._failures = 0
+        self._thread = threading.Thread(target=self._run, name="pagefold-session", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._w.kin.on_fork = self.kick
+        self._thread.start()
+
+    def kick(self) -> None:
+        """Has the thread look for work now. Takes no lock."""
+        self._w.bell.ring()
+
+    def wait_announced(self) -> None:
+        """Waits a moment until the server knows of new memory, so that a settle() in another process takes it in.
+
+        Not for long, and not at all if the server does not answer: memory comes first.
+        """
+        announced = self._w.conversation.announced
+        if announced.is_set() or self.lost or self.trouble or threading.current_thread() is self._thread:
+            return
+        announced.wait(ANNOUNCE_SECONDS)
+
+    def settle(self, timeout: float) -> SettleReport:
+        """Waits until nothing is left to merge; see `Client.settle`."""
+        began = time.monotonic()
+        settles = self._w.conversation.settles
+        waiter = settles.join()
+        try:
+            if self.lost or self._stopping.is_set():  # after joining: who comes later is told by the thread
+                settles.fail(self.lost or "the client was closed")
+            self.kick()
+            waiter.event.wait(max(0.0, timeout))
+        finally:
+            settles.leave(waiter)
+        seconds = time.monotonic() - began
+        report, totals = waiter.report, self._w.conversation.totals
+        if report is None:
+            why = waiter.failure or f"timeout: {self.trouble}".removesuffix(": ")
+            return SettleReport(
+                settled=False,
+                reason=why,
+                seconds=seconds,
+                pages_shared=totals.pages_shared,
+                pages_sharing=totals.pages_sharing,
+                zero_pages=totals.zero_pages,
+            )
+        return SettleReport(
+            settled=report.settled,
+            reason="" if report.settled else GAVE_UP,
+            seconds=seconds,
+            passes=report.passes,
+            merged_pages=report.merged_pages,
+            pages_shared=report.pages_shared,
+            pages_sharing=report.pages_sharing,
+            zero_pages=report.zero_pages,
+            pages_unshared=report.pages_unshared,
+            pages_volatile=report.pages_volatile,
+            pages_waiting=report.pages_waiting,
+            pages_over_budget=report.pages_over_budget,
+            pages_refused=report.pages_refused,
+        )
+
+    def stop(self) -> None:
+        """Has the thread end the session. Takes no lock and does not wait: for finalizers."""
+        self._stopping.set()
+        self.kick()
+
+    def close(self) -> None:
+        """Ends the session and waits until that is done. In the session's own thread it does not wait."""
+        self.stop()
+        if threading.current_thread() is self._thread:
+            return
+        if self._thread.ident is None:  # never started
+            self._finish()
+            return
+        if not self._finished.wait(GOODBYE_SECONDS):
+            # It is in a call to a server that does not answer. No fork may come while grpc ends that call.
+            with no_fork():
+                self._w.transport.close()
+        self._thread.join()
+
+    # In the thread
+
+    def _run(self) -> None:
+        talk = True
+        try:
+            while not self._stopping.is_set():
+                try:
+                    talk = self._step(talk)
+                except Exception:
+                    _log.exception("pagefold's session failed: memory works, and nothing is merged any more")
+                    self._lose("a fault of the client library's own; see the log", logging.DEBUG)
+                    talk = False
+                    self._stopping.wait(_TICK)
+        finally:
+            self._finish()
+
+    def _step(self, talk: bool) -> bool:
+        """Goes round once; whether to talk in the next round. Waits if there is nothing to do."""
+        w = self._w
+        self._tidy()
+        if self.lost:
+            with w.kin.session():
+                w.conversation.forget_events()
+        elif talk or w.conversation.has_work():
+            w.kin.yield_session()
+            try:
+                with w.kin.session_lock:
+                    talk = w.conversation.turn()
+            except (ServerUnavailable, ServerFault) as error:
+                self._back_off(error)
+                return True
+            except ServerRefused as error:
+                excluded = error.reason == "REASON_PROTOCOL_VIOLATION"
+                self._lose(
+                    f"the server excluded this client: {error}"
+                    if excluded
+                    else f"the server does not know this client any more: {error}",
+                    logging.ERROR if excluded else logging.WARNING,
+                )
+                return False
+            self._failures, self.trouble = 0, ""
+            if talk:
+                return True
+        return self._wait()
+
+    def _tidy(self) -> None:
+        w = self._w
+        thawed = w.kin.thaw_if_over()
+        w.arena.sweep(retry=thawed or w.arena.quarantined)
+
+    def _wait(self) -> bool:
+        w = self._w
+        settling = bool(w.conversation.settles)
+        timeout = IDLE_SECONDS
+        if settling:
+            timeout = SETTLING_SECONDS
+        elif w.kin.quarantined or w.arena.quarantined or w.conversation.is_dropping:
+            timeout = GENERATION_POLL
+        try:
+            woken = w.space.wait(w.bell, w.conversation.poll_seconds, timeout)
+        except OSError as error:
+            _log.debug("waiting for the doorbell: %s", error)
+            self._stopping.wait(_TICK)
+            return True
+        return woken == "rung" or (settling and not self.lost)
+
+    def _back_off(self, error: PagefoldError) -> None:
+        if self._failures == 0:
+            _log.info("the server does not answer, trying on: %s", error)
+        self.trouble = f"the server does not answer: {error}"
+        least, most = BACKOFF_SECONDS
+        delay = min(most, least * 2 ** min(self._failures, 16)) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+        self._failures += 1
+        until = time.monotonic() + delay
+        while not self._stopping.is_set() and (left := until - time.monotonic()) > 0:
+            self._stopping.wait(min(left, _TICK))
+            self._tidy()
+
+    def _lose(self, why: str, level: int) -> None:
+        if self.lost:
+            return
+        self.lost = why
+        _log.log(level, "nothing is merged any more, memory goes on as it is: %s", why)
+        w = self._w
+        with w.kin.session():
+            w.conversation.settles.fail(why)
+            w.transport.close()
+
+    def _finish(self) -> None:
+        w = self._w
+        try:
+            left = w.arena.close()
+            with w.kin.session():
+                w.conversation.settles.fail("the client was closed")
+            if not self.lost:
+                self._say_goodbye()
+            with w.kin.session():
+                w.transport.close()
+                for segment in [*left, *w.conversation.leftovers()]:
+                    segment.discard()
+            if not left:
+                w.space.close()  # else its buffers keep it: they must be frozen at a fork like any other memory
+            w.kin.detach()
+            w.release()
+        except Exception:
+            _log.exception("closing a pagefold client failed")
+        finally:
+            self._finished.set()
+
+    def _say_goodbye(self) -> None:
+        w = self._w
+        until = time.monotonic() + GOODBYE_SECONDS
+        try:
+            while w.conversation.has_work() and (left := until - time.monotonic()) > 0:
+                with w.kin.session():
+                    w.conversation.turn(timeout=left)
+            with w.kin.session():
+                w.conversation.bye(GOODBYE_SECONDS)
+        except PagefoldError as error:
+            _log.info("the server was not told that this client is closed, and will notice by itself: %s", error)
+
+
+GAVE_UP: Final = (
+    "the server stopped waiting: merging is switched off there, or there was no room for frames; "
+    "`pagefold status` says which"
+)

@@ -1,0 +1,209 @@
+"""Calls to the server. Unary and short: the caller makes each under the session lock, which a fork waits for.
+
+A transport has three methods, so that a test can bring its own (`LocalTransport`). This file is also the client's
+half of the error table: reason -> exception. Nothing here retries, knows sessions, or starts servers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Generic, Protocol, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+from pagefold_proto.v1 import memory_pb2 as pb
+
+from pagefold._address import Address
+from pagefold._errors import (
+    AccessDenied,
+    IncompatibleServer,
+    LimitReached,
+    PagefoldError,
+    ServerFault,
+    ServerRefused,
+    ServerUnavailable,
+    SessionLost,
+)
+
+Q = TypeVar("Q", bound=Message)
+R = TypeVar("R", bound=Message)
+
+REASON_KEY: Final = "pagefold-reason"
+MAX_MESSAGE_BYTES: Final = 64 << 20
+
+ERRORS: Final[dict[int, type[PagefoldError]]] = {
+    pb.REASON_UNSPECIFIED: ServerFault,
+    pb.REASON_PROTOCOL_MISMATCH: IncompatibleServer,
+    pb.REASON_PAGE_SIZE_MISMATCH: IncompatibleServer,
+    pb.REASON_UNKNOWN_SESSION: SessionLost,
+    pb.REASON_BAD_NAME: ServerRefused,
+    pb.REASON_NOT_A_SEGMENT: ServerRefused,
+    pb.REASON_BAD_SIZE: ServerRefused,
+    pb.REASON_WRONG_OWNER: AccessDenied,
+    pb.REASON_LEASE_NOT_HELD: ServerRefused,
+    pb.REASON_LIMIT: LimitReached,
+    pb.REASON_PROTOCOL_VIOLATION: SessionLost,
+    pb.REASON_BAD_TOKEN: AccessDenied,
+    pb.REASON_BAD_CONFIG: ServerRefused,
+    pb.REASON_SHUTTING_DOWN: ServerUnavailable,
+    pb.REASON_SEGMENT_IN_USE: ServerRefused,
+    pb.REASON_INTERNAL: ServerFault,
+}
+"""What each of the server's reasons is for a caller. Total; a test compares it with memory.proto."""
+
+# Without a reason, these mean that nobody (able to answer) is there; the rest, that something broke.
+_NOBODY: Final = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+)
+
+# Channels of parents, in children: closing or finalizing one there would touch grpc's threads, which do not exist.
+_forgotten: list[object] = []
+
+
+@dataclass(frozen=True, slots=True)
+class Method(Generic[Q, R]):
+    """One of the five calls, with the types of what goes up and comes down."""
+
+    name: str
+    request: type[Q]
+    reply: type[R]
+
+    @property
+    def path(self) -> str:
+        """As gRPC names it."""
+        return f"/pagefold.v1.Memory/{self.name}"
+
+
+HELLO: Final = Method("Hello", pb.HelloRequest, pb.HelloReply)
+ADD_SEGMENT: Final = Method("AddSegment", pb.AddSegmentRequest, pb.AddSegmentReply)
+EXCHANGE: Final = Method("Exchange", pb.ExchangeRequest, pb.ExchangeReply)
+DROP_SEGMENT: Final = Method("DropSegment", pb.DropSegmentRequest, pb.DropSegmentReply)
+BYE: Final = Method("Bye", pb.ByeRequest, pb.ByeReply)
+
+
+class Transport(Protocol):
+    """How calls reach a server."""
+
+    def call(self, method: Method[Q, R], request: Q, timeout: float) -> R:
+        """Makes a call and waits for its reply.
+
+        Raises:
+            ServerUnavailable: nobody answered within `timeout` seconds. The call may have been carried out.
+            ServerRefused: the server said no.
+        """
+
+    def close(self) -> None:
+        """Ends the connection. Closing twice is fine."""
+
+    def forget(self) -> None:
+        """In a forked child: lets go of the parent's connection without touching it."""
+
+
+class LocalTransport:
+    """A server inside this process, for tests: one function that takes a request and returns the reply.
+
+    Args:
+        handler: called with the method's name and a copy of the request. What it raises reaches the caller.
+    """
+
+    def __init__(self, handler: Callable[[str, Any], Message]) -> None:
+        self._handler = handler
+        self.closed = False
+
+    def call(self, method: Method[Q, R], request: Q, timeout: float) -> R:
+        """See `Transport`."""
+        sent = method.request.FromString(request.SerializeToString())
+        return method.reply.FromString(self._handler(method.name, sent).SerializeToString())
+
+    def close(self) -> None:
+        """See `Transport`."""
+        self.closed = True
+
+    def forget(self) -> None:
+        """See `Transport`."""
+
+
+class GrpcTransport:
+    """A gRPC channel.
+
+    Args:
+        address: where the server listens.
+        token: sent with every call, as a bearer token; TCP only.
+        ca: file with the certificate that the server's was signed with. Without it, TCP is not encrypted.
+    """
+
+    def __init__(self, address: Address, token: str | None = None, ca: str | os.PathLike[str] | None = None) -> None:
+        options = (
+            ("grpc.use_local_subchannel_pool", 1),  # shares nothing with the program's own channels
+            ("grpc.enable_http_proxy", 0),  # the server is on this machine
+            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.initial_reconnect_backoff_ms", 50),
+            ("grpc.min_reconnect_backoff_ms", 50),
+            ("grpc.max_reconnect_backoff_ms", 2000),
+        )
+        self._address = address
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        if ca is None:
+            channel = grpc.insecure_channel(address.grpc_target, options)
+        else:
+            with open(ca, "rb") as file:
+                credentials = grpc.ssl_channel_credentials(file.read())
+            channel = grpc.secure_channel(address.grpc_target, credentials, options)
+        self._channel: grpc.Channel | None = channel
+        self._calls: dict[str, Callable[..., Any]] = {}
+
+    def call(self, method: Method[Q, R], request: Q, timeout: float) -> R:
+        """See `Transport`."""
+        channel = self._channel
+        if channel is None:
+            raise ServerUnavailable("the connection was closed")
+        call = self._calls.get(method.name)
+        if call is None:
+            call = channel.unary_unary(method.path, method.request.SerializeToString, method.reply.FromString)
+            self._calls[method.name] = call
+        try:
+            reply: R = call(request, timeout=timeout, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise self._translated(error) from error
+        except ValueError as error:  # grpc's word for a channel that another thread has closed
+            raise ServerUnavailable(f"the connection was closed: {error}") from error
+        return reply
+
+    def close(self) -> None:
+        """See `Transport`."""
+        channel, self._channel = self._channel, None
+        self._calls.clear()
+        if channel is not None:
+            channel.close()
+
+    def forget(self) -> None:
+        """See `Transport`."""
+        _forgotten.append((self._channel, self._calls))
+        self._channel, self._calls = None, {}
+
+    def _translated(self, error: Any) -> PagefoldError:
+        reason = next((value for key, value in error.trailing_metadata() or () if key == REASON_KEY), "")
+        return translate(error.code(), str(reason), str(error.details()), str(self._address))
+
+
+def translate(status: grpc.StatusCode, reason: str, details: str, address: str) -> PagefoldError:
+    """The exception for a failed call.
+
+    Args:
+        status: gRPC's.
+        reason: from the trailing metadata, by name; empty if the server gave none.
+        details: text for people.
+        address: of the server, for the text.
+    """
+    if not reason and status in _NOBODY:
+        return ServerUnavailable(f"no server answers at {address}: {details}")
+    number = pb.Reason.Value(reason) if reason in pb.Reason.keys() else pb.REASON_UNSPECIFIED  # noqa: SIM118
+    kind = ERRORS[number]
+    if issubclass(kind, ServerRefused):
+        return kind(reason or status.name, f"{details} (server at {address})")
+    return kind(f"{details} (server at {address})")

@@ -1,0 +1,159 @@
+"""The Admin service of a server, as plain calls. Failures become `CommandError`, with what to do about them.
+
+One connection, made with the first call. It may use gRPC's streams, which the library must not: operators' tools
+do not fork.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Final, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+from pagefold_proto.v1 import admin_pb2 as pb
+from pagefold_proto.v1.memory_pb2 import SettleReport
+
+from pagefold import _address
+from pagefold.cli.exits import CommandError, ExitCode
+
+_SERVICE: Final = "/pagefold.v1.Admin/"
+_SECONDS: Final = 10.0
+_REASON_KEY: Final = "pagefold-reason"
+_NOBODY: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+
+R = TypeVar("R", bound=Message)
+
+
+class Admin:
+    """One server's operator side.
+
+    Args:
+        address: in either form; empty: this user's own server.
+        token_file: holds the bearer token, for TCP.
+        ca: certificate that the server's is signed with. Without it, TCP is not encrypted.
+
+    Raises:
+        CommandError: the address has no proper form, or a file cannot be read.
+    """
+
+    def __init__(self, address: str = "", token_file: Path | None = None, ca: Path | None = None) -> None:
+        self.address = parse_address(address)
+        self._metadata: tuple[tuple[str, str], ...] = ()
+        options = (("grpc.enable_http_proxy", 0),)
+        secure = self.address.scheme == "tcp" and ca is not None
+        if self.address.scheme == "tcp" and token_file is not None:
+            if not secure and not _is_here(self.address.host):
+                raise CommandError(
+                    f"the token would travel in the clear to {self.address}: give --ca too", ExitCode.USAGE
+                )
+            token = _read(token_file).decode("ascii", "replace").strip()
+            self._metadata = (("authorization", f"Bearer {token}"),)
+        if secure and ca is not None:
+            credentials = grpc.ssl_channel_credentials(_read(ca))
+            self._channel = grpc.secure_channel(self.address.grpc_target, credentials, options)
+        else:
+            self._channel = grpc.insecure_channel(self.address.grpc_target, options)
+
+    def __enter__(self) -> Admin:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._channel.close()
+
+    def status(self, timeout: float = _SECONDS) -> pb.Status:
+        """One look at everything."""
+        return self._call("GetStatus", pb.GetStatusRequest(), pb.Status, timeout)
+
+    def clients(self) -> pb.ListClientsReply:
+        """The sessions, oldest first."""
+        return self._call("ListClients", pb.ListClientsRequest(), pb.ListClientsReply)
+
+    def segments(self, client: int = 0) -> pb.ListSegmentsReply:
+        """The segments of one session, or of all."""
+        return self._call("ListSegments", pb.ListSegmentsRequest(client=client), pb.ListSegmentsReply)
+
+    def domains(self) -> pb.ListDomainsReply:
+        """The domains, each with its counters."""
+        return self._call("ListDomains", pb.ListDomainsRequest(), pb.ListDomainsReply)
+
+    def config(self) -> pb.GetConfigReply:
+        """Every setting."""
+        return self._call("GetConfig", pb.GetConfigRequest(), pb.GetConfigReply)
+
+    def configure(self, values: Mapping[str, str]) -> pb.SetConfigReply:
+        """Changes settings, all or none."""
+        return self._call("SetConfig", pb.SetConfigRequest(values=values), pb.SetConfigReply)
+
+    def scan_now(self, timeout: float) -> SettleReport:
+        """Merges at full speed until nothing is left to merge, or until the deadline."""
+        request = pb.ScanNowRequest(timeout_seconds=timeout)
+        return self._call("ScanNow", request, pb.ScanNowReply, timeout + _SECONDS).report
+
+    def watch(self, interval: float) -> Iterator[pb.Status]:
+        """The status again and again, until the server stops."""
+        call = self._channel.unary_stream(
+            _SERVICE + "WatchStatus", pb.WatchStatusRequest.SerializeToString, pb.Status.FromString
+        )
+        stream = call(pb.WatchStatusRequest(interval_seconds=interval), metadata=self._metadata)
+        try:
+            yield from stream
+        except grpc.RpcError as error:
+            raise self._failed(error) from error
+        finally:
+            stream.cancel()
+
+    def _call(self, name: str, request: Message, reply: type[R], timeout: float = _SECONDS) -> R:
+        call = self._channel.unary_unary(_SERVICE + name, type(request).SerializeToString, reply.FromString)
+        try:
+            answer: R = call(request, timeout=timeout, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise self._failed(error) from error
+        return answer
+
+    def _failed(self, error: grpc.RpcError) -> CommandError:
+        code, details = error.code(), error.details() or ""
+        reason = next((value for key, value in error.trailing_metadata() or () if key == _REASON_KEY), "")
+        if code in _NOBODY and not reason:
+            how = "" if self.address.scheme == "unix" else " (a server with TLS wants --ca)"
+            return CommandError(
+                f"no server answers at {self.address}{how}: start one with  pagefold serve  "
+                "or name another with --address",
+                ExitCode.NO_SERVER,
+            )
+        if reason == "REASON_SHUTTING_DOWN":
+            return CommandError(f"the server at {self.address} is stopping: try again", ExitCode.NO_SERVER)
+        if reason == "REASON_BAD_TOKEN":
+            return CommandError(f"{self.address} wants a token: give --token-file FILE (what the server has)")
+        if code is grpc.StatusCode.UNIMPLEMENTED:
+            return CommandError(f"what listens at {self.address} is no pagefold server of this version ({details})")
+        return CommandError(details or f"the call failed with {code.name}: the server's log says more")
+
+
+def parse_address(address: str) -> _address.Address:
+    """An address from a flag or from the environment; empty: that of this user's own server."""
+    try:
+        return _address.parse(address or _address.default_address())
+    except _address.AddressError as error:
+        raise CommandError(str(error), ExitCode.USAGE) from error
+
+
+def _is_here(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CommandError(f"{path}: {error.strerror}", ExitCode.USAGE) from error

@@ -1,0 +1,71 @@
+"""The command line's assembly: subcommands, `--version`, and what happens to exceptions."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pagefold._errors import PagefoldError
+from pagefold._version import __version__
+from pagefold.cli import clients, config, demo, doctor, scan, serve, status
+from pagefold.cli.exits import EXIT_CODES, CommandError, ExitCode
+from pagefold.cli.output import print_error
+
+app = typer.Typer(
+    name="pagefold",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="rich",
+    epilog=EXIT_CODES,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"pagefold {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def pagefold(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """User-space same-page merging: identical pages of many processes share one frame.
+
+    \b
+    Examples:
+      pagefold demo                  see it work, with a server of its own
+      pagefold doctor                can this machine merge, and if not, why
+      pagefold serve                 a server for this user's programs
+      pagefold status --watch        what it saves, as it happens
+    """
+
+
+app.command("serve", epilog=EXIT_CODES)(serve.serve)
+app.command("demo", epilog=EXIT_CODES)(demo.demo)
+app.command("status", epilog=EXIT_CODES)(status.status)
+app.command("clients", epilog=EXIT_CODES)(clients.clients)
+app.add_typer(scan.app, name="scan")
+app.add_typer(config.app, name="config")
+app.command("doctor", epilog=EXIT_CODES)(doctor.doctor)
+
+
+def run() -> int:
+    """Runs the command that sys.argv names and returns its exit code."""
+    try:
+        app()
+    except CommandError as error:
+        print_error(str(error))
+        return error.code
+    except PagefoldError as error:
+        print_error(str(error))
+        return ExitCode.FAILED
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else ExitCode.OK
+    return ExitCode.OK

@@ -1,0 +1,276 @@
+"""What `pagefold doctor` looks at: each check reads one thing of this machine and says what it means for merging.
+
+A check never raises and changes nothing. It looks through `Machine`, which a test can make up.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal
+
+from pagefold_core import Features, probe
+
+from pagefold import _tier
+from pagefold._errors import BarrierUnavailable
+from pagefold._reports import human
+
+State = Literal["ok", "warn", "fail"]
+
+SMALL_SHM: Final = 256 << 20
+"""Bytes; containers get 64 MiB if nobody asks for more."""
+DEFAULT_MAP_COUNT: Final = 65530
+SHM: Final = "/dev/shm"  # noqa: S108 - it is the place itself that is looked at
+_FIRST_LOGIN_UID: Final = 1000
+_LOGIND: Final = (
+    "/usr/lib/systemd/logind.conf",
+    "/usr/lib/systemd/logind.conf.d",
+    "/etc/systemd/logind.conf",
+    "/etc/systemd/logind.conf.d",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        name: stable, for scripts.
+        state: "fail" prevents merging, "warn" costs something or will, "ok" is fine.
+        found: what there is.
+        meaning: what that does to merging.
+        remedy: what to do about it; empty if there is nothing to do.
+    """
+
+    name: str
+    state: State
+    found: str
+    meaning: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What checks look at.
+
+    Attributes:
+        root: in front of every path under /proc, /sys and /etc.
+        shm: the directory of shared-memory objects.
+        environ: the environment.
+        uid: effective, of this user.
+    """
+
+    root: Path = Path("/")
+    shm: Path = Path(SHM)
+    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    uid: int = field(default_factory=os.geteuid)
+
+    def read(self, path: str) -> str:
+        """A small file's text; empty if it cannot be read."""
+        try:
+            return (self.root / path.lstrip("/")).read_text().strip()
+        except OSError:
+            return ""
+
+    def chosen(self, path: str) -> str:
+        """The choice in brackets, as /sys/kernel/mm/transparent_hugepage has it."""
+        words = self.read(path).split()
+        return next((word.strip("[]") for word in words if word.startswith("[")), "")
+
+    def features(self) -> Features:
+        """The kernel's features, less those that $PAGEFOLD_DISABLE names."""
+        names = self.environ.get("PAGEFOLD_DISABLE", "").replace(" ", "").split(",")
+        return probe([name for name in names if name])
+
+
+def machine_checks(machine: Machine) -> list[Check]:
+    """All checks of kernel and user, the most important first."""
+    features = machine.features()
+    return [
+        tier(machine, features),
+        tracker(features),
+        shared_memory(machine),
+        map_count(features.max_map_count, features.page_size),
+        huge_pages(machine),
+        overcommit(machine),
+        kernel_ksm(machine),
+        *remove_ipc(machine),
+    ]
+
+
+def tier(machine: Machine, features: Features) -> Check:
+    """How writes can be held."""
+    meaning = {
+        "uffd": "writes are held while a page is switched, those of system calls too: pages can be merged",
+        "user": "a system call that writes into a page at the moment it is switched fails with EFAULT",
+        "off": "memory works, and nothing is merged",
+    }
+    source = {"syscall": "userfaultfd(2)", "device": "/dev/userfaultfd"}.get(features.userfaultfd_source, "none")
+    asked = machine.environ.get("PAGEFOLD_BARRIER", "")
+    try:
+        chosen, _ = _tier.choose(_tier.checked(asked) if asked else None, features)
+    except (BarrierUnavailable, ValueError) as error:
+        return Check("tier", "fail", f"PAGEFOLD_BARRIER={asked}", f"connect() fails: {error}", "unset PAGEFOLD_BARRIER")
+    if chosen == "uffd":
+        return Check("tier", "ok", f"uffd ({source})", meaning[chosen])
+    if chosen == "user":
+        return Check("tier", "warn", f"user ({source})", meaning[chosen], _tier.why_not("uffd", features))
+    if asked:
+        return Check("tier", "fail", f"off (PAGEFOLD_BARRIER={asked})", meaning[chosen], "unset PAGEFOLD_BARRIER")
+    return Check("tier", "fail", "off", f"{meaning[chosen]}: {_tier.why_not('uffd', features)}", _uffd_remedy(features))
+
+
+def _uffd_remedy(features: Features) -> str:
+    if not features.wp_shmem:
+        return "use Linux 5.19 or newer (6.7 or newer is better)"
+    return (
+        "sysctl -w vm.unprivileged_userfaultfd=1   (or chmod 0666 /dev/userfaultfd on Linux 6.1, or CAP_SYS_PTRACE; "
+        "in a container allow userfaultfd in the seccomp profile)"
+    )
+
+
+def tracker(features: Features) -> Check:
+    """How changed pages are found."""
+    missing = [
+        name
+        for name, there in (("PAGEMAP_SCAN", features.pagemap_scan), ("asynchronous write-protection", features.wp_async))
+        if not there
+    ]
+    if missing:
+        later = f"a later version's pagemap tracker will not work here: no {' and no '.join(missing)} (Linux 6.7)"
+    else:
+        later = "this kernel has what the pagemap tracker of a later version needs"
+    if not features.pagemap_scan:
+        later += "; looking for written pages reads /proc/self/pagemap, which is slower"
+    if not features.wp_unpopulated:
+        later += "; untouched pages are touched before they are protected (Linux 6.4 protects them as they are)"
+    return Check("tracker", "ok", "checksum", f"the server reads every page in every pass; {later}")
+
+
+def shared_memory(machine: Machine) -> Check:
+    """Where all memory comes from."""
+    try:
+        found = os.statvfs(machine.shm)
+    except OSError as error:
+        return Check("shm", "fail", str(error), "there is no memory to hand out", f"mount -t tmpfs tmpfs {machine.shm}")
+    size, free = found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
+    told = f"{human(free)} free of {human(size)}" if size else "no limit"
+    try:
+        with tempfile.TemporaryFile(dir=machine.shm):
+            pass
+    except OSError as error:
+        remedy = f"mount -o remount,rw {machine.shm}; chmod 1777 {machine.shm}"
+        return Check("shm", "fail", f"{told}, not writable ({error.strerror})", "no memory can be had", remedy)
+    if size and (size < SMALL_SHM or free < SMALL_SHM // 4):
+        return Check(
+            "shm",
+            "warn",
+            told,
+            "allocations that it cannot back raise MemoryError, and merging needs room for frames",
+            f"mount -o remount,size=8G {machine.shm}   (docker run --shm-size=8g; in Kubernetes an emptyDir with "
+            "medium: Memory)",
+        )
+    return Check("shm", "ok", told, "all memory that pagefold hands out, and its frames, come from here")
+
+
+def map_count(limit: int, page_size: int) -> Check:
+    """The kernel's limit for mappings."""
+    budget = limit // 2
+    meaning = (
+        f"a client cuts its memory into {budget:,} mappings at most: a run of merged pages takes one, an isolated "
+        f"page up to two, so at the very worst {human(budget // 2 * page_size)} of it can be merged"
+    )
+    remedy = "if status reports pages over budget: sysctl -w vm.max_map_count=1048576, and restart the clients"
+    state: State = "ok" if limit >= DEFAULT_MAP_COUNT else "warn"
+    return Check("max_map_count", state, f"{limit:,}", meaning, remedy)
+
+
+def huge_pages(machine: Machine) -> Check:
+    """Transparent huge pages, of shared and of anonymous memory."""
+    base = "/sys/kernel/mm/transparent_hugepage"
+    shmem, anon = machine.chosen(f"{base}/shmem_enabled"), machine.chosen(f"{base}/enabled")
+    found = f"shmem {shmem or 'none'}, anonymous {anon or 'none'}"
+    if shmem in ("always", "force", "within_size"):
+        return Check(
+            "huge_pages",
+            "warn",
+            found,
+            "touching one page of a segment may allocate 2 MiB, which merging has to split again",
+            f"echo never > {base}/shmem_enabled",
+        )
+    if anon == "always":
+        return Check(
+            "huge_pages",
+            "warn",
+            found,
+            "a write to a long run of merged zero pages may allocate 2 MiB instead of a page",
+            f"echo madvise > {base}/enabled",
+        )
+    return Check("huge_pages", "ok", found, "memory is allocated, merged and given back page by page")
+
+
+def overcommit(machine: Machine) -> Check:
+    """Whether the kernel promises only what it has."""
+    mode = machine.read("/proc/sys/vm/overcommit_memory")
+    if mode == "2":
+        return Check(
+            "overcommit",
+            "warn",
+            "vm.overcommit_memory=2",
+            "every merged page counts as if it were to be copied: merging stops at the commit limit, memory goes on",
+            "sysctl -w vm.overcommit_memory=0, or raise vm.overcommit_ratio",
+        )
+    return Check("overcommit", "ok", f"vm.overcommit_memory={mode or 'unknown'}", "mappings of frames are not limited")
+
+
+def kernel_ksm(machine: Machine) -> Check:
+    """The kernel's own page merging."""
+    run = machine.read("/sys/kernel/mm/ksm/run")
+    sharing = machine.read("/sys/kernel/mm/ksm/pages_sharing") or "0"
+    found = {"": "not in this kernel", "0": "off", "1": "on", "2": "unmerging"}.get(run, run)
+    if run == "1":
+        found += f", {sharing} pages sharing"
+    meaning = "kernel KSM cannot merge shared segments, so it does neither pagefold's work nor any harm to it"
+    return Check("ksm", "ok", found, meaning)
+
+
+def remove_ipc(machine: Machine) -> list[Check]:
+    """Whether logind unlinks this user's shared memory at logout. Nothing to say for system users or without systemd."""
+    if machine.uid < _FIRST_LOGIN_UID or not (machine.root / "run/systemd/system").is_dir():
+        return []
+    if (machine.root / "var/lib/systemd/linger").is_dir() and _lingers(machine):
+        return [Check("remove_ipc", "ok", "this user lingers", "shared memory outlives the logout")]
+    if _removes(machine):
+        return [
+            Check(
+                "remove_ipc",
+                "warn",
+                "RemoveIPC=yes",
+                "at this user's last logout logind unlinks the names in /dev/shm of programs that still run: they "
+                "keep their memory, and a restarted server cannot find it any more",
+                "loginctl enable-linger   (or RemoveIPC=no in /etc/systemd/logind.conf)",
+            )
+        ]
+    return [Check("remove_ipc", "ok", "RemoveIPC=no", "shared memory outlives the logout")]
+
+
+def _lingers(machine: Machine) -> bool:
+    user = machine.environ.get("USER", "")
+    return bool(user) and "/" not in user and (machine.root / "var/lib/systemd/linger" / user).exists()
+
+
+def _removes(machine: Machine) -> bool:
+    """The last word that logind's configuration has; its default is yes."""
+    value = "yes"
+    for place in _LOGIND:
+        path = machine.root / place.lstrip("/")
+        files = sorted(path.glob("*.conf")) if path.is_dir() else [path]
+        for file in files:
+            for line in machine.read("/" + str(file.relative_to(machine.root))).splitlines():
+                key, _, text = line.partition("=")
+                if key.strip() == "RemoveIPC":
+                    value = text.strip().lower()
+    return value not in ("no", "false", "0", "off")

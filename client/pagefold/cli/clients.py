@@ -1,0 +1,97 @@
+"""`pagefold clients`: who uses the server."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from pagefold_proto.v1 import admin_pb2 as pb
+
+from pagefold._reports import human
+from pagefold.cli.admin import Admin
+from pagefold.cli.options import AddressOption, CaOption, JsonOption, TokenFileOption
+from pagefold.cli.output import console, count, duration, enum_name, plain, print_json, table
+
+
+def clients(
+    address: AddressOption = "",
+    segments: Annotated[bool, typer.Option("--segments", help="Their segments instead, one a line.")] = False,
+    client: Annotated[int, typer.Option(metavar="N", help="Only client N; 0: all.")] = 0,
+    as_json: JsonOption = False,
+    token_file: TokenFileOption = None,
+    ca: CaOption = None,
+) -> None:
+    """List the clients of a server, oldest first.
+
+    A client is "silent" if it has work and does not answer (stopped in a debugger, say), "departed" if its session
+    ended while its memory still maps frames, and "excluded" if it reported the impossible.
+
+    \b
+    Examples:
+      pagefold clients
+      pagefold clients --segments --client 3
+      pagefold clients --json | jq '.clients[] | select(.state != "active")'
+    """
+    with Admin(address, token_file, ca) as admin:
+        if segments:
+            _show_segments(admin.segments(client), as_json)
+            return
+        found = [info for info in admin.clients().clients if client in (0, info.client)]
+        if as_json:
+            print_json({"clients": [plain(info) for info in found]})
+            return
+        _show_clients(found, admin.status().page_size)
+
+
+def _show_clients(found: list[pb.ClientInfo], page_size: int) -> None:
+    out = console()
+    if not found:
+        out.print("no clients")
+        return
+    numbers = ("client", "pid", "merged", "zero", "owned", "mappings", "window p99", "age")
+    listed = table(
+        "client", "pid", "program", "domain", "state", "tier", *numbers[2:], right=numbers
+    )  # fmt: skip - one line a table
+    tier = pb.ClientInfo.DESCRIPTOR.fields_by_name["tier"]
+    for info in found:
+        gauges = info.gauges
+        listed.add_row(
+            str(info.client),
+            str(info.pid),
+            info.program or "-",
+            f"{info.uid}/{info.label}" if info.label else str(info.uid),
+            info.state,
+            enum_name(tier, info.tier),
+            human(gauges.merged_pages * page_size),
+            human(gauges.zero_pages * page_size),
+            human(gauges.owned_pages * page_size),
+            f"{gauges.mappings}/{gauges.mapping_budget}",
+            f"{gauges.window_p99_micros} us" if gauges.windows else "-",
+            duration(info.age_seconds),
+        )
+    out.print(listed)
+
+
+def _show_segments(reply: pb.ListSegmentsReply, as_json: bool) -> None:
+    if as_json:
+        print_json(plain(reply))
+        return
+    out = console()
+    if not reply.segments:
+        out.print("no segments")
+        return
+    numbers = ("client", "segment", "pages", "allocated", "merged", "zero", "copied")
+    listed = table(*numbers, "name", right=numbers)
+    for segment in reply.segments:
+        listed.add_row(
+            str(segment.client),
+            str(segment.segment),
+            f"{segment.pages:,}",
+            human(segment.allocated_bytes),
+            f"{segment.merged_pages:,}",
+            f"{segment.zero_pages:,}",
+            f"{segment.copied_pages:,}",
+            segment.name,
+        )
+    out.print(listed)
+    out.print(count(len(reply.segments), "segment"))

@@ -1,0 +1,154 @@
+"""`pagefold doctor`: can this machine merge, and if not, why and what to do."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+import typer
+from rich.text import Text
+
+from pagefold import _address
+from pagefold._autostart import _NEEDED as SERVER_NEEDS
+from pagefold._version import __version__
+from pagefold.cli.admin import Admin, parse_address
+from pagefold.cli.checks import Check, Machine, machine_checks
+from pagefold.cli.exits import CommandError, ExitCode
+from pagefold.cli.options import AddressOption, CaOption, JsonOption, TokenFileOption
+from pagefold.cli.output import console, print_json, table
+
+PROTOCOL: Final = 1
+_STYLES: Final = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+_SECONDS: Final = 3.0
+
+
+def doctor(
+    address: AddressOption = "",
+    as_json: JsonOption = False,
+    token_file: TokenFileOption = None,
+    ca: CaOption = None,
+) -> None:
+    """Look at everything that merging needs, and say for each what it means and what to do.
+
+    Changes nothing. Exits 1 if something prevents merging ("fail"); a "warn" costs something, or will.
+
+    \b
+    Examples:
+      pagefold doctor
+      pagefold doctor --json | jq '.checks[] | select(.state != "ok")'
+    """
+    checks = [
+        *machine_checks(Machine()),
+        server(address, lambda: Admin(address, token_file, ca)),
+        packages(),
+        fork_support(os.environ.get("GRPC_ENABLE_FORK_SUPPORT", "")),
+    ]
+    able = all(check.state != "fail" for check in checks)
+    if as_json:
+        print_json(
+            {
+                "able": able,
+                "version": __version__,
+                "kernel": platform.release(),
+                "python": platform.python_version(),
+                "checks": [dataclasses.asdict(check) for check in checks],
+            }
+        )
+    else:
+        _show(checks, able)
+    raise typer.Exit(ExitCode.OK if able else ExitCode.FAILED)
+
+
+def server(address: str, connect: Callable[[], Admin]) -> Check:
+    """Whether a server is there, and what it says of itself."""
+    name = "server"
+    try:
+        where = parse_address(address)
+        if where.scheme == "unix":
+            _address.verify_directory(str(Path(where.path).parent))
+    except FileNotFoundError:
+        return _no_server(parse_address(address))
+    except _address.AddressError as error:
+        return Check(name, "fail", str(error), "clients do not trust a socket that is not theirs alone", str(error))
+    except CommandError as error:
+        return Check(name, "fail", "no address", str(error), "fix --address or $PAGEFOLD_ADDRESS")
+    try:
+        with connect() as admin:
+            found = admin.status(_SECONDS)
+    except CommandError as error:
+        if error.code is ExitCode.NO_SERVER:
+            return _no_server(where)
+        return Check(name, "fail", f"{where} refuses", str(error), "see above")
+    told = f"{found.version}, protocol {found.protocol}, pid {found.pid}, {where}"
+    if found.protocol != PROTOCOL:
+        meaning = f"this is version {__version__}, protocol {PROTOCOL}: connect() fails"
+        return Check(name, "fail", told, meaning, "install the same version on both sides")
+    if found.page_size != os.sysconf("SC_PAGE_SIZE"):
+        return Check(name, "fail", told, f"its pages have {found.page_size} bytes", "run server and clients together")
+    if found.trouble:
+        return Check(name, "fail" if found.run != 1 else "warn", told, found.trouble, "see above")
+    return Check(name, "ok", told, f"serves {found.clients} clients and merges")
+
+
+def _no_server(where: _address.Address) -> Check:
+    name, found = "server", f"none at {where}"
+    if where.scheme == "tcp":
+        return Check(name, "fail", found, "connect() fails: only a per-user server starts by itself", "pagefold serve")
+    missing = [module for module in SERVER_NEEDS if find_spec(module) is None]
+    if missing:
+        meaning = f"connect() cannot start one either: {', '.join(missing)} missing"
+        return Check(name, "fail", found, meaning, "pip install 'pagefold[server]'")
+    if os.environ.get("PAGEFOLD_AUTOSTART", "1").lower() in ("0", "no", "off", "false"):
+        return Check(name, "fail", found, "connect() fails: PAGEFOLD_AUTOSTART is off", "pagefold serve")
+    return Check(name, "ok", found, "the first connect() starts one, which ends when it has been unused for a while")
+
+
+def packages() -> Check:
+    """The libraries that both sides speak through."""
+    found = []
+    for name in ("grpcio", "protobuf", "numpy"):
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            found.append(f"no {name}")
+    if "no numpy" in found:
+        meaning = "memory as buffers works; arrays (and the demo) need NumPy"
+        return Check("packages", "warn", ", ".join(found), meaning, "pip install 'pagefold[numpy]'")
+    return Check("packages", "ok", ", ".join(found), "grpcio 1.71 and protobuf 5.29 or newer are what it takes")
+
+
+def fork_support(value: str) -> Check:
+    """gRPC's own fork handling, which programs that fork need."""
+    if value.strip().lower() in ("0", "false", "off", "no", ""):
+        if value:
+            return Check(
+                "fork_support",
+                "warn",
+                f"GRPC_ENABLE_FORK_SUPPORT={value}",
+                "programs that fork while they use pagefold may hang",
+                "unset GRPC_ENABLE_FORK_SUPPORT",
+            )
+        return Check("fork_support", "ok", "gRPC's default", "programs that use pagefold may fork")
+    return Check("fork_support", "ok", f"GRPC_ENABLE_FORK_SUPPORT={value}", "programs that use pagefold may fork")
+
+
+def _show(checks: list[Check], able: bool) -> None:
+    out = console()
+    listed = table("check", "", "found", "what it means, and what to do")
+    for check in checks:
+        words = Text(check.meaning)
+        if check.remedy and check.remedy != "see above":
+            words.append(f"\n-> {check.remedy}", style="cyan")
+        listed.add_row(check.name, Text(check.state, style=_STYLES[check.state]), check.found, words)
+    out.print(listed)
+    if able:
+        out.print("this machine can merge", style="bold green")
+    else:
+        failed = ", ".join(check.name for check in checks if check.state == "fail")
+        out.print(f"nothing can be merged here: see {failed}", style="bold red")

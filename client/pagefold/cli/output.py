@@ -1,0 +1,104 @@
+"""What commands print: tables for people, JSON for scripts. Results go to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from pagefold._reports import human
+
+
+def console() -> Console:
+    """Standard output, for people."""
+    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def print_json(value: object) -> None:
+    """One object on one line where it is read by programs, indented where somebody looks at it."""
+    print(json.dumps(value, indent=2 if sys.stdout.isatty() else None), flush=True)
+
+
+def print_error(text: str) -> None:
+    """One line on stderr, with the program's name in front."""
+    print(f"pagefold: {text}", file=sys.stderr)
+
+
+def plain(message: Message) -> dict[str, Any]:
+    """A message as JSON has it. Every field is there, 64-bit numbers are numbers, enums are short lower-case names."""
+    return {field.name: _plain_field(message, field) for field in message.DESCRIPTOR.fields}
+
+
+def _plain_field(message: Message, field: FieldDescriptor) -> Any:
+    value = getattr(message, field.name)
+    if _is_repeated(field):
+        return [_plain_value(item, field) for item in value]
+    return _plain_value(value, field)
+
+
+def _is_repeated(field: FieldDescriptor) -> bool:
+    if hasattr(field, "is_repeated"):  # newer protobuf, in which `label` is deprecated
+        return bool(field.is_repeated)
+    return field.label == FieldDescriptor.LABEL_REPEATED
+
+
+def _plain_value(value: Any, field: FieldDescriptor) -> Any:
+    if field.message_type is not None:
+        return plain(value)
+    if field.enum_type is not None:
+        return enum_name(field, value)
+    return value.hex() if isinstance(value, bytes) else value
+
+
+def enum_name(field: FieldDescriptor, number: int) -> str:
+    """TIER_UFFD as "uffd"; a number that this version does not know as itself."""
+    known = field.enum_type.values_by_number.get(number)
+    return known.name.removeprefix(f"{field.enum_type.name.upper()}_").lower() if known else str(number)
+
+
+def table(*columns: str, title: str = "", right: Iterable[str] = ()) -> Table:
+    """An empty table with a head; columns named in `right` hold numbers."""
+    made = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", title_style="bold", pad_edge=False)
+    numbers = set(right)
+    for column in columns:
+        made.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+    return made
+
+
+def facts(values: Mapping[str, str], title: str = "") -> Table:
+    """Names and values, one below the other."""
+    made = Table(box=None, show_header=False, title=title or None, title_justify="left", title_style="bold")
+    made.add_column(style="dim", no_wrap=True)
+    made.add_column(overflow="fold")
+    for name, value in values.items():
+        made.add_row(name, value)
+    return made
+
+
+def count(number: int, unit: str, plural: str = "") -> str:
+    """1 page, 2 pages, 12,345 pages."""
+    return f"{number:,} {unit if number == 1 else plural or unit + 's'}"
+
+
+def pages(number: int, page_size: int) -> str:
+    """12,345 (48.2 MiB)."""
+    return f"{number:,} ({human(number * page_size)})" if number else "0"
+
+
+def duration(seconds: float) -> str:
+    """0.4 s, 12 s, 3 min 20 s, 2 h 5 min, 3 d 4 h."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    whole = int(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"

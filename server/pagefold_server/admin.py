@@ -1,0 +1,138 @@
+"""The Admin service: what operators ask and change. Takes requests apart and puts replies together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import grpc
+from pagefold_proto.v1 import admin_pb2 as pb
+from pagefold_proto.v1 import admin_pb2_grpc, memory_pb2
+
+from pagefold_server.domain import Domains
+from pagefold_server.errors import answered
+from pagefold_server.pacing import Pacer
+from pagefold_server.settings import Configuration, Explained
+from pagefold_server.status import Observer
+
+_SCAN_SECONDS: Final = 60.0
+_WATCH_SECONDS: Final = 1.0
+_WATCH_LEAST: Final = 0.1
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class AdminServicer(admin_pb2_grpc.AdminServicer):
+    """See admin.proto.
+
+    Args:
+        observer: reads everything.
+        configuration: to look at and to change.
+        domains: to scan now.
+        pacer: to wake for that.
+    """
+
+    def __init__(self, observer: Observer, configuration: Configuration, domains: Domains, pacer: Pacer) -> None:
+        self._observer = observer
+        self._configuration = configuration
+        self._domains = domains
+        self._pacer = pacer
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Ends the streams."""
+        self._stopping.set()
+
+    @answered
+    async def GetStatus(self, request: pb.GetStatusRequest, context: _Context) -> pb.Status:  # noqa: N802
+        """One look at everything."""
+        return self._observer.status()
+
+    @answered
+    async def ListClients(self, request: pb.ListClientsRequest, context: _Context) -> pb.ListClientsReply:  # noqa: N802
+        """The sessions, oldest first."""
+        return pb.ListClientsReply(clients=self._observer.clients())
+
+    @answered
+    async def ListSegments(  # noqa: N802
+        self, request: pb.ListSegmentsRequest, context: _Context
+    ) -> pb.ListSegmentsReply:
+        """The segments of one session, or of all."""
+        return pb.ListSegmentsReply(segments=self._observer.segments(request.client))
+
+    @answered
+    async def ListDomains(self, request: pb.ListDomainsRequest, context: _Context) -> pb.ListDomainsReply:  # noqa: N802
+        """The domains, each with its counters."""
+        return pb.ListDomainsReply(domains=self._observer.domains())
+
+    @answered
+    async def GetConfig(self, request: pb.GetConfigRequest, context: _Context) -> pb.GetConfigReply:  # noqa: N802
+        """Every setting."""
+        return pb.GetConfigReply(settings=map(_setting, self._configuration.now.explain()))
+
+    @answered
+    async def SetConfig(self, request: pb.SetConfigRequest, context: _Context) -> pb.SetConfigReply:  # noqa: N802
+        """Changes settings, all or none."""
+        self._configuration.set(dict(request.values))
+        now = self._configuration.now
+        return pb.SetConfigReply(settings=[_setting(now.explain_one(key)) for key in request.values])
+
+    @answered
+    async def ScanNow(self, request: pb.ScanNowRequest, context: _Context) -> pb.ScanNowReply:  # noqa: N802
+        """Merges at full speed until nothing is left to merge, or until the deadline."""
+        key, reports, missing = object(), [], asyncio.Event()
+        domains = [domain for domain in self._domains if domain.members]
+
+        def done(report: memory_pb2.SettleReport) -> None:
+            reports.append(report)
+            if len(reports) == len(domains):
+                missing.set()
+
+        try:
+            for domain in domains:
+                domain.settle(key, 0, done)
+                if self._configuration.now.run != 1 or domain.fault:
+                    domain.give_up_one(key)
+            self._pacer.wake()
+            if domains:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(missing.wait(), request.timeout_seconds or _SCAN_SECONDS)
+        finally:  # a caller that hangs up waits no longer either
+            for domain in domains:
+                domain.give_up_one(key)
+        return pb.ScanNowReply(report=_sum(reports))
+
+    async def WatchStatus(  # noqa: N802
+        self, request: pb.WatchStatusRequest, context: _Context
+    ) -> AsyncIterator[pb.Status]:
+        """The status again and again."""
+        interval = max(request.interval_seconds or _WATCH_SECONDS, _WATCH_LEAST)
+        while not self._stopping.is_set():
+            yield await self.GetStatus(pb.GetStatusRequest(), context)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), interval)
+
+
+def _setting(told: Explained) -> pb.Setting:
+    return pb.Setting(
+        key=told.key,
+        value=told.value,
+        default_value=told.default,
+        origin=told.origin,
+        live=told.live,
+        description=told.description,
+    )
+
+
+def _sum(reports: list[memory_pb2.SettleReport]) -> memory_pb2.SettleReport:
+    """One report for all domains: sums of pages, most of passes, settled if all are."""
+    total = memory_pb2.SettleReport(settled=True)
+    for report in reports:
+        for entry, value in report.ListFields():
+            if entry.name not in ("settled", "passes", "settling"):
+                setattr(total, entry.name, getattr(total, entry.name) + value)
+        total.passes = max(total.passes, report.passes)
+        total.settled = total.settled and report.settled
+    return total

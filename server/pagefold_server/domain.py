@@ -1,0 +1,271 @@
+"""A domain: one user's and label's engine, pool and sessions. Pages are only ever merged inside one.
+
+It knows which of its clients answer, what its last pass found, and when the next is due; when it is scanned is
+for `pacing` to say. A domain lives as long as one of its sessions; its counts since the start outlive it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import fields
+from typing import Final, Protocol
+
+import structlog
+from pagefold_proto.v1 import memory_pb2 as pb
+
+from pagefold_server.engine import Engine, EngineCounters, EngineOptions, PassReport, Step
+from pagefold_server.errors import LimitReached
+from pagefold_server.pool import Pool
+from pagefold_server.reference import ReferenceEngine
+from pagefold_server.settings import Settings
+from pagefold_server.settle import Look, Settlers
+
+POOL: Final = 1
+"""The number of a domain's pool, in every session: there is one. 0 is the zero page."""
+
+_IDLE_FIRST: Final = 1.0  # seconds between passes that find nothing new; doubles
+_IDLE_MOST: Final = 16.0
+_ANSWER_PAUSE: Final = 0.01  # seconds until the next pass, while all that is missing are answers
+
+_SINCE_START: Final = (
+    "pages_skipped",
+    "pages_scanned",
+    "full_scans",
+    "pages_merged",
+    "pages_broken",
+    "pages_declined",
+)
+
+_log = structlog.get_logger("pagefold.domain")
+
+
+class Member(Protocol):
+    """What a domain wants to know of a session."""
+
+    client: int
+
+    def answers(self, now: float) -> bool:
+        """Whether it takes part, and is not silent in spite of having work."""
+
+    def is_working(self) -> bool:
+        """Whether it was sent instructions, and has not called since."""
+
+    def ring_if_due(self, now: float) -> None:
+        """Rings its doorbell, unless that has just been done."""
+
+
+class _Store:
+    """The pool, as the engine sees it; notices when there is no room."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self.read = pool.read
+        self.release = pool.release
+        self.refusal: OSError | None = None
+
+    def allocate(self, near: int) -> int:
+        try:
+            return self._pool.allocate(near)
+        except OSError as error:
+            self.refusal = error
+            raise
+
+    def write(self, frame: int, page: bytes | memoryview) -> None:
+        try:
+            self._pool.write(frame, page)
+        except OSError as error:
+            self.refusal = error
+            raise
+
+
+class Domain:
+    """See the head of this file.
+
+    Args:
+        uid: of its processes.
+        label: narrows it further.
+        options: for its engine.
+    """
+
+    def __init__(self, uid: int, label: str, options: EngineOptions) -> None:
+        self.uid = uid
+        self.label = label
+        self.pool = Pool(uid)
+        self._store = _Store(self.pool)
+        self.engine: Engine = ReferenceEngine(self._store, options)
+        self.members: dict[int, Member] = {}
+        self.settlers = Settlers()
+        self.closed = False
+        self.unmerging = False
+        self.fault = ""  # what the engine died of, if it did
+        self.due = 0.0  # when to go on scanning
+        self.served = 0.0  # when it was scanned last; who waited longest comes first
+        self.full: OSError | None = None  # why the last pass had no room for frames
+        self._passes = 0
+        self._mid_pass = False
+        self._idle = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.uid}/{self.label}" if self.label else str(self.uid)
+
+    # Scanning
+
+    def scan(self, pages: int, pause: float) -> Step:
+        """Scans one slice, and says by `due` when to go on.
+
+        Args:
+            pages: most pages to read.
+            pause: seconds between two passes, at least.
+        """
+        step = self.engine.scan(pages)
+        self.served = time.monotonic()
+        self._mid_pass = step.finished is None and not self.unmerging
+        if step.finished is not None:
+            self._finish_pass(step.finished, pause)
+        return step
+
+    def _finish_pass(self, found: PassReport, pause: float) -> None:
+        self._passes = found.number
+        self.full, self._store.refusal = self._store.refusal, None
+        look = self.look()
+        if self.settlers:
+            self.settlers.passed(found, self.engine.counters(), look)
+        if found.proposed or found.fresh:
+            self._idle = 0.0
+        elif look.busy:
+            pause = max(pause, _ANSWER_PAUSE)
+        elif not self.settlers:
+            self._idle = min(self._idle * 2, _IDLE_MOST) or _IDLE_FIRST
+        self.due = self.served + max(pause, self._idle)
+
+    def wake(self) -> None:
+        """Something has changed: the next pass begins now."""
+        self._idle = 0.0
+        self.due = 0.0
+
+    def unmerge(self, on: bool) -> None:
+        """Gives every merged page back, or goes back to work."""
+        if on != self.unmerging:
+            self.unmerging = on
+            self._mid_pass = False
+            self.engine.unmerge(on)
+            self.wake()
+
+    def fail(self, error: Exception) -> None:
+        """The engine has raised something that it never should: this domain is not scanned any more."""
+        self.fault = f"{type(error).__name__}: {error}"
+        self.give_up()
+
+    # Clients
+
+    def look(self) -> Look:
+        """Who has something to do, and who does not answer."""
+        now = time.monotonic()
+        queued = self.engine.queued()
+        busy, unanswered = False, 0
+        for client, member in self.members.items():
+            proposed = self.engine.merged_pages(client)[1]
+            if not member.answers(now):
+                unanswered += proposed
+            elif proposed or client in queued or member.is_working():
+                busy = True
+        return Look(busy, unanswered, self.full is not None)
+
+    def ring(self) -> None:
+        """Rings the clients for which something is queued."""
+        now = time.monotonic()
+        for client in self.engine.queued():
+            self.members[client].ring_if_due(now)
+
+    # Those who wait
+
+    def settle(self, key: Hashable, number: int, done: Callable[[pb.SettleReport], None]) -> None:
+        """Calls `done` once there is nothing left to merge; see `Settlers.start`."""
+        begun = self._passes + self._mid_pass
+        self.settlers.start(key, number, begun, self.engine.counters(), done)
+        self.wake()
+
+    def answered(self) -> None:
+        """Looks whether an answer, or a silence, was all that some were waiting for."""
+        if self.settlers:
+            self.settlers.answered(self.engine.counters(), self.look())
+
+    def give_up(self) -> None:
+        """Tells all who wait that nobody scans."""
+        if self.settlers:
+            self.settlers.give_up(self.engine.counters(), self.look())
+
+    def give_up_one(self, key: Hashable) -> None:
+        """Tells one who waits how far it has come."""
+        self.settlers.give_up_one(key, self.engine.counters(), self.look())
+
+    def close(self) -> None:
+        """Lets the pool go, and its name with it. Views that map its frames keep them."""
+        if not self.closed:
+            self.closed = True
+            self.give_up()
+            self.pool.close(unlink=True)
+
+
+class Domains:
+    """All domains, by user and label."""
+
+    def __init__(self) -> None:
+        self._domains: dict[tuple[int, str], Domain] = {}
+        self._past = EngineCounters()
+
+    def __iter__(self) -> Iterator[Domain]:
+        return iter(list(self._domains.values()))
+
+    def __len__(self) -> int:
+        return len(self._domains)
+
+    def get(self, uid: int, label: str, settings: Settings) -> Domain:
+        """The domain of that user and label, made if there is none.
+
+        Raises:
+            LimitReached: its pool cannot be made.
+        """
+        domain = self._domains.get((uid, label))
+        if domain is None:
+            try:
+                domain = Domain(uid, label, settings.engine_options)
+            except OSError as error:
+                raise LimitReached(f"no frame pool can be made: {error.strerror}") from error
+            domain.unmerge(settings.run == 2)
+            self._domains[uid, label] = domain
+            _log.info("domain opened", uid=uid, label=label, pool=domain.pool.name)
+        return domain
+
+    def drop(self, domain: Domain) -> None:
+        """Closes a domain that has no session any more."""
+        del self._domains[domain.uid, domain.label]
+        last = domain.engine.counters()
+        for name in _SINCE_START:
+            setattr(self._past, name, getattr(self._past, name) + getattr(last, name))
+        domain.close()
+        _log.info("domain closed", uid=domain.uid, label=domain.label)
+
+    def counters(self) -> EngineCounters:
+        """The books of all, and the counts since the start of those that are gone."""
+        total = EngineCounters(**{name: getattr(self._past, name) for name in _SINCE_START})
+        for domain in self._domains.values():
+            counters = domain.engine.counters()
+            for entry in fields(EngineCounters):
+                setattr(total, entry.name, getattr(total, entry.name) + getattr(counters, entry.name))
+        return total
+
+    def configure(self, settings: Settings) -> None:
+        """Tells all engines, and wakes them."""
+        for domain in self._domains.values():
+            domain.engine.configure(settings.engine_options)
+            domain.unmerge(settings.run == 2)
+            if settings.run != 1:
+                domain.give_up()
+            domain.wake()
+
+    def close(self) -> None:
+        """Lets all pools go."""
+        for domain in self._domains.values():
+            domain.close()

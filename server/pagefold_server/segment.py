@@ -1,0 +1,139 @@
+"""Objects that clients name: opened with suspicion, owned by the server only as far as a descriptor goes.
+
+A name says nothing about what is behind it. So it must have pagefold's form to the letter, nothing is
+followed on the way, and what was opened is looked at through its descriptor: a plain file on /dev/shm's own
+filesystem, of the right owner, and as big as claimed. It is never mapped, written, truncated or punched. Its
+owner may still shrink it at any time; readers get fewer bytes then, and that is all.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import stat
+from typing import Final
+
+from pagefold import _names
+
+from pagefold_server.errors import BadName, BadSize, LeaseNotHeld, LimitReached, NotASegment, WrongOwner
+
+PAGE: Final = mmap.PAGESIZE
+SHM: Final = "/dev/shm"  # noqa: S108 - where POSIX shared memory is, not a place for temporary files
+_FLAGS: Final = (
+    os.O_RDONLY
+    | os.O_CLOEXEC  # the server starts no programs, but nobody should inherit a client's memory
+    | os.O_NOFOLLOW  # a link planted under a legal name is refused
+    | os.O_NONBLOCK  # a FIFO planted there is opened without waiting for a writer, and refused then
+)
+
+
+class ForeignObject:
+    """A shared-memory object of somebody else's, open for reading. Closing twice is fine.
+
+    Args:
+        name: with its leading slash.
+        kind: which kind of name it has to be.
+        uid: who has to own it. None: anybody.
+
+    Raises:
+        BadName: the name has another form.
+        NotASegment: nothing, or nothing plain, has that name.
+        WrongOwner: it belongs to somebody else.
+        LimitReached: the server is out of descriptors.
+    """
+
+    def __init__(self, name: str, kind: _names.LockedKind, uid: int | None) -> None:
+        if not _names.is_name(kind, name):
+            raise BadName(f"{name[:80]!r} is not of the form /pagefold-{kind}-<32 hex digits>")
+        self.name = name
+        self.fd = _open(name)
+        found = os.fstat(self.fd)
+        if not stat.S_ISREG(found.st_mode) or found.st_dev != os.stat(SHM).st_dev:
+            self.close()
+            raise NotASegment(f"{name} is not a plain shared-memory object")
+        if uid is not None and found.st_uid != uid:
+            self.close()
+            raise WrongOwner(f"{name} belongs to uid {found.st_uid}, not to uid {uid}")
+        self.uid = found.st_uid
+        self._identity = (found.st_dev, found.st_ino)
+
+    def is_same(self, other: ForeignObject) -> bool:
+        """Whether both are one object, whatever their names."""
+        return self._identity == other._identity
+
+    def bytes_allocated(self) -> int:
+        """Memory that the kernel has given to it."""
+        return os.fstat(self.fd).st_blocks * 512
+
+    def unlink(self) -> None:
+        """Removes the name, if it still is this object's. For objects whose owner is proven dead."""
+        try:
+            found = os.lstat(SHM + self.name)
+        except FileNotFoundError:
+            return
+        if (found.st_dev, found.st_ino) == self._identity:
+            _names.remove(self.name)
+
+    def close(self) -> None:
+        """Lets go of it."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class Segment(ForeignObject):
+    """A client's segment.
+
+    Args:
+        name: with its leading slash.
+        uid: of the session.
+        pages: its size, as the client says.
+        limit: most pages that a segment may have.
+
+    Raises:
+        BadSize: it is smaller than that, or the size is out of bounds.
+    """
+
+    def __init__(self, name: str, uid: int, pages: int, limit: int) -> None:
+        if not 1 <= pages <= limit:
+            raise BadSize(f"{name[:80]}: a segment has 1 to {limit} pages, not {pages}")
+        super().__init__(name, _names.SEGMENT, uid)
+        self.pages = pages
+        size = os.fstat(self.fd).st_size
+        if size < pages * PAGE:
+            self.close()
+            raise BadSize(f"{name} has {size} bytes, and {pages} pages take {pages * PAGE}")
+
+
+class Lease(ForeignObject):
+    """The object whose lock says that some process of a client's family is alive.
+
+    Args:
+        name: with its leading slash.
+        uid: who has to own it. None: anybody.
+
+    Raises:
+        LeaseNotHeld: nobody holds its lock now.
+    """
+
+    def __init__(self, name: str, uid: int | None) -> None:
+        super().__init__(name, _names.LEASE, uid)
+        if self.is_free():
+            self.close()
+            raise LeaseNotHeld(f"nobody holds a lock on {name}: take flock(LOCK_SH) on it before Hello")
+
+    def is_free(self) -> bool:
+        """Whether the family is dead. Once true, it stays true."""
+        return _names.is_garbage(self.fd)
+
+
+def _open(name: str) -> int:
+    try:
+        return os.open(SHM + name, _FLAGS)
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise LimitReached("the server is out of descriptors: raise its limit (ulimit -n)") from error
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise WrongOwner(f"{name} cannot be opened by the server: it is somebody else's") from error
+        raise NotASegment(f"{name} cannot be opened: {error.strerror}") from error

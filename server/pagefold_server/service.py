@@ -1,0 +1,254 @@
+"""The server as a whole: what it is made of, how it starts, and how it ends.
+
+    start   address taken -> names swept -> calls answered -> health SERVING -> ready
+    drain   health NOT_SERVING -> calls in flight finish -> pools unlinked -> socket and pid file removed
+
+One asyncio loop owns all of it. Clients survive every end, this one included: their mappings go on living.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import secrets
+import signal
+import sys
+import threading
+import time
+from typing import Final
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from pagefold._version import __version__
+from pagefold_proto.v1 import admin_pb2, admin_pb2_grpc, memory_pb2, memory_pb2_grpc
+
+from pagefold_server import log
+from pagefold_server.admin import AdminServicer
+from pagefold_server.auth import TokenInterceptor, read_token
+from pagefold_server.domain import Domains
+from pagefold_server.errors import BadConfig, StartError
+from pagefold_server.listen import Listener
+from pagefold_server.memory import MAX_MESSAGE_BYTES, MemoryServicer
+from pagefold_server.pacing import Pacer, every
+from pagefold_server.sessions import Sessions
+from pagefold_server.settings import Configuration, Settings
+from pagefold_server.status import Observer
+from pagefold_server.sweep import sweep
+
+_GRACE: Final = 2.0  # seconds for calls in flight
+_TEND_SECONDS: Final = 0.5
+_SERVICES: Final = tuple(
+    file.DESCRIPTOR.services_by_name[name].full_name for file, name in ((memory_pb2, "Memory"), (admin_pb2, "Admin"))
+)
+
+_log = structlog.get_logger("pagefold.service")
+
+
+class Server:
+    """A server in this process. Use `run`, unless the loop is yours.
+
+    Args:
+        settings: from `settings.load`.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.configuration = Configuration(settings)
+        self._ended = asyncio.Event()
+        self._listener: Listener | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._domains = Domains()
+        self._pacer = Pacer(self._domains, self.configuration)
+        self._sessions = Sessions(self._domains, self.configuration, self._pacer.wake)
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # missing in the stubs
+        self.configuration.on_change(self._configure)
+
+    @property
+    def address(self) -> str:
+        """Where it listens; with TCP, the port that it really has."""
+        assert self._listener is not None
+        return str(self._listener.address)
+
+    async def start(self) -> None:
+        """Takes the address and answers calls from then on.
+
+        Raises:
+            StartError: it cannot; nothing is left behind.
+        """
+        settings = self.configuration.now
+        _raise_descriptor_limit()
+        self._grpc = grpc.aio.server(
+            interceptors=_interceptors(settings),
+            options=(
+                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+                ("grpc.so_reuseport", 0),  # else a second server shares a TCP port in silence
+            ),
+        )
+        self._listener = Listener(self._grpc, settings)
+        self._add_services()
+        await self._grpc.start()
+        self._tasks = [
+            asyncio.create_task(every(lambda: self.configuration.now.sweep_seconds, _sweep, "sweep")),
+            asyncio.create_task(every(lambda: _TEND_SECONDS, self._tend, "tend")),
+            asyncio.create_task(self._scan()),
+        ]
+        for service in ("", *_SERVICES):
+            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        _log.info("serving", address=self.address, pid=os.getpid(), version=__version__)
+        _tell_ready(settings.ready_fd)
+
+    def _add_services(self) -> None:
+        observer = Observer(self.address, self._sessions, self._domains, self._pacer, self.configuration)
+        memory = MemoryServicer(self._sessions, self.configuration, secrets.token_bytes(16))
+        self._admin = AdminServicer(observer, self.configuration, self._domains, self._pacer)
+        memory_pb2_grpc.add_MemoryServicer_to_server(memory, self._grpc)  # type: ignore[no-untyped-call]
+        admin_pb2_grpc.add_AdminServicer_to_server(self._admin, self._grpc)  # type: ignore[no-untyped-call]
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
+
+    def end(self) -> None:
+        """Makes `serve` return."""
+        self._ended.set()
+
+    async def serve(self) -> None:
+        """Waits until the server is to end, then drains it."""
+        await self._ended.wait()
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Drains: calls in flight finish, pools lose their names, socket and pid file go."""
+        _log.info("draining", sessions=len(self._sessions))
+        await self._health.enter_graceful_shutdown()
+        self._sessions.closing = True
+        self._admin.stop()
+        for domain in self._domains:
+            domain.give_up()
+        await self._grpc.stop(_GRACE)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.let_go()
+        _log.info("ended")
+
+    def let_go(self) -> None:
+        """Gives back all that outlives a process. Nothing works any more afterwards."""
+        self._sessions.close()
+        self._domains.close()
+        if self._listener is not None:
+            self._listener.close()
+
+    def reload(self) -> None:
+        """Reads file and environment again (SIGHUP)."""
+        try:
+            restart = self.configuration.reload()
+        except BadConfig as error:
+            _log.error("not reloaded, all settings stay as they are", why=str(error))
+            return
+        _log.info("reloaded")
+        if restart:
+            _log.warning("settings that changed need a restart", settings=restart)
+
+    def _configure(self, old: Settings, new: Settings) -> None:
+        changed = {key: getattr(new, key) for key in Settings.model_fields if getattr(old, key) != getattr(new, key)}
+        if "log_level" in changed:
+            log.configure(new)
+        if changed:
+            _log.info("settings changed", **{key: str(value) for key, value in changed.items()})
+        self._domains.configure(new)
+        for domain in self._domains:
+            domain.ring()
+        self._pacer.wake()
+
+    def _tend(self) -> None:
+        """What is due about twice a second."""
+        self._sessions.reap()
+        for domain in self._domains:
+            domain.pool.flush()
+        limit, since = self.configuration.now.idle_exit_seconds, self._sessions.empty_since
+        if limit and since is not None and time.monotonic() - since >= limit:
+            _log.info("nobody has been here for long, ending", seconds=limit)
+            self.end()
+
+    async def _scan(self) -> None:
+        while True:
+            try:
+                await self._pacer.run()
+            except Exception:
+                _log.exception("the pacer failed; it starts again")
+                await asyncio.sleep(1)
+
+
+def run(settings: Settings) -> int:
+    """Serves until SIGTERM or SIGINT, and returns the process's exit code.
+
+    Exit codes: 0 ended as asked, 3 another server has the address, 4 the address cannot be used.
+    """
+    log.configure(settings)
+    try:
+        return asyncio.run(_main(settings))
+    except StartError as error:
+        print(f"pagefold: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+async def _main(settings: Settings) -> int:
+    server = Server(settings)
+    if threading.current_thread() is threading.main_thread():
+        _handle_signals(server)
+    try:
+        await server.start()
+        await server.serve()
+    finally:
+        server.let_go()
+    return 0
+
+
+def _handle_signals(server: Server) -> None:
+    loop = asyncio.get_running_loop()
+    asked: list[int] = []
+
+    def end(number: int) -> None:
+        if number == signal.SIGINT and number in asked:
+            server.let_go()
+            os._exit(128 + number)
+        asked.append(number)
+        server.end()
+
+    loop.add_signal_handler(signal.SIGTERM, end, signal.SIGTERM)
+    loop.add_signal_handler(signal.SIGINT, end, signal.SIGINT)
+    loop.add_signal_handler(signal.SIGHUP, server.reload)
+
+
+def _interceptors(settings: Settings) -> list[TokenInterceptor]:
+    if settings.token_file is None:
+        return []
+    if settings.listen.scheme == "unix":
+        _log.warning("token_file is not used: a Unix socket's directory says who may connect")
+        return []
+    if settings.tls_cert is None:
+        _log.warning("without tls_cert the token travels in the clear: use that on this machine only")
+    return [TokenInterceptor(read_token(settings.token_file))]
+
+
+def _raise_descriptor_limit() -> None:
+    """Two descriptors a segment add up: take all that we may have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _sweep() -> None:
+    sweep()
+
+
+def _tell_ready(fd: int) -> None:
+    if fd < 0:
+        return
+    try:
+        os.write(fd, b"1\n")
+        os.close(fd)
+    except OSError as error:
+        _log.warning("ready_fd cannot be written to", fd=fd, error=str(error))

@@ -1,0 +1,139 @@
+"""One session: what the server knows of a client, and the objects that it holds for it.
+
+    active --violation--> excluded --lease free--> gone
+       `-------Bye------> departed --lease free, or no frame is mapped--> gone
+
+Only an active session is proposed anything. The others keep their references, because their memory does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from pagefold import _names
+from pagefold_proto.v1 import memory_pb2 as pb
+
+from pagefold_server.domain import Domain
+from pagefold_server.doorbell import Bell, path_of
+from pagefold_server.segment import Lease, Segment
+from pagefold_server.settings import Configuration
+
+_RING_AGAIN: Final = 1.0  # seconds without a call after which a client is rung once more
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """See the head of this file. Times are of the monotonic clock.
+
+    Attributes:
+        client: number on this server and in the engine, never used again.
+        token: by which the client names the session.
+        hello: what the client said of itself.
+        sequence: of the last Exchange that was carried out; `reply` is what it got.
+        heard: when the client called last.
+        working: instructions were sent, and it has not called since.
+        owing: merges were among them, and no answer has come.
+        waiting: since when it has work, queued or sent; None: it has none.
+        rung: when it was rung last since its last Exchange.
+        settling: number of the settle() that it waits in, 0 for none; `report` is there when that is over.
+    """
+
+    client: int
+    token: bytes
+    hello: pb.HelloRequest
+    lease: Lease
+    bell: Bell
+    domain: Domain
+    configuration: Configuration
+    opened: float
+    heard: float
+    state: Literal["active", "excluded", "departed"] = "active"
+    segments: dict[int, Segment] = field(default_factory=dict)
+    gauges: pb.Gauges = field(default_factory=pb.Gauges)
+    announced: bool = False
+    used: bool = False
+    sequence: int = 0
+    reply: pb.ExchangeReply | None = None
+    working: bool = False
+    owing: bool = False
+    waiting: float | None = None
+    rung: float | None = None
+    settling: int = 0
+    report: pb.SettleReport | None = None
+
+    def __str__(self) -> str:
+        return f"client {self.client} ({self.hello.program or '?'}, pid {self.hello.pid})"
+
+    def is_silent(self, now: float) -> bool:
+        """Whether it has had work for so long that nobody waits for it any more."""
+        return self.waiting is not None and now - self.waiting > self.configuration.now.silent_seconds
+
+    def answers(self, now: float) -> bool:
+        """See `Member`."""
+        return self.state == "active" and not self.is_silent(now)
+
+    def is_working(self) -> bool:
+        """See `Member`."""
+        return self.working
+
+    def ring_if_due(self, now: float) -> None:
+        """See `Member`. A client at work calls by itself when it is done."""
+        if self.state != "active":
+            return
+        if self.waiting is None:
+            self.waiting = now
+        last = self.heard if self.working else self.rung
+        if last is None or now - last >= _RING_AGAIN:
+            self.ring(now)
+
+    def ring(self, now: float) -> None:
+        """Wakes the client. One that broke its doorbell is late, and nothing else."""
+        self.rung = now
+        with contextlib.suppress(OSError):
+            self.bell.ring()
+
+    def called(self, now: float) -> None:
+        """The client has called."""
+        self.heard = now
+        self.used = True
+
+    def answered(self, now: float, reply: pb.ExchangeReply, news: bool) -> None:
+        """An Exchange was carried out.
+
+        Args:
+            now: the time.
+            reply: what the client is told, now and if it asks again.
+            news: whether it reported anything. Every merge is answered, so a client that was sent some, and calls
+                without news, is as good as silent.
+        """
+        self.sequence += 1
+        self.reply = reply
+        self.announced = True
+        self.rung = None
+        if self.owing and not news:
+            return
+        self.owing = bool(reply.merges.count)
+        self.working = self.owing or bool(reply.adopts.count)
+        self.waiting = now if self.working or reply.more else None
+
+    def maps_frames(self) -> bool:
+        """Whether its memory maps frames, by the books, or may yet do so: copies of frames are mapped too."""
+        counts = (self.domain.engine.segment_counts(self.client, number) for number in self.segments)
+        return any(count.merged or count.zero or count.copied or count.proposed for count in counts)
+
+    def unlink(self) -> None:
+        """Removes the names of a family that is proven dead."""
+        for segment in self.segments.values():
+            segment.unlink()
+        self.lease.unlink()
+        with contextlib.suppress(OSError):
+            os.unlink(path_of(_names.doorbell_for(self.lease.name)))
+
+    def close(self) -> None:
+        """Lets go of the client's objects."""
+        for segment in self.segments.values():
+            segment.close()
+        self.lease.close()

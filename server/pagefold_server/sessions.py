@@ -1,0 +1,323 @@
+"""All sessions: who may open one, what each may say, and when it is over.
+
+What holds: nothing here awaits, so every call finds and leaves the books whole; a client that says something
+impossible is excluded and nobody else notices; references go when the lease is free, never before (I3).
+"""
+
+from __future__ import annotations
+
+import itertools
+import mmap
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import structlog
+from pagefold import _names
+from pagefold_proto.v1 import memory_pb2 as pb
+
+from pagefold_server.domain import POOL, Domains
+from pagefold_server.doorbell import Bells
+from pagefold_server.engine import Columns, Instructions, ProtocolViolation
+from pagefold_server.errors import (
+    BadName,
+    LimitReached,
+    PageSizeMismatch,
+    ProtocolMismatch,
+    SegmentInUse,
+    ShuttingDown,
+    UnknownSession,
+)
+from pagefold_server.segment import Lease, Segment
+from pagefold_server.session import Session
+from pagefold_server.settings import Configuration
+
+PROTOCOL: Final = 1
+MAX_PROGRAM: Final = 255
+MAX_VERSION: Final = 64
+MAX_LABEL: Final = 64
+
+_log = structlog.get_logger("pagefold.sessions")
+
+
+class Sessions:
+    """See the head of this file.
+
+    Args:
+        domains: in which the sessions are.
+        configuration: limits, asked anew every time.
+        wake: called when a domain is to be scanned earlier than planned.
+    """
+
+    def __init__(self, domains: Domains, configuration: Configuration, wake: Callable[[], None]) -> None:
+        self._domains = domains
+        self._configuration = configuration
+        self._wake = wake
+        self._bells = Bells()
+        self._by_client: dict[int, Session] = {}
+        self._by_token: dict[bytes, Session] = {}
+        self._numbers = itertools.count(1)
+        self.empty_since: float | None = time.monotonic()
+        self.closing = False
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(list(self._by_client.values()))
+
+    def __len__(self) -> int:
+        return len(self._by_client)
+
+    # What clients call
+
+    def hello(self, said: pb.HelloRequest) -> Session:
+        """Opens a session.
+
+        Raises:
+            ServerError: it may not; see the table in errors.py.
+        """
+        settings = self._configuration.now
+        if self.closing:
+            raise ShuttingDown("the server is stopping; connect again")
+        _check_hello(said)
+        if len(self._by_client) >= settings.max_sessions:
+            raise LimitReached(f"there are {settings.max_sessions} sessions already: raise max_sessions")
+        lease = Lease(said.lease, None if os.geteuid() == 0 else os.geteuid())
+        try:
+            bell = self._bells.open(said.doorbell, lease.uid)
+            self._drop_unused(lease)
+            domain = self._domains.get(lease.uid, said.label, settings)
+        except BaseException:
+            lease.close()
+            raise
+        now = time.monotonic()
+        session = Session(
+            client=next(self._numbers),
+            token=secrets.token_bytes(16),
+            hello=said,
+            lease=lease,
+            bell=bell,
+            domain=domain,
+            configuration=self._configuration,
+            opened=now,
+            heard=now,
+        )
+        domain.engine.add_client(session.client)
+        domain.members[session.client] = session
+        self._by_client[session.client] = session
+        self._by_token[session.token] = session
+        self.empty_since = None
+        _log.info("session opened", client=session.client, pid=said.pid, program=said.program, uid=lease.uid)
+        return session
+
+    def add_segment(self, token: bytes, number: int, name: str, pages: int) -> None:
+        """Makes a segment part of the scan."""
+        session, settings = self._find(token), self._configuration.now
+        known = session.segments.get(number)
+        if known is not None:
+            if (known.name, known.pages) == (name, pages):
+                return
+            raise self._excluded(session, ProtocolViolation(f"segment {number} is {known.name}, not {name[:80]!r}"))
+        if len(session.segments) >= settings.max_segments:
+            raise LimitReached(f"{settings.max_segments} segments are a session's limit: raise max_segments")
+        segment = Segment(name, session.lease.uid, pages, settings.max_segment_pages)
+        try:
+            session.domain.engine.add_segment(session.client, number, segment.fd, pages)
+        except BaseException:
+            segment.close()
+            raise
+        session.segments[number] = segment
+        session.domain.wake()
+        self._wake()
+
+    def drop_segment(self, token: bytes, number: int) -> None:
+        """Forgets a segment; one that is not known is forgotten already."""
+        session = self._find(token)
+        if number not in session.segments:
+            return
+        if not session.domain.engine.drop_segment(session.client, number):
+            raise SegmentInUse(f"pages of segment {number} map frames, or are about to: report them Released first")
+        session.segments.pop(number).close()
+
+    def exchange(
+        self,
+        token: bytes,
+        sequence: int,
+        read_events: Callable[[], Columns],
+        gauges: pb.Gauges | None,
+        settling: int,
+    ) -> pb.ExchangeReply:
+        """Books what a client reports, and says what it is to do next.
+
+        Args:
+            token: names the session.
+            sequence: of this call.
+            read_events: gives what is reported; what it raises counts as said by the client.
+            gauges: levels; None: unchanged.
+            settling: number of the settle() that waits, 0 for none.
+        """
+        session = self._find(token)
+        if sequence == session.sequence and session.reply is not None:
+            return session.reply
+        if sequence != session.sequence + 1:
+            expected = session.sequence + 1
+            raise self._excluded(session, ProtocolViolation(f"sequence {sequence} where {expected} was next"))
+        engine, domain = session.domain.engine, session.domain
+        try:
+            events = read_events()
+            engine.apply(session.client, events)
+        except Exception as error:  # the server's own faults too: its books of this client may be half written
+            raise self._excluded(session, error) from error
+        if gauges is not None:
+            session.gauges.CopyFrom(gauges)
+        session.working = session.owing and not events.kind
+        self._settle(session, settling)
+        told = engine.take(session.client, self._configuration.now.max_batch_pages)
+        reply = self._reply(session, told)
+        session.answered(time.monotonic(), reply, bool(events.kind))
+        if events.kind:
+            domain.answered()
+            domain.ring()
+        if session.report is not None:  # this very call was the answer that was missing
+            reply.settle_report.CopyFrom(session.report)
+        return reply
+
+    def bye(self, token: bytes) -> None:
+        """Ends a session. Its references stay until its lease is free, or go now if there are none."""
+        session = self._find(token, excluded_too=True)
+        self._depart(session)
+        del self._by_token[session.token]
+        if not session.maps_frames():
+            self._remove(session, "left")
+
+    # What time does
+
+    def reap(self) -> None:
+        """Looks for families that are dead, for clients that wait to be rung again, and for silence."""
+        for session in self:
+            if session.lease.is_free():
+                session.unlink()
+                self._remove(session, "died" if session.state == "active" else "is gone")
+        for domain in self._domains:
+            domain.ring()
+            domain.answered()
+
+    def close(self) -> None:
+        """Lets all go. The clients go on with plain memory."""
+        self.closing = True
+        for session in self:
+            session.close()
+        self._by_client.clear()
+        self._by_token.clear()
+
+    # Inside
+
+    def _find(self, token: bytes, excluded_too: bool = False) -> Session:
+        session = self._by_token.get(token)
+        if session is None:
+            raise UnknownSession("no session has this token: say Hello")
+        session.called(time.monotonic())
+        if session.state == "excluded" and not excluded_too:
+            raise ProtocolViolation("this session was excluded because of what it said before")
+        if self.closing:
+            raise ShuttingDown("the server is stopping; connect again")
+        return session
+
+    def _settle(self, session: Session, settling: int) -> None:
+        if settling == session.settling:
+            return
+        domain = session.domain
+        domain.settlers.stop(session)
+        session.settling, session.report = settling, None
+        if not settling:
+            return
+
+        def done(report: pb.SettleReport) -> None:
+            session.report = report
+            session.ring(time.monotonic())
+
+        domain.settle(session, settling, done)
+        if self._configuration.now.run != 1 or domain.fault:
+            domain.give_up()
+        self._wake()
+
+    def _reply(self, session: Session, told: Instructions) -> pb.ExchangeReply:
+        reply = pb.ExchangeReply(more=told.more)
+        if not session.announced:
+            reply.pools.add(pool=POOL, name=session.domain.pool.name)
+        if told.merges:
+            segment, first, count, frame = zip(*told.merges, strict=True)
+            reply.merges.MergeFrom(
+                pb.MergeBatch(
+                    segment=segment,
+                    first=first,
+                    count=count,
+                    pool=[0 if number < 0 else POOL for number in frame],
+                    frame=[max(number, 0) for number in frame],
+                )
+            )
+        if told.adopts:
+            segment, first, count = zip(*told.adopts, strict=True)
+            reply.adopts.MergeFrom(pb.AdoptBatch(segment=segment, first=first, count=count))
+        counters = session.domain.engine.counters()
+        reply.totals.pages_shared = counters.pages_shared
+        reply.totals.pages_sharing = counters.pages_sharing
+        reply.totals.zero_pages = counters.zero_pages
+        return reply
+
+    def _excluded(self, session: Session, error: Exception) -> Exception:
+        self._depart(session)
+        session.state = "excluded"
+        _log.warning("session excluded", client=session.client, pid=session.hello.pid, why=str(error))
+        return error
+
+    def _depart(self, session: Session) -> None:
+        """It takes no further part: nothing is proposed to it, nobody waits for it."""
+        session.state = "departed"
+        session.domain.settlers.stop(session)
+        session.domain.engine.depart_client(session.client)
+        session.settling, session.waiting, session.reply = 0, None, None
+        session.domain.answered()
+
+    def _remove(self, session: Session, why: str) -> None:
+        """It is over: nothing of it maps anything."""
+        domain = session.domain
+        self._by_token.pop(session.token, None)
+        del self._by_client[session.client]
+        domain.settlers.stop(session)
+        domain.engine.remove_client(session.client)
+        del domain.members[session.client]
+        session.close()
+        _log.info("session over", client=session.client, pid=session.hello.pid, why=why)
+        if domain.members:
+            domain.answered()
+        else:
+            self._domains.drop(domain)
+        if not self._by_client:
+            self.empty_since = time.monotonic()
+
+    def _drop_unused(self, lease: Lease) -> None:
+        """A Hello whose answer was lost is said again; nobody has used the session that it opened."""
+        for session in self:
+            if not session.used and session.lease.is_same(lease):
+                self._remove(session, "said Hello again")
+
+
+def _check_hello(said: pb.HelloRequest) -> None:
+    if said.protocol != PROTOCOL:
+        raise ProtocolMismatch(
+            f"this server speaks protocol {PROTOCOL}, the client {said.protocol}: use the same version of pagefold"
+        )
+    if said.page_size != mmap.PAGESIZE:
+        raise PageSizeMismatch(f"a page has {mmap.PAGESIZE} bytes here, not {said.page_size}")
+    for what, text, most in (
+        ("program", said.program, MAX_PROGRAM),
+        ("version", said.version, MAX_VERSION),
+        ("label", said.label, MAX_LABEL),
+    ):
+        if len(text) > most:
+            raise LimitReached(f"the {what} has {len(text)} characters; {most} are the most")
+    if not _names.is_name(_names.LEASE, said.lease):
+        raise BadName(f"{said.lease[:80]!r} is not the name of a lease")
+    if said.doorbell != _names.doorbell_for(said.lease):
+        raise BadName(f"{said.doorbell[:80]!r} is not the doorbell of {said.lease}")

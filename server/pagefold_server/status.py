@@ -1,0 +1,192 @@
+"""What operators are told: counters, sessions, domains, and what holds merging up. Reads, and changes nothing."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+from collections.abc import Iterator
+from typing import Final
+
+from pagefold._version import __version__
+from pagefold_proto.v1 import admin_pb2 as pb
+from pagefold_proto.v1 import memory_pb2
+
+from pagefold_server.domain import Domain, Domains
+from pagefold_server.engine import EngineCounters
+from pagefold_server.pacing import Pacer
+from pagefold_server.segment import SHM
+from pagefold_server.session import Session
+from pagefold_server.sessions import PROTOCOL, Sessions
+from pagefold_server.settings import Configuration
+
+PAGE: Final = mmap.PAGESIZE
+
+
+class Observer:
+    """Looks at a running server.
+
+    Args:
+        address: at which it listens.
+        sessions: that it has.
+        domains: that it has.
+        pacer: that scans them.
+        configuration: as it is now.
+    """
+
+    def __init__(
+        self, address: str, sessions: Sessions, domains: Domains, pacer: Pacer, configuration: Configuration
+    ) -> None:
+        self._address = address
+        self._sessions = sessions
+        self._domains = domains
+        self._pacer = pacer
+        self._configuration = configuration
+        self._started = time.monotonic()
+
+    def status(self) -> pb.Status:
+        """One look at everything."""
+        books = self._domains.counters()
+        sessions = list(self._sessions)
+        departed = sum(session.state == "departed" for session in sessions)
+        return pb.Status(
+            version=__version__,
+            protocol=PROTOCOL,
+            pid=os.getpid(),
+            uptime_seconds=time.monotonic() - self._started,
+            address=self._address,
+            engine=self._configuration.now.engine,
+            run=self._configuration.now.run,
+            page_size=PAGE,
+            clients=len(sessions) - departed,
+            departed=departed,
+            segments=sum(len(session.segments) for session in sessions),
+            domains=len(self._domains),
+            counters=counters(books),
+            saved_bytes=(books.pages_sharing + books.zero_pages) * PAGE,
+            pool_bytes=sum(domain.pool.bytes_allocated() for domain in self._domains),
+            cpu_seconds=time.process_time(),
+            scan_cpu_percent=self._pacer.cpu_percent(),
+            settling=sum(len(domain.settlers) for domain in self._domains),
+            trouble="; ".join(self._trouble(sessions)),
+        )
+
+    def clients(self) -> list[pb.ClientInfo]:
+        """The sessions, oldest first."""
+        return [self._client(session) for session in self._sessions]
+
+    def segments(self, client: int) -> list[pb.SegmentInfo]:
+        """The segments of one session; of all with 0."""
+        found: list[pb.SegmentInfo] = []
+        for session in self._sessions:
+            if client in (0, session.client):
+                found += _segments(session)
+        return found
+
+    def domains(self) -> list[pb.DomainInfo]:
+        """The domains, each with its counters."""
+        return [self._domain(domain) for domain in self._domains]
+
+    def _client(self, session: Session) -> pb.ClientInfo:
+        now = time.monotonic()
+        merged, proposed = session.domain.engine.merged_pages(session.client)
+        silent = session.state == "active" and session.is_silent(now)
+        return pb.ClientInfo(
+            client=session.client,
+            pid=session.hello.pid,
+            program=session.hello.program,
+            uid=session.lease.uid,
+            label=session.hello.label,
+            tier=session.hello.tier,
+            tracker=session.hello.tracker,
+            state="silent" if silent else session.state,
+            segments=len(session.segments),
+            bytes=sum(segment.pages for segment in session.segments.values()) * PAGE,
+            gauges=session.gauges,
+            pages_merged=merged,
+            pages_proposed=proposed,
+            age_seconds=now - session.opened,
+            silent_seconds=now - session.heard,
+            version=session.hello.version,
+        )
+
+    def _domain(self, domain: Domain) -> pb.DomainInfo:
+        mine = [session for session in self._sessions if session.domain is domain]
+        return pb.DomainInfo(
+            uid=domain.uid,
+            label=domain.label,
+            clients=len(mine),
+            segments=sum(len(session.segments) for session in mine),
+            counters=counters(domain.engine.counters()),
+            pool=domain.pool.name,
+            pool_bytes=domain.pool.bytes_allocated(),
+        )
+
+    def _trouble(self, sessions: list[Session]) -> Iterator[str]:
+        """What holds merging up, and what to do about it; nothing if all is well."""
+        run = self._configuration.now.run
+        if run == 0:
+            yield "scanning is stopped (run=0): `pagefold scan start` starts it"
+        if run == 2:
+            yield "every page is being given back (run=2): `pagefold scan start` goes back to merging"
+        for domain in self._domains:
+            if domain.fault:
+                yield f"domain {domain} is not scanned any more, {domain.fault}: restart the server, and report it"
+            if domain.full is not None:
+                yield (
+                    f"domain {domain} has no room for frames ({domain.full.strerror}): {_room()}; "
+                    f"enlarge it (mount -o remount,size=... {SHM}) or free memory there"
+                )
+        active = [session for session in sessions if session.state == "active"]
+        if active and all(session.hello.tier == memory_pb2.TIER_OFF for session in active):
+            yield "no client can hold writes (tier off), so nothing is merged: `pagefold doctor` says why"
+        over = sum(counted.pages_over_budget for counted in (d.engine.counters() for d in self._domains))
+        if over:
+            yield (
+                f"{over} pages are left alone because their clients used up their mapping budget: "
+                "raise vm.max_map_count (sysctl), and restart the clients"
+            )
+
+
+def counters(books: EngineCounters) -> pb.Counters:
+    """The books in the words of admin.proto."""
+    saved = (books.pages_sharing + books.zero_pages) * PAGE
+    return pb.Counters(
+        pages_shared=books.pages_shared,
+        pages_sharing=books.pages_sharing,
+        pages_unshared=books.pages_unshared,
+        pages_volatile=books.pages_volatile,
+        pages_skipped=books.pages_skipped,
+        pages_scanned=books.pages_scanned,
+        full_scans=books.full_scans,
+        zero_pages=books.zero_pages,
+        stable_node_dups=books.stable_node_dups,
+        pages_merged=books.pages_merged,
+        pages_broken=books.pages_broken,
+        pages_declined=books.pages_declined,
+        pages_over_budget=books.pages_over_budget,
+        general_profit=saved - books.bookkeeping_bytes,
+        bookkeeping_bytes=books.bookkeeping_bytes,
+        pages_proposed=books.pages_proposed,
+    )
+
+
+def _segments(session: Session) -> Iterator[pb.SegmentInfo]:
+    for number, segment in session.segments.items():
+        counted = session.domain.engine.segment_counts(session.client, number)
+        yield pb.SegmentInfo(
+            client=session.client,
+            segment=number,
+            name=segment.name,
+            pages=segment.pages,
+            allocated_bytes=segment.bytes_allocated(),
+            merged_pages=counted.merged,
+            zero_pages=counted.zero,
+            copied_pages=counted.copied,
+        )
+
+
+def _room() -> str:
+    found = os.statvfs(SHM)
+    free, size = (count * found.f_frsize >> 20 for count in (found.f_bavail, found.f_blocks))
+    return f"{SHM} has {free} of {size} MiB free"

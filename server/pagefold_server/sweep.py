@@ -1,0 +1,75 @@
+"""Stale names in /dev/shm: what processes left behind that died before they could tidy up.
+
+A name whose LOCK_EX can be taken is garbage, and is unlinked while that lock is held, so that whoever is just
+creating it finds out. A doorbell has no lock; it goes when its lease is gone, and not while it is young: its
+client may be between making the one and the other. Nothing is ever truncated or punched, only unlinked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import time
+from typing import Final
+
+import structlog
+from pagefold import _names
+
+from pagefold_server.segment import SHM
+
+_YOUNG: Final = 5.0  # seconds for which a doorbell without a lease is left alone
+_LOCKED: Final[tuple[_names.LockedKind, ...]] = (_names.SEGMENT, _names.LEASE, _names.POOL)
+_SEMAPHORE: Final = "sem."
+
+_log = structlog.get_logger("pagefold.sweep")
+
+
+def sweep() -> list[str]:
+    """Unlinks stale names of ours; of everybody, if we are root. Returns what was unlinked."""
+    entries = os.listdir(SHM)
+    gone = [name for name in (f"/{entry}" for entry in entries) if _sweep_object(name)]
+    gone += [entry for entry in entries if entry.startswith(_SEMAPHORE) and _sweep_doorbell(entry)]
+    if gone:
+        _log.info("stale names unlinked", names=len(gone), first=gone[0])
+    return gone
+
+
+def _sweep_object(name: str) -> bool:
+    if not any(_names.is_name(kind, name) for kind in _LOCKED):
+        return False
+    try:
+        fd = os.open(SHM + name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode) or not _is_ours(found.st_uid):
+            return False
+        return _names.remove_garbage(name, fd)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+
+
+def _sweep_doorbell(entry: str) -> bool:
+    name = "/" + entry.removeprefix(_SEMAPHORE)
+    if not _names.is_name(_names.DOORBELL, name):
+        return False
+    path = f"{SHM}/{entry}"
+    with contextlib.suppress(OSError):
+        found = os.lstat(path)
+        if (
+            stat.S_ISREG(found.st_mode)
+            and _is_ours(found.st_uid)
+            and time.time() - found.st_ctime > _YOUNG
+            and not os.path.lexists(f"{SHM}/pagefold-{_names.LEASE}-{name[-32:]}")
+        ):
+            os.unlink(path)
+            return True
+    return False
+
+
+def _is_ours(uid: int) -> bool:
+    return os.geteuid() in (0, uid)

@@ -1,0 +1,316 @@
+"""A server's life: start, ready, the only one there, reload, drain, end. And who may call it over TCP."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from pagefold import _names
+from pagefold_proto.v1 import admin_pb2, admin_pb2_grpc
+from support import kernel
+from support.raw import Raw, noise, reason
+from support.server import Server
+from support.waiting import until
+
+Serve = Callable[..., Server]
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def attempt(*flags: object, **env: str) -> subprocess.CompletedProcess[str]:
+    """A server that is expected not to start."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("PAGEFOLD_")}
+    return subprocess.run(
+        [sys.executable, "-m", "pagefold_server", *map(str, flags)],
+        env=clean | env,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+
+
+# The address
+
+
+def test_socket_and_pid_file_are_private_and_go_at_the_end(serve: Serve) -> None:
+    server = serve()
+    socket, pid_file = server.directory / "server.sock", server.directory / "server.pid"
+    assert socket.stat().st_mode & 0o077 == 0
+    assert pid_file.stat().st_mode & 0o077 == 0
+    assert pid_file.read_text() == f"{server.pid}\n"
+    assert server.stop() == 0
+    assert not socket.exists()
+    assert not pid_file.exists()
+
+
+def test_a_second_server_names_the_first_and_leaves_it_alone(serve: Serve) -> None:
+    server = serve()
+    second = attempt("--address", server.address)
+    assert second.returncode == 3
+    assert f"pid {server.pid}" in second.stderr
+    assert server.status().pid == server.pid
+
+
+def test_a_killed_server_is_succeeded_at_once(serve: Serve) -> None:
+    server = serve()
+    with Raw(server.address) as raw:
+        raw.hello()
+        pool = raw.exchange().pools[0].name
+        server.kill()
+        assert pool[1:] in kernel.names()
+        server.start()
+        until(lambda: pool[1:] not in kernel.names(), what="the dead server's pool being swept")
+        with pytest.raises(grpc.RpcError) as refused:
+            raw.exchange()
+        assert reason(refused.value) == "REASON_UNKNOWN_SESSION"
+        raw.hello()
+
+
+def test_the_directory_is_made_and_must_be_ours_alone(tmp_path: Path) -> None:
+    for mode in (0o755, 0o770, 0o1777):
+        (tmp_path / "open").mkdir(exist_ok=True)
+        (tmp_path / "open").chmod(mode)
+        refused = attempt("--address", f"unix:{tmp_path}/open/server.sock")
+        assert (refused.returncode, "chmod 700" in refused.stderr) == (4, True)
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    assert attempt("--address", f"unix:{tmp_path}/link/server.sock").returncode == 4
+    assert attempt("--address", f"unix:{tmp_path}/not/there/server.sock").returncode == 4
+
+
+def test_what_is_no_socket_is_not_replaced(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    (tmp_path / "server.sock").write_text("dear diary")
+    refused = attempt("--address", f"unix:{tmp_path}/server.sock")
+    assert (refused.returncode, "no socket" in refused.stderr) == (4, True)
+    assert (tmp_path / "server.sock").read_text() == "dear diary"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["server.sock"]
+
+
+def test_a_path_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    refused = attempt("--address", f"unix:{tmp_path}/{'x' * 108}")
+    assert (refused.returncode, "107" in refused.stderr) == (2, True)
+
+
+def test_the_default_address_is_the_users_own(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    ready, tell = os.pipe()
+    env = {k: v for k, v in os.environ.items() if not k.startswith("PAGEFOLD_")} | {"XDG_RUNTIME_DIR": str(tmp_path)}
+    with subprocess.Popen(
+        [sys.executable, "-m", "pagefold_server", "--ready-fd", str(tell)],
+        env=env,
+        pass_fds=[tell],
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        os.close(tell)
+        with open(ready, "rb") as pipe:
+            assert pipe.read() == b"1\n"
+        assert (tmp_path / "pagefold").stat().st_mode & 0o777 == 0o700
+        assert (tmp_path / "pagefold" / "server.sock").is_socket()
+        process.terminate()
+    assert process.returncode == 0
+
+
+# TCP
+
+
+def test_tcp_without_tls_or_token_is_refused_with_the_remedy() -> None:
+    refused = attempt("--address", "tcp:127.0.0.1:0")
+    assert refused.returncode == 4
+    assert "token_file" in refused.stderr
+    assert "tls_cert" in refused.stderr
+
+
+@pytest.mark.parametrize(("content", "mode", "remedy"), [("short", 0o600, "openssl"), ("x" * 32, 0o644, "chmod 600")])
+def test_bad_token_files_are_refused(tmp_path: Path, content: str, mode: int, remedy: str) -> None:
+    token = tmp_path / "token"
+    token.write_text(content)
+    token.chmod(mode)
+    refused = attempt("--address", "tcp:127.0.0.1:0", "--token-file", token)
+    assert (refused.returncode, remedy in refused.stderr) == (4, True)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_tcp_with_a_token(serve: Serve, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("correct horse battery staple\n")
+    token.chmod(0o600)
+    port = _free_port()
+    serve(address=f"tcp:127.0.0.1:{port}", token_file=token)
+    second = attempt("--address", f"tcp:127.0.0.1:{port}", "--token-file", token)
+    assert second.returncode == 4
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        admin = admin_pb2_grpc.AdminStub(channel)
+        status = admin_pb2.GetStatusRequest()
+        for shown in ("", "Bearer wrong", "correct horse battery staple", "Bearer ", "Bearer"):
+            metadata = (("authorization", shown),) if shown else ()
+            with pytest.raises(grpc.RpcError) as refused:
+                admin.GetStatus(status, metadata=metadata, timeout=10)
+            assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+            assert reason(refused.value) == "REASON_BAD_TOKEN"
+        with pytest.raises(grpc.RpcError) as refused:
+            next(admin.WatchStatus(admin_pb2.WatchStatusRequest(), timeout=10))
+        assert reason(refused.value) == "REASON_BAD_TOKEN"
+        right = (("authorization", "Bearer correct horse battery staple"),)
+        assert admin.GetStatus(status, metadata=right, timeout=10).address == f"tcp:127.0.0.1:{port}"
+        health = health_pb2_grpc.HealthStub(channel)
+        assert health.Check(health_pb2.HealthCheckRequest(), timeout=10).status == SERVING
+    with Raw(f"127.0.0.1:{port}", metadata=right) as raw:
+        raw.hello()
+
+
+def test_tcp_with_tls(serve: Serve, tmp_path: Path) -> None:
+    key, cert, port = tmp_path / "key", tmp_path / "cert", _free_port()
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
+            *("-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"),
+            *("-keyout", str(key), "-out", str(cert)),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    serve(address=f"tcp:localhost:{port}", tls_cert=cert, tls_key=key)
+    with grpc.secure_channel(f"localhost:{port}", grpc.ssl_channel_credentials(cert.read_bytes())) as channel:
+        admin = admin_pb2_grpc.AdminStub(channel)
+        assert admin.GetStatus(admin_pb2.GetStatusRequest(), timeout=10).run == 1
+
+
+# Health and reflection
+
+
+def test_health_and_reflection_answer(serve: Serve) -> None:
+    server = serve()
+    with grpc.insecure_channel(server.address) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        for service in ("", "pagefold.v1.Memory", "pagefold.v1.Admin"):
+            reply = health.Check(health_pb2.HealthCheckRequest(service=service), timeout=10)
+            assert reply.status == SERVING
+        ask = reflection_pb2.ServerReflectionRequest(list_services="")
+        (told,) = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([ask]), timeout=10)
+        names = {service.name for service in told.list_services_response.service}
+        assert {"pagefold.v1.Memory", "pagefold.v1.Admin", "grpc.health.v1.Health"} <= names
+
+
+# The end
+
+
+def test_sigterm_drains(serve: Serve) -> None:
+    server = serve()
+    with Raw(server.address) as raw, grpc.insecure_channel(server.address) as channel:
+        raw.hello()
+        pool = raw.exchange().pools[0].name
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=20)
+        assert next(watch).status == SERVING
+        statuses = server.admin.WatchStatus(admin_pb2.WatchStatusRequest(interval_seconds=60), timeout=20)
+        assert next(statuses).run == 1
+        raw.give(noise(2000))
+        scan = server.admin.ScanNow.future(admin_pb2.ScanNowRequest(), timeout=20)
+        assert server.process is not None
+        server.process.send_signal(signal.SIGTERM)
+        assert next(watch).status == NOT_SERVING
+        assert list(statuses) == []  # ends without an error
+        assert scan.result() is not None  # a call in flight is answered
+        assert server.stop() == 0
+        assert pool[1:] not in kernel.names()
+        assert raw.lease.name[1:] in kernel.names()  # the client's own objects are the client's
+
+
+def test_the_second_sigint_ends_it_at_once(serve: Serve) -> None:
+    server = serve()
+    with Raw(server.address) as raw, grpc.insecure_channel(server.address) as channel:
+        raw.hello()
+        pool = raw.exchange().pools[0].name
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=20)
+        assert next(watch).status == SERVING
+        assert server.process is not None
+        server.process.send_signal(signal.SIGINT)
+        assert next(watch).status == NOT_SERVING  # an open stream keeps it from ending before its grace is over
+        assert server.stop(signal.SIGINT) == 130
+        assert pool[1:] not in kernel.names()
+        assert list(server.directory.glob("server.[sp]*")) == []
+
+
+def test_it_ends_by_itself_when_nobody_has_been_there_for_long(serve: Serve) -> None:
+    server = serve(idle_exit_seconds=0.5)
+    with Raw(server.address) as raw:
+        raw.hello()
+        assert server.process is not None
+        with pytest.raises(subprocess.TimeoutExpired):
+            server.process.wait(1.2)
+    assert server.process.wait(10) == 0
+
+
+# Settings
+
+
+def test_sighup_reloads_the_file_and_names_what_needs_a_restart(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    file = tmp_path / "server.toml"
+    file.write_text("pages_to_scan = 100\nlog_format = 'json'\n")
+    ready, tell = os.pipe()
+    address = f"unix:{tmp_path}/server.sock"
+    log = tmp_path / "log"
+    flags = ["--config", str(file), "--address", address, "--ready-fd", str(tell), "--sleep-millisecs", "7"]
+    with (
+        log.open("w") as stderr,
+        subprocess.Popen([sys.executable, "-m", "pagefold_server", *flags], pass_fds=[tell], stderr=stderr) as process,
+    ):
+        os.close(tell)
+        with open(ready, "rb") as pipe:
+            pipe.read()
+        with grpc.insecure_channel(address) as channel:
+            admin = admin_pb2_grpc.AdminStub(channel)
+
+            def setting(key: str) -> tuple[str, str]:
+                found = {s.key: s for s in admin.GetConfig(admin_pb2.GetConfigRequest(), timeout=10).settings}
+                return found[key].value, found[key].origin
+
+            assert setting("pages_to_scan") == ("100", "file")
+            assert setting("sleep_millisecs") == ("7", "flag")
+            file.write_text("pages_to_scan = 200\nsleep_millisecs = 9\nlog_format = 'console'\n")
+            process.send_signal(signal.SIGHUP)
+            until(lambda: setting("pages_to_scan") == ("200", "file"))
+            assert setting("sleep_millisecs") == ("7", "flag")
+            assert setting("log_format") == ("json", "file")
+            until(lambda: "need a restart" in log.read_text())
+            file.write_text("pages_to_scan = 'many'\n")
+            process.send_signal(signal.SIGHUP)
+            until(lambda: "not reloaded" in log.read_text())
+            assert setting("pages_to_scan") == ("200", "file")
+        process.terminate()
+    assert process.returncode == 0
+
+
+def test_a_bad_setting_ends_the_start() -> None:
+    refused = attempt("--pages-to-scan", "0")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "pages_to_scan" in refused.stderr
+    assert attempt(PAGEFOLD_CPU_CEILING_PERCENT="1000").returncode == 2
+    assert attempt("--config", "/does/not/exist").returncode == 2
+
+
+def test_stale_names_are_swept_at_start(serve: Serve, no_names: None) -> None:
+    made = [_names.create_locked(kind, 0o600, 10) for kind in ("s", "l", "p")]
+    for stale in made[:2]:
+        os.close(stale.fd)  # lets the lock go
+    server = serve()
+    until(lambda: not {stale.name[1:] for stale in made[:2]} & kernel.names(), what="the sweep")
+    assert made[2].name[1:] in kernel.names()
+    server.stop()
+    _names.remove(made[2].name)
+    os.close(made[2].fd)

@@ -1,0 +1,122 @@
+"""When a domain is settled: passes are weighed as docs/design.md says, "settle()"."""
+
+from __future__ import annotations
+
+import pytest
+from pagefold_proto.v1 import memory_pb2 as pb
+from pagefold_server.engine import EngineCounters, PassReport
+from pagefold_server.settle import Look, Settlers
+
+QUIET = Look(busy=False, unanswered=0, full=False)
+BUSY = Look(busy=True, unanswered=0, full=False)
+
+
+class Waiting:
+    """One who waits since before pass 1, in a domain that is told about by hand."""
+
+    def __init__(self, after: int = 0) -> None:
+        self.reports: list[pb.SettleReport] = []
+        self.settlers = Settlers()
+        self.books = EngineCounters()
+        self.passes = 0
+        self.settlers.start("me", 7, after, self.books, self.reports.append)
+
+    def passed(self, look: Look = QUIET, **found: int) -> bool:
+        self.passes += 1
+        fields = dict.fromkeys(PassReport.__slots__, 0) | found | {"number": self.passes}
+        self.settlers.passed(PassReport(**fields), self.books, look)
+        return bool(self.reports)
+
+    def answered(self, look: Look = QUIET) -> bool:
+        self.settlers.answered(self.books, look)
+        return bool(self.reports)
+
+
+def test_a_pass_that_found_nothing_is_the_answer() -> None:
+    waiting = Waiting()
+    assert waiting.passed()
+    (report,) = waiting.reports
+    assert (report.settling, report.settled, report.passes) == (7, True, 1)
+    assert len(waiting.settlers) == 0
+
+
+def test_a_pass_that_began_before_the_request_does_not_count() -> None:
+    waiting = Waiting(after=1)
+    assert not waiting.passed()
+    assert waiting.passed()
+
+
+@pytest.mark.parametrize("found", ["proposed", "fresh", "backlog"])
+def test_a_pass_that_left_something_is_not(found: str) -> None:
+    waiting = Waiting()
+    assert not waiting.passed(**{found: 1})
+    assert waiting.passed(volatile=9, unshared=9, waiting=9)
+
+
+def test_answers_are_waited_for_and_need_no_further_pass() -> None:
+    waiting = Waiting()
+    assert not waiting.passed(BUSY)
+    assert not waiting.answered(BUSY)
+    waiting.books.pages_merged = 5
+    assert waiting.answered()
+    assert waiting.reports[0].merged_pages == 5
+
+
+@pytest.mark.parametrize("loss", ["pages_declined", "pages_broken"])
+def test_an_answer_that_leaves_something_to_do_needs_one(loss: str) -> None:
+    waiting = Waiting()
+    assert not waiting.passed(BUSY)
+    setattr(waiting.books, loss, 1)
+    assert not waiting.answered()
+    assert waiting.passed()
+
+
+def test_three_quiet_passes_are_the_answer_where_pages_stay_fresh() -> None:
+    waiting = Waiting()
+    for proposed in (0, 0, 1, 0, 0):
+        assert not waiting.passed(fresh=1, proposed=proposed)
+    assert waiting.passed(fresh=1)
+    assert waiting.reports[0].settled
+    assert waiting.reports[0].passes == 6
+
+
+def test_a_merge_in_between_begins_the_count_anew() -> None:
+    waiting = Waiting()
+    for _ in range(2):
+        assert not waiting.passed(fresh=1)
+    waiting.books.pages_merged += 1
+    for _ in range(3):
+        assert not waiting.passed(fresh=1)
+    assert waiting.passed(fresh=1)
+
+
+def test_quick_passes_while_a_client_works_are_not_quiet() -> None:
+    waiting = Waiting()
+    for _ in range(10):
+        assert not waiting.passed(BUSY, fresh=1)
+
+
+def test_no_room_is_not_settled() -> None:
+    waiting = Waiting()
+    assert waiting.passed(Look(busy=False, unanswered=3, full=True))
+    assert not waiting.reports[0].settled
+    assert waiting.reports[0].pages_refused == 3
+
+
+def test_several_wait_and_each_may_stop() -> None:
+    waiting = Waiting()
+    others: list[pb.SettleReport] = []
+    waiting.settlers.start("you", 8, 1, waiting.books, others.append)
+    waiting.settlers.start("them", 9, 0, waiting.books, others.append)
+    waiting.settlers.stop("them")
+    assert waiting.passed()
+    assert others == []
+    waiting.passed()
+    assert [report.settling for report in others] == [8]
+
+
+def test_giving_up() -> None:
+    waiting = Waiting()
+    waiting.settlers.give_up_one("nobody", waiting.books, QUIET)
+    waiting.settlers.give_up(waiting.books, QUIET)
+    assert [report.settled for report in waiting.reports] == [False]
