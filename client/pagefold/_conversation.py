@@ -127,7 +127,7 @@ class Conversation:
         self._dropping: list[_Dropping] = []
 
     def watch(self, arena: Arena) -> None:
-        """Tells which arena's level the server is told. Weakly: memory goes with its last buffer, without the help of gc."""
+        """The arena whose level the server is told. Held weakly: memory goes with its last buffer, without a gc run."""
         self._arena = weakref.ref(arena)
 
     # For any thread: the arena's listener

@@ -297,6 +297,15 @@ impl Space {
             view.table.set(part, State::Owned, 0, 0);
             journal.push(Event { detail: 1, ..Event::new(Kind::Released, number, part) });
         }
+        pieces(
+            run,
+            |page| view.table.is_excluded(page),
+            |part, is| {
+                if is {
+                    journal.push(Event::new(Kind::Included, number, part));
+                }
+            },
+        );
         view.table.forget_wishes(run);
         shm::punch(view.memory.segment.as_fd(), bytes(run.first), bytes(run.count))
             .map_err(|e| Error::System("punching the segment", e))

@@ -227,8 +227,9 @@ class Books:
         event.expect_states(bytes((MERGED, ZERO)))
         table = event.table
         table.set_states(event.first, event.count, COPIED)
-        for page in range(event.first, event.end):
-            table.breaks[page] = min(table.breaks[page] + 1, MAX_BREAKS)
+        if self._options.smart_scan:
+            for page in range(event.first, event.end):
+                table.breaks[page] = min(table.breaks[page] + 1, MAX_BREAKS)
         self._broken += event.count
         self._ask_adopt(event.book, table, event.first, event.count)
 
@@ -240,7 +241,7 @@ class Books:
         self._drop_references(table, first, count)
         if event.detail == _DISCARDED:
             table.breaks[first : event.end] = bytes(count)  # what comes here next has another story
-        else:
+        elif self._options.smart_scan:
             for start, number in broken:
                 for page in range(start, start + number):
                     self._rest(table, page, 1, WAITING, 1 << table.breaks[page])
@@ -249,7 +250,8 @@ class Books:
                 self._wake(other, 0, other.pages, OVER_BUDGET)
 
     def _book_not_adopted(self, event: _Event) -> None:
-        self._answer_adopt(event.book, event.table, event.first, event.count)
+        if not self._answer_adopt(event.book, event.table, event.first, event.count):
+            return  # nobody asked: there is nothing to ask for again
         due = self._clock + RETRY_PASSES
         self._calendar.setdefault(due, []).append((event.table, event.first, event.count, COPIED))
 
@@ -313,13 +315,15 @@ class Books:
             book.asking += number
             book.adopting += number
 
-    def _answer_adopt(self, book: Client, table: PageTable, first: int, count: int) -> None:
-        """Pages are asked for no longer: they were released, or cannot be adopted now."""
+    def _answer_adopt(self, book: Client, table: PageTable, first: int, count: int) -> int:
+        """Pages are asked for no longer: they were released, or cannot be adopted now. How many were asked for."""
         queued = table.clear_flag(first, count, ADOPT_QUEUED)
+        sent = table.clear_flag(first, count, ADOPT_SENT)
         book.asking -= queued
-        book.adopting -= queued + table.clear_flag(first, count, ADOPT_SENT)
+        book.adopting -= queued + sent
         if not book.asking:
             book.adopts.clear()
+        return queued + sent
 
     def unmerge(self, on: bool) -> None:
         """See `Engine`. Adopts that are queued when it ends are still made."""

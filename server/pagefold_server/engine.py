@@ -35,12 +35,14 @@ class EngineOptions:
     Attributes:
         use_zero_pages: merge pages of zeros with the kernel's zero page, which costs no frame.
         max_page_sharing: most pages that one frame serves; beyond it the content gets another frame.
+        smart_scan: leave pages alone for a while, and longer each time, that were written after they were merged.
         max_outstanding: most pages proposed to one client and not yet answered. Bounds both what a client that
             never answers can hold, and the memory of frames made ahead of their merges.
     """
 
     use_zero_pages: bool = True
     max_page_sharing: int = 256
+    smart_scan: bool = True
     max_outstanding: int = 16384
 
 

@@ -87,6 +87,11 @@ class Settings(BaseSettings):
     max_page_sharing: int = Field(
         256, ge=2, le=1 << 20, description="most pages that one frame serves", json_schema_extra=_LIVE
     )
+    smart_scan: bool = Field(
+        True,
+        description="leave pages alone for longer and longer that break after they were merged",
+        json_schema_extra=_LIVE,
+    )
     max_outstanding: int = Field(
         16384,
         ge=1,
@@ -157,7 +162,12 @@ class Settings(BaseSettings):
     @property
     def engine_options(self) -> EngineOptions:
         """What the engines are told."""
-        return EngineOptions(self.use_zero_pages, self.max_page_sharing, self.max_outstanding)
+        return EngineOptions(
+            use_zero_pages=self.use_zero_pages,
+            max_page_sharing=self.max_page_sharing,
+            smart_scan=self.smart_scan,
+            max_outstanding=self.max_outstanding,
+        )
 
     def origin(self, key: str) -> Origin:
         """Where a setting's value comes from."""

@@ -90,8 +90,11 @@ class Settlers:
                 continue
             settle.passes += 1
             settle.quiet = settle.quiet + 1 if merged_nothing else 0
-            settle.clean = _losses(counters) if nothing_left else None
-            if not busy and (nothing_left or settle.quiet >= QUIET_PASSES):
+            # Pages that changed before the request and just after the last pass look hot to the first pass that counts,
+            # and may have been quiet ever since: only a second look can tell.
+            done = nothing_left and (settle.passes > 1 or found.volatile == 0)
+            settle.clean = _losses(counters) if done else None
+            if not busy and (done or settle.quiet >= QUIET_PASSES):
                 self._finish(key, not look.full, counters, look)
 
     def answered(self, counters: EngineCounters, look: Look) -> None:

@@ -81,7 +81,7 @@ def run(remote, seconds, seed):
 def test_no_byte_is_lost_to_writers_that_hammer_merging_pages(
     serve: Callable[..., Server], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    server = serve(cpu_ceiling_percent=100, sleep_millisecs=0, poll_millisecs=10)
+    server = serve(cpu_ceiling_percent=100, sleep_millisecs=0, poll_millisecs=10, smart_scan=False)
     with Worker(server.address) as one, Worker(server.address) as two:
         for number, worker in enumerate((one, two)):
             worker.send("execute", HAMMER, SECONDS, number)

@@ -63,7 +63,7 @@ class Engines(RuleBasedStateMachine):
         zero_pages=st.booleans(),
     )
     def begin(self, sharing: int, outstanding: int, zero_pages: bool) -> None:
-        self.options = EngineOptions(zero_pages, sharing, outstanding)
+        self.options = EngineOptions(use_zero_pages=zero_pages, max_page_sharing=sharing, max_outstanding=outstanding)
         self.engine.configure(self.options)
         self.arrive()
         self.arrive()

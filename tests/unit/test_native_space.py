@@ -186,7 +186,7 @@ def test_discard_gives_memory_back_and_reads_as_zeros(bench: Callable[..., Bench
     b.space.exclude(1, 6, 2, True)
     b.events()
     b.space.discard(1, 1, 8)
-    assert b.events() == [(RELEASED, 2, 4, 0, 0, 1)]
+    assert b.events() == [(RELEASED, 2, 4, 0, 0, 1), (INCLUDED, 6, 2, 0, 0, 0)]
     assert b.allocated() == 2
     assert b.get(1) == b.get(3) == b.get(8) == page_of(0)
     assert (b.get(0), b.get(9)) == (page_of(1), page_of(10))

@@ -10,7 +10,7 @@ import ipaddress
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import grpc
 from google.protobuf.message import Message
@@ -106,7 +106,7 @@ class Admin:
         except grpc.RpcError as error:
             raise self._failed(error) from error
         finally:
-            stream.cancel()
+            stream.cancel()  # type: ignore[no-untyped-call]
 
     def _call(self, name: str, request: Message, reply: type[R], timeout: float = _SECONDS) -> R:
         call = self._channel.unary_unary(_SERVICE + name, type(request).SerializeToString, reply.FromString)
@@ -116,7 +116,7 @@ class Admin:
             raise self._failed(error) from error
         return answer
 
-    def _failed(self, error: grpc.RpcError) -> CommandError:
+    def _failed(self, error: Any) -> CommandError:
         code, details = error.code(), error.details() or ""
         reason = next((value for key, value in error.trailing_metadata() or () if key == _REASON_KEY), "")
         if code in _NOBODY and not reason:

@@ -136,7 +136,10 @@ def tracker(features: Features) -> Check:
     """How changed pages are found."""
     missing = [
         name
-        for name, there in (("PAGEMAP_SCAN", features.pagemap_scan), ("asynchronous write-protection", features.wp_async))
+        for name, there in (
+            ("PAGEMAP_SCAN", features.pagemap_scan),
+            ("write-protection without waiting", features.wp_async),
+        )
         if not there
     ]
     if missing:
@@ -201,14 +204,6 @@ def huge_pages(machine: Machine) -> Check:
             "touching one page of a segment may allocate 2 MiB, which merging has to split again",
             f"echo never > {base}/shmem_enabled",
         )
-    if anon == "always":
-        return Check(
-            "huge_pages",
-            "warn",
-            found,
-            "a write to a long run of merged zero pages may allocate 2 MiB instead of a page",
-            f"echo madvise > {base}/enabled",
-        )
     return Check("huge_pages", "ok", found, "memory is allocated, merged and given back page by page")
 
 
@@ -238,7 +233,7 @@ def kernel_ksm(machine: Machine) -> Check:
 
 
 def remove_ipc(machine: Machine) -> list[Check]:
-    """Whether logind unlinks this user's shared memory at logout. Nothing to say for system users or without systemd."""
+    """Whether logind unlinks this user's shared memory at logout. Nothing to say of system users."""
     if machine.uid < _FIRST_LOGIN_UID or not (machine.root / "run/systemd/system").is_dir():
         return []
     if (machine.root / "var/lib/systemd/linger").is_dir() and _lingers(machine):

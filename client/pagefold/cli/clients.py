@@ -10,7 +10,7 @@ from pagefold_proto.v1 import admin_pb2 as pb
 from pagefold._reports import human
 from pagefold.cli.admin import Admin
 from pagefold.cli.options import AddressOption, CaOption, JsonOption, TokenFileOption
-from pagefold.cli.output import console, count, duration, enum_name, plain, print_json, table
+from pagefold.cli.output import console, count, duration, plain, print_json, table
 
 
 def clients(
@@ -52,7 +52,6 @@ def _show_clients(found: list[pb.ClientInfo], page_size: int) -> None:
     listed = table(
         "client", "pid", "program", "domain", "state", "tier", *numbers[2:], right=numbers
     )  # fmt: skip - one line a table
-    tier = pb.ClientInfo.DESCRIPTOR.fields_by_name["tier"]
     for info in found:
         gauges = info.gauges
         listed.add_row(
@@ -61,7 +60,7 @@ def _show_clients(found: list[pb.ClientInfo], page_size: int) -> None:
             info.program or "-",
             f"{info.uid}/{info.label}" if info.label else str(info.uid),
             info.state,
-            enum_name(tier, info.tier),
+            plain(info)["tier"],
             human(gauges.merged_pages * page_size),
             human(gauges.zero_pages * page_size),
             human(gauges.owned_pages * page_size),

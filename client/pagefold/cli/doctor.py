@@ -124,7 +124,7 @@ def packages() -> Check:
 
 
 def fork_support(value: str) -> Check:
-    """gRPC's own fork handling, which programs that fork need."""
+    """GRPC's own fork handling, which programs that fork need."""
     if value.strip().lower() in ("0", "false", "off", "no", ""):
         if value:
             return Check(

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from rich import box
 from rich.console import Console
@@ -21,9 +20,9 @@ def console() -> Console:
     return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
-def print_json(value: object) -> None:
+def print_json(value: object, one_line: bool = False) -> None:
     """One object on one line where it is read by programs, indented where somebody looks at it."""
-    print(json.dumps(value, indent=2 if sys.stdout.isatty() else None), flush=True)
+    print(json.dumps(value, indent=2 if sys.stdout.isatty() and not one_line else None), flush=True)
 
 
 def print_error(text: str) -> None:
@@ -36,31 +35,26 @@ def plain(message: Message) -> dict[str, Any]:
     return {field.name: _plain_field(message, field) for field in message.DESCRIPTOR.fields}
 
 
-def _plain_field(message: Message, field: FieldDescriptor) -> Any:
+def _plain_field(message: Message, field: Any) -> Any:
+    # Not by the descriptor's `label` or `is_repeated`: the one is deprecated in new protobufs, the other not in old ones.
     value = getattr(message, field.name)
-    if _is_repeated(field):
-        return [_plain_value(item, field) for item in value]
-    return _plain_value(value, field)
+    if isinstance(value, (str, bytes, int, float, Message)):
+        return _plain_value(value, field)
+    return [_plain_value(item, field) for item in value]
 
 
-def _is_repeated(field: FieldDescriptor) -> bool:
-    if hasattr(field, "is_repeated"):  # newer protobuf, in which `label` is deprecated
-        return bool(field.is_repeated)
-    return field.label == FieldDescriptor.LABEL_REPEATED
-
-
-def _plain_value(value: Any, field: FieldDescriptor) -> Any:
-    if field.message_type is not None:
+def _plain_value(value: Any, field: Any) -> Any:
+    if isinstance(value, Message):
         return plain(value)
     if field.enum_type is not None:
-        return enum_name(field, value)
+        known = field.enum_type.values_by_number.get(value)
+        return enum_word(field.enum_type.name, known.name) if known else value
     return value.hex() if isinstance(value, bytes) else value
 
 
-def enum_name(field: FieldDescriptor, number: int) -> str:
-    """TIER_UFFD as "uffd"; a number that this version does not know as itself."""
-    known = field.enum_type.values_by_number.get(number)
-    return known.name.removeprefix(f"{field.enum_type.name.upper()}_").lower() if known else str(number)
+def enum_word(enum: str, name: str) -> str:
+    """TIER_UFFD of Tier as "uffd"."""
+    return name.removeprefix(f"{enum.upper()}_").lower()
 
 
 def table(*columns: str, title: str = "", right: Iterable[str] = ()) -> Table:

@@ -25,7 +25,7 @@ def serve(
     ] = None,
     assignments: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any setting; may be given again and again.", show_default=False),
+        typer.Option("--set", metavar="KEY=VALUE", help="Any setting; may be repeated.", show_default=False),
     ] = None,
     token_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The bearer token that TCP callers must show.")

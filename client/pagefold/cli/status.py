@@ -61,7 +61,7 @@ def _watch(admin: Admin, interval: float, as_json: bool) -> None:
     looks = admin.watch(interval)
     if as_json:
         for found in looks:
-            print_json(plain(found))
+            print_json(plain(found), one_line=True)
     elif not sys.stdout.isatty():
         for found in looks:
             print(line(found), flush=True)
@@ -93,7 +93,7 @@ def render(found: pb.Status) -> RenderableType:
                 "server": f"{found.version}, pid {found.pid}, up {duration(found.uptime_seconds)}, {found.address}",
                 "state": _RUN.get(found.run, str(found.run))
                 + (f", {count(found.settling, 'client')} waiting in settle()" if found.settling else ""),
-                "clients": f"{found.clients} with {count(found.segments, 'segment')} in {count(found.domains, 'domain')}"
+                "clients": f"{found.clients}, {count(found.segments, 'segment')}, {count(found.domains, 'domain')}"
                 + (f"; {found.departed} departed with memory in use" if found.departed else ""),
                 "cpu": f"{found.scan_cpu_percent:.1f} % of a core for scanning, {found.cpu_seconds:.1f} s in all",
             }

@@ -1,0 +1,256 @@
+"""`pagefold demo`: processes load the same data, memory falls, one of them writes, and only its pages come back.
+
+Nothing is estimated: memory is what the kernel says (`physical`), and every worker compares every byte of its data
+with what it wrote, three times: before merging, merged, and after the writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Annotated, Any, Final
+
+import typer
+
+from pagefold._reports import human
+from pagefold.cli.admin import Admin
+from pagefold.cli.checks import SHM
+from pagefold.cli.crew import STRIPES, Crew
+from pagefold.cli.display import Display, display
+from pagefold.cli.embedded import embedded_server
+from pagefold.cli.exits import CommandError, ExitCode
+from pagefold.cli.output import console, facts, print_json
+from pagefold.cli.physical import data_bytes, physical_bytes
+
+LEAST_SHARE: Final = 0.95
+"""Of the ideal saving; with less the demo fails."""
+
+_TICK: Final = 0.15
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one run found. All sizes are bytes.
+
+    Attributes:
+        workers: processes.
+        bytes_per_worker: of data in each.
+        distinct_bytes: of data if every page that is not zero were kept once.
+        physical_before: memory of workers, segments and pool once all is loaded.
+        physical_after: the same, merged.
+        physical_written: the same, after the writes.
+        returned_bytes: what the writes brought back, in segments, pool and the workers' anonymous memory. (Not the
+            difference of the two above: they have each worker's share of libraries in them, which is not steady.)
+        saved_bytes: physical_before - physical_after.
+        ideal_saved_bytes: workers x bytes_per_worker - distinct_bytes.
+        settle_seconds: from the start of merging until nothing was left to merge.
+        settled: the server said that nothing was left, within the time.
+        written_bytes: in pages that one worker overwrote at the end.
+        verified: every worker compared every byte, each of the three times, and none was lost.
+        lost_bytes: bytes that differed.
+        tier: how writes were held.
+        window_max_micros: the longest that writes were held, in any worker.
+    """
+
+    workers: int
+    bytes_per_worker: int
+    distinct_bytes: int
+    physical_before: int
+    physical_after: int
+    physical_written: int
+    returned_bytes: int
+    saved_bytes: int
+    ideal_saved_bytes: int
+    settle_seconds: float
+    settled: bool
+    written_bytes: int
+    verified: bool
+    lost_bytes: int
+    tier: str
+    window_max_micros: float
+
+    @property
+    def convincing(self) -> bool:
+        """Whether it did what it promises."""
+        return self.verified and self.saved_bytes >= LEAST_SHARE * self.ideal_saved_bytes
+
+
+def demo(
+    workers: Annotated[int, typer.Option(metavar="N", min=2, max=64, help="Processes.")] = 4,
+    mib: Annotated[int, typer.Option(metavar="M", min=1, max=1 << 16, help="MiB of data in each of them.")] = 64,
+    write_pages: Annotated[int, typer.Option(metavar="K", min=1, help="Pages that one writes at the end.")] = 64,
+    seed: Annotated[int, typer.Option(metavar="S", min=0, help="Of the data.")] = 1,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", min=1, help="For merging.")] = 120,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for scripts.")] = False,
+) -> None:
+    """See it work: processes load the same data, and physical memory falls.
+
+    Runs a server of its own in a temporary directory, and cleans everything up. 14 of 16 parts of the data are the
+    same in every process, one is its own, one is zeros. Exits 1 unless every byte was verified and the saving is at
+    least 95 % of the ideal.
+
+    \b
+    Examples:
+      pagefold demo
+      pagefold demo --workers 8 --mib 256
+      pagefold demo --json | jq '.saved_bytes / .ideal_saved_bytes'
+    """
+    if find_spec("numpy") is None:
+        raise CommandError("the demo needs NumPy: pip install 'pagefold[numpy]'")
+    _check_room(workers * (mib << 20))
+    out = console()
+    with display(as_json, out) as shown:
+        result = _run(workers, mib << 20, write_pages, seed, timeout, shown)
+    if as_json:
+        print_json(dataclasses.asdict(result))
+    else:
+        out.print()
+        out.print(facts(_table(result)))
+        if result.convincing:
+            out.print("\n every byte verified, memory saved", style="bold green")
+        else:
+            out.print(f"\n not as promised: {_complaint(result)}", style="bold red")
+    raise typer.Exit(ExitCode.OK if result.convincing else ExitCode.FAILED)
+
+
+def _run(workers: int, nbytes: int, write_pages: int, seed: int, timeout: float, shown: Display) -> Result:
+    page = os.sysconf("SC_PAGE_SIZE")
+    distinct = (STRIPES - 2 + workers) * (nbytes // STRIPES)
+    pages = _spread(min(write_pages, nbytes // page), nbytes // page)
+    with contextlib.ExitStack() as stack:
+        shown.step("starting a server and the workers")
+        server = stack.enter_context(embedded_server(cpu_ceiling_percent=100, sleep_millisecs=0))
+        admin = stack.enter_context(Admin(server))
+        crew = stack.enter_context(Crew(server, workers, nbytes, seed))
+        everybody = list(range(workers))
+        gauge = _Gauge(admin, crew, shown)
+
+        def ask(numbers: list[int], method: str, *args: object) -> list[Any]:
+            for number in numbers:
+                crew.tell(number, method, *args)
+            return gauge.follow(numbers)
+
+        tier = _checked_tier(ask(everybody, "warm_up"))
+        shown.done(f"{workers} worker processes, a server on {server.removeprefix('unix:')}")
+        admin.configure({"run": "0"})
+        shown.step(f"each loads {human(nbytes)}")
+        ask(everybody, "load")
+        lost = sum(ask(everybody, "verify"))
+        before = gauge.look()
+        shown.done(f"each loaded {human(nbytes)}, and every byte is right: {human(before)} of physical memory")
+
+        shown.step("merging")
+        admin.configure({"run": "1"})
+        report = ask([0], "settle", timeout)[0]
+        after = gauge.look()
+        shown.done(f"merged in {report['seconds']:.1f} s: {human(after)} of physical memory")
+        shown.step("comparing every byte")
+        lost += sum(ask(everybody, "verify"))
+        after = max(after, gauge.look())
+        shown.done("every worker compared every byte" if not lost else f"{lost} bytes are wrong")
+
+        shown.step(f"worker 0 writes {len(pages)} pages")
+        merged_data = gauge.data()
+        ask([0], "write", pages)
+        written, returned = gauge.look(), gauge.data() - merged_data
+        lost += sum(ask(everybody, "verify"))
+        shown.done(
+            f"worker 0 wrote {len(pages)} pages ({human(len(pages) * page)}): {human(returned)} came back, "
+            + ("and the others did not notice" if not lost else f"{lost} bytes are wrong")
+        )
+        windows = [stats["window_max_micros"] for stats in ask(everybody, "stats")]
+        shown.step("cleaning up")
+    return Result(
+        workers=workers,
+        bytes_per_worker=nbytes,
+        distinct_bytes=distinct,
+        physical_before=before,
+        physical_after=after,
+        physical_written=written,
+        returned_bytes=returned,
+        saved_bytes=before - after,
+        ideal_saved_bytes=workers * nbytes - distinct,
+        settle_seconds=round(report["seconds"], 3),
+        settled=report["settled"],
+        written_bytes=len(pages) * page,
+        verified=lost == 0,
+        lost_bytes=lost,
+        tier=tier,
+        window_max_micros=max(windows),
+    )
+
+
+class _Gauge:
+    """Reads physical memory while workers work, and shows it."""
+
+    def __init__(self, admin: Admin, crew: Crew, shown: Display) -> None:
+        self._admin, self._crew, self._shown = admin, crew, shown
+
+    def follow(self, numbers: list[int]) -> list[Any]:
+        """Waits for the answers of workers, with an eye on memory."""
+        for answers in self._crew.answers(numbers, _TICK):
+            if answers is not None:
+                return answers
+            self.look()
+        raise AssertionError("answers end with the answers")
+
+    def look(self) -> int:
+        """Physical memory now."""
+        found = physical_bytes(self._crew.pids, self._names())
+        self._shown.memory(found)
+        return found
+
+    def data(self) -> int:
+        """The steady part of it, libraries left out."""
+        return data_bytes(self._crew.pids, self._names())
+
+    def _names(self) -> list[str]:
+        names = [segment.name for segment in self._admin.segments().segments]
+        return names + [domain.pool for domain in self._admin.domains().domains]
+
+
+def _spread(count: int, pages: int) -> list[int]:
+    """Page numbers at equal distances over the whole array."""
+    return [number * pages // count for number in range(count)]
+
+
+def _checked_tier(told: list[dict[str, str]]) -> str:
+    first = told[0]
+    if first["tier"] == "off":
+        raise CommandError(f"nothing can be merged here ({first['trouble']}): pagefold doctor says what to do")
+    return first["tier"]
+
+
+def _check_room(needed: int) -> None:
+    found = os.statvfs(SHM)
+    free = found.f_bavail * found.f_frsize
+    if found.f_blocks and free < needed * 1.1:
+        raise CommandError(
+            f"{SHM} has {human(free)} free, the demo takes {human(int(needed * 1.1))} before it merges: "
+            f"take less (--workers, --mib), or enlarge it: mount -o remount,size=... {SHM}"
+        )
+
+
+def _complaint(result: Result) -> str:
+    if not result.verified:
+        return f"{result.lost_bytes:,} bytes were lost; please report this"
+    hint = "" if result.settled else " (not settled in time: give it more with --timeout)"
+    return f"less than {LEAST_SHARE:.0%} of the possible saving{hint}; pagefold doctor may know why"
+
+
+def _table(result: Result) -> dict[str, str]:
+    share = result.saved_bytes / result.ideal_saved_bytes
+    return {
+        "data": f"{result.workers} workers x {human(result.bytes_per_worker)}, {human(result.distinct_bytes)} distinct",
+        "physical memory before": human(result.physical_before),
+        "merged": human(result.physical_after),
+        f"after one wrote {human(result.written_bytes)}": f"{human(result.physical_written)}, "
+        f"{human(result.returned_bytes)} came back",
+        "saved": f"{human(result.saved_bytes)}, {share:.1%} of what is possible",
+        "time to settle": f"{result.settle_seconds:.2f} s",
+        "writes were held for": f"{result.window_max_micros:.0f} us at most (tier {result.tier})",
+        "bytes lost": f"{result.lost_bytes}",
+    }

@@ -1,0 +1,253 @@
+"""What a client says, and in which order, whatever gets lost. No thread, no memory, no server."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import pytest
+from pagefold import _names
+from pagefold._arena import Segment
+from pagefold._conversation import Conversation
+from pagefold._errors import LimitReached, OutOfSharedMemory, ServerRefused, ServerUnavailable, SessionLost
+from pagefold._transport import LocalTransport
+from pagefold_proto.v1 import memory_pb2 as pb
+from support.fakes import FakeServer, FakeSpace
+
+MERGED, RELEASED, EXCLUDED = pb.EVENT_KIND_MERGED, pb.EVENT_KIND_RELEASED, pb.EVENT_KIND_EXCLUDED
+
+
+class Bed:
+    def __init__(self) -> None:
+        self.space = FakeSpace()
+        self.server = FakeServer()
+        self.kicks = 0
+        self.conversation = Conversation(self.space, LocalTransport(self.server), self.kick)
+        self.conversation.hello(pb.HelloRequest(protocol=1))
+
+    def kick(self) -> None:
+        self.kicks += 1
+
+    def segment(self, number: int = 1, pages: int = 16) -> Segment:
+        made = _names.create_locked(_names.SEGMENT, 0o600, pages * 4096)
+        return Segment(number, made.name, made.fd, pages, number << 40, False)
+
+    def last(self) -> Any:
+        return self.server.of("Exchange")[-1]
+
+
+@pytest.fixture
+def bed(no_names: None) -> Bed:
+    return Bed()
+
+
+def test_a_turn_without_events_and_instructions_is_quiet(bed: Bed) -> None:
+    bed.space.event(EXCLUDED, 1, 2, 3)
+    assert bed.conversation.has_work()
+    assert bed.conversation.turn()
+    assert not bed.conversation.turn()
+    assert not bed.conversation.has_work()
+    assert bed.server.booked == [(EXCLUDED, 1, 2, 3, 0, 0, 0)]
+    assert [r.sequence for r in bed.server.of("Exchange")] == [1, 2]
+
+
+def test_instructions_are_carried_out_and_their_results_reported(bed: Bed) -> None:
+    merges = pb.MergeBatch(segment=[1], first=[0], count=[4])  # pool and frame all zero: left out
+    adopts = pb.AdoptBatch(segment=[1], first=[8], count=[2])
+    bed.server.replies.append(pb.ExchangeReply(merges=merges, adopts=adopts, more=True))
+    assert bed.conversation.turn()
+    assert bed.space.calls == [("merge", [1], [0], [4], [0], [0]), ("adopt", [1], [8], [2])]
+    assert bed.conversation.turn()
+    assert bed.server.booked == [(MERGED, 1, 0, 4, 0, 0, 0), (RELEASED, 1, 8, 2, 0, 0, 0)]
+    assert not bed.conversation.turn()
+
+
+def test_a_lost_answer_is_asked_for_again_with_the_same_request(bed: Bed) -> None:
+    """The server books a call once, whichever way it got lost; the events after it come after it."""
+    bed.space.event(MERGED, 1, 0, 1)
+    bed.server.failures.append(("Exchange", ServerUnavailable("not there")))
+    bed.server.lost.append(ServerUnavailable("the answer got lost"))
+    for _ in range(2):
+        with pytest.raises(ServerUnavailable):
+            bed.conversation.turn()
+        bed.space.event(MERGED, 1, 7, 1)
+        assert bed.conversation.has_work()
+    assert bed.conversation.turn()
+    first, second, third = bed.server.of("Exchange")
+    assert first.SerializeToString() == second.SerializeToString() == third.SerializeToString()
+    bed.conversation.turn()
+    assert [(row[0], row[2]) for row in bed.server.booked] == [(MERGED, 0), (MERGED, 7), (MERGED, 7)]
+
+
+def test_messages_stay_below_the_servers_limit(bed: Bed) -> None:
+    bed.conversation.hello(pb.HelloRequest())
+    bed.conversation._max_events = 100
+    for page in range(250):
+        bed.space.event(MERGED, 1, page, 1)
+    while bed.conversation.turn():
+        pass
+    assert [len(r.events.kind) for r in bed.server.of("Exchange")] == [100, 100, 50, 0]
+    assert [row[2] for row in bed.server.booked] == list(range(250))
+
+
+def test_segments_are_announced_before_their_events(bed: Bed) -> None:
+    segment = bed.segment()
+    bed.conversation.added(segment)
+    assert bed.kicks == 1
+    assert not bed.conversation.announced.is_set()
+    bed.space.event(EXCLUDED, 1, 0, 1)
+    bed.server.failures.append(("AddSegment", ServerUnavailable("later")))
+    with pytest.raises(ServerUnavailable):
+        bed.conversation.turn()
+    bed.conversation.turn()
+    methods = [name for name, _ in bed.server.requests]
+    assert methods == ["Hello", "AddSegment", "AddSegment", "Exchange"]
+    assert bed.server.of("AddSegment")[0].name == segment.name
+    assert bed.server.booked == [(EXCLUDED, 1, 0, 1, 0, 0, 0)]
+    assert bed.conversation.announced.is_set()
+    segment.discard()
+
+
+def test_a_segment_that_the_server_does_not_take_is_never_mentioned_again(bed: Bed) -> None:
+    segment = bed.segment()
+    bed.conversation.added(segment)
+    bed.server.failures.append(("AddSegment", LimitReached("REASON_LIMIT", "no more")))
+    bed.space.event(EXCLUDED, 1, 0, 1)
+    bed.space.event(EXCLUDED, 2, 5, 6)
+    bed.conversation.turn()
+    assert bed.server.booked == [(EXCLUDED, 2, 5, 6, 0, 0, 0)]
+    assert bed.conversation.refused == {1: "no more"}
+    bed.conversation.dropped(segment)
+    bed.conversation.turn()
+    assert bed.server.of("DropSegment") == []
+    assert bed.conversation.refused == {}
+
+
+def test_a_segment_is_dropped_after_its_last_event_and_its_name_after_that(bed: Bed) -> None:
+    segment = bed.segment()
+    bed.conversation.added(segment)
+    bed.conversation.turn()
+    bed.conversation._max_events = 10
+    for page in range(25):
+        bed.space.event(RELEASED, 1, page, 1)
+    bed.conversation.dropped(segment)
+    bed.server.called = lambda method, _: (
+        [len(bed.server.booked), _names_exist(segment)] == [25, True] or pytest.fail("dropped too early")
+        if method == "DropSegment"
+        else None
+    )
+    while bed.conversation.has_work():
+        bed.conversation.turn()
+    assert len(bed.server.of("DropSegment")) == 1
+    assert not _names_exist(segment)
+
+
+def _names_exist(segment: Segment) -> bool:
+    from support import kernel
+
+    return segment.name.lstrip("/") in kernel.names()
+
+
+def test_a_segment_that_is_still_in_use_there_is_dropped_later(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pagefold._conversation.DROP_AGAIN_SECONDS", 0.0)
+    segment = bed.segment()
+    bed.conversation.added(segment)
+    bed.conversation.turn()
+    bed.conversation.dropped(segment)
+    bed.server.failures.append(("DropSegment", ServerRefused("REASON_SEGMENT_IN_USE", "proposals")))
+    bed.conversation.turn()
+    assert bed.conversation.is_dropping
+    assert bed.conversation.has_work()
+    bed.conversation.turn()
+    assert not bed.conversation.is_dropping
+    assert [name for name, _ in bed.server.requests][-3:] == ["DropSegment", "Exchange", "DropSegment"]
+
+
+def test_settles_are_asked_one_at_a_time_and_answer_all_before_them(bed: Bed) -> None:
+    settles = bed.conversation.settles
+    bed.server.settle = False
+    first, second, third = settles.join(), settles.join(), settles.join()
+    settles.leave(first)
+    bed.conversation.turn()
+    assert bed.space.calls == [("harvest",)], "what was written so far is part of the question"
+    assert bed.last().settling == 3
+    fourth = settles.join()
+    assert settles.is_current
+    bed.conversation.turn()
+    assert bed.last().settling == 3, "a newer one waits its turn"
+    bed.server.settle = True
+    bed.conversation.turn()
+    assert second.event.is_set()
+    assert third.report is not None
+    assert not fourth.event.is_set()
+    assert bed.conversation.has_work()
+    bed.conversation.turn()
+    assert bed.last().settling == 4
+    assert fourth.event.is_set()
+    bed.conversation.turn()
+    assert bed.last().settling == 0
+    assert not bed.conversation.has_work()
+
+
+def test_adopting_at_once_says_when_memory_is_short(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    bed.space.event(pb.EVENT_KIND_NOT_ADOPTED, 1, 9, 1, detail=errno.ENOSPC)  # of an earlier attempt
+    bed.conversation.adopt(1, 0, 4)
+    bed.space.event(EXCLUDED, 1, 1, 1)
+
+    def short(*_: Any) -> int:
+        bed.space.event(RELEASED, 1, 0, 2)
+        bed.space.event(pb.EVENT_KIND_NOT_ADOPTED, 1, 2, 2, detail=errno.ENOSPC)
+        return 2
+
+    monkeypatch.setattr(bed.space, "adopt", short)
+    with pytest.raises(OutOfSharedMemory, match="8 KiB cannot be taken back"):
+        bed.conversation.adopt(1, 0, 4)
+
+    def busy(*_: Any) -> int:
+        bed.space.event(pb.EVENT_KIND_NOT_ADOPTED, 1, 2, 2, detail=errno.EBUSY)
+        return 0
+
+    monkeypatch.setattr(bed.space, "adopt", busy)
+    bed.conversation.adopt(1, 0, 4)
+    while bed.conversation.turn():
+        pass
+    kinds = [row[0] for row in bed.server.booked]
+    late = pb.EVENT_KIND_NOT_ADOPTED
+    assert kinds == [late, RELEASED, EXCLUDED, RELEASED, late, late], "told in the journal's order all the same"
+
+
+@pytest.mark.parametrize("error", [OSError(12, "no memory"), ValueError("nonsense"), OverflowError("too large")])
+def test_instructions_that_cannot_be_carried_out_do_not_end_the_session(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any) -> int:
+        raise error
+
+    monkeypatch.setattr(bed.space, "merge", fail)
+    bed.server.replies.append(pb.ExchangeReply(merges=pb.MergeBatch(segment=[1], first=[0], count=[1])))
+    assert bed.conversation.turn()
+    assert "instructions failed" in caplog.text
+    assert not bed.conversation.turn()
+
+
+def test_pools_that_are_none_are_not_opened(bed: Bed, caplog: pytest.LogCaptureFixture) -> None:
+    names = ["/etc/passwd", "/pagefold-s-" + "0" * 32, _names.new_name(_names.POOL)]
+    bed.server.replies.append(pb.ExchangeReply(pools=[pb.PoolInfo(pool=1, name=name) for name in names]))
+    bed.conversation.turn()
+    assert bed.space.calls == []
+    assert len(caplog.records) == 3
+
+
+def test_a_lost_session_forgets_what_nobody_will_be_told(bed: Bed) -> None:
+    segment = bed.segment()
+    bed.conversation.added(bed.segment(2))
+    leftover = bed.conversation._added[0]
+    bed.conversation.dropped(segment)
+    bed.space.event(MERGED, 1, 0, 1)
+    bed.server.failures.append(("*", SessionLost("REASON_UNKNOWN_SESSION", "who?")))
+    with pytest.raises(SessionLost):
+        bed.conversation.turn()
+    bed.conversation.forget_events()
+    assert not bed.conversation.has_work()
+    assert not _names_exist(segment)
+    leftover.discard()

@@ -1,0 +1,351 @@
+"""The session's thread on a fake space and a fake server: when it talks, when it is silent, how it ends."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pagefold import _session
+from pagefold._arena import PAGE, Arena
+from pagefold._conversation import Conversation
+from pagefold._errors import ServerUnavailable, SessionLost
+from pagefold._fork import Kin
+from pagefold._session import Session, Wiring
+from pagefold._transport import LocalTransport
+from pagefold_proto.v1 import memory_pb2 as pb
+from support.fakes import FakeBell, FakeBlock, FakeServer, FakeSpace
+from support.waiting import until
+
+
+class Bed:
+    def __init__(self) -> None:
+        self.space = FakeSpace()
+        self.server = FakeServer()
+        self.bell = FakeBell()
+        self.kin = Kin(self.space)
+        self.transport = LocalTransport(self.server)
+        self.conversation = Conversation(self.space, self.transport, self.bell.ring)
+        self.conversation.hello(pb.HelloRequest())
+        self.arena = Arena(self.kin, self.space, self.conversation, FakeBlock, room=lambda: None, first=16 * PAGE)
+        self.conversation.watch(self.arena)
+        self.released = 0
+        self.session = Session(
+            Wiring(self.kin, self.space, self.arena, self.conversation, self.transport, self.bell, self.release)
+        )
+
+    def release(self) -> None:
+        self.released += 1
+
+    @property
+    def calls(self) -> int:
+        return len(self.server.of("Exchange"))
+
+    def silent(self) -> int:
+        """Waits until the thread waits; returns how often it has called by then."""
+        waits = self.space.waits
+        until(lambda: self.space.waits > waits or not self.conversation.has_work(), what="silence")
+        calls = self.calls
+        time.sleep(0.05)  # nothing to wait on: that nothing happens is what is asked
+        assert self.calls == calls
+        return calls
+
+
+@pytest.fixture
+def bed(no_names: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bed]:
+    monkeypatch.setattr(_session, "BACKOFF_SECONDS", (0.001, 0.01))
+    bed = Bed()
+    yield bed
+    bed.session.close()
+    assert bed.released == 1
+    assert bed.transport.closed
+
+
+def test_it_is_silent_after_one_empty_call_and_calls_when_rung(bed: Bed) -> None:
+    bed.session.start()
+    until(lambda: bed.space.waits > 0)
+    assert bed.silent() == 1
+    bed.bell.ring()
+    until(lambda: bed.calls == 2, what="the call that a ring asks for")
+    assert bed.silent() == 2
+
+
+def test_news_are_told_until_a_call_was_empty(bed: Bed) -> None:
+    bed.session.start()
+    until(lambda: bed.space.waits > 0)
+    bed.server.replies.append(pb.ExchangeReply(merges=pb.MergeBatch(segment=[1], first=[0], count=[4])))
+    bed.bell.ring()  # merges come, their results go, an empty call
+    until(lambda: bed.calls == 4, what="three more calls")
+    assert bed.silent() == 4
+    assert bed.server.booked == [(pb.EVENT_KIND_MERGED, 1, 0, 4, 0, 0, 0)]
+
+
+def test_settle_says_what_the_server_says(bed: Bed) -> None:
+    bed.session.start()
+    report = bed.session.settle(5)
+    assert report.settled
+    assert (report.reason, report.passes) == ("", 1)
+
+
+def test_settle_that_takes_too_long_says_so_with_the_latest_numbers(bed: Bed) -> None:
+    bed.server.settle = False
+    bed.server.replies.append(pb.ExchangeReply(totals=pb.DomainTotals(pages_shared=1, pages_sharing=2, zero_pages=3)))
+    bed.server.replies.extend(pb.ExchangeReply(totals=pb.DomainTotals(pages_sharing=2)) for _ in range(100))
+    bed.session.start()
+    report = bed.session.settle(0.1)
+    assert (report.settled, report.reason, report.pages_sharing) == (False, "timeout", 2)
+    assert 0.1 <= report.seconds < 1
+    assert bed.calls < 50, "it does not ask in a tight loop"
+    until(lambda: bed.server.of("Exchange")[-1].settling == 0, what="the server being told that nobody waits")
+
+
+def test_settle_that_the_server_gives_up_says_so(bed: Bed) -> None:
+    bed.server.settle = False
+    bed.server.called = lambda method, request: (
+        bed.server.replies.append(pb.ExchangeReply(settle_report=pb.SettleReport(settling=request.settling)))
+        if method == "Exchange" and request.settling
+        else None
+    )
+    bed.session.start()
+    report = bed.session.settle(5)
+    assert not report.settled
+    assert "switched off" in report.reason
+
+
+def test_many_threads_may_settle_at_once(bed: Bed) -> None:
+    bed.session.start()
+    reports: list[Any] = []
+    threads = [threading.Thread(target=lambda: reports.append(bed.session.settle(10))) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [r.settled for r in reports] == [True] * 20
+
+
+def test_a_server_that_does_not_answer_is_asked_again_while_local_work_goes_on(bed: Bed) -> None:
+    gone = threading.Event()
+    gone.set()
+
+    def called(method: str, request: Any) -> None:
+        if gone.is_set():
+            raise ServerUnavailable("gone")
+
+    bed.server.called = called
+    bed.space.event(pb.EVENT_KIND_COPIED, 1, 0, 1)
+    bed.session.start()
+    until(lambda: bed.calls >= 5, what="it trying again")
+    until(lambda: "does not answer" in bed.session.trouble)
+    report = bed.session.settle(0.02)
+    assert "timeout: the server does not answer" in report.reason
+    block = bed.arena.allocate(PAGE)
+    bed.session.wait_announced()  # does not wait
+    block.free()
+    until(lambda: bed.arena.pages_in_use == 0, what="freed memory coming back without a server")
+    gone.clear()
+    until(lambda: bed.session.trouble == "", what="the server coming back")
+    assert bed.server.booked == [(pb.EVENT_KIND_COPIED, 1, 0, 1, 0, 0, 0)]
+    requests = {r.SerializeToString() for r in bed.server.of("Exchange") if r.sequence == 1}
+    assert len(requests) == 1, "the same request every time"
+
+
+@pytest.mark.parametrize(
+    ("reason", "text", "level"),
+    [
+        ("REASON_UNKNOWN_SESSION", "does not know this client", logging.WARNING),
+        ("REASON_PROTOCOL_VIOLATION", "excluded this client", logging.ERROR),
+    ],
+)
+def test_a_lost_session_is_told_once_and_memory_goes_on(
+    bed: Bed, reason: str, text: str, level: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "pagefold")
+    bed.session.start()
+    assert bed.session.settle(5).settled
+    bed.server.failures.append(("Exchange", SessionLost(reason, "no")))
+    report = bed.session.settle(5)
+    assert not report.settled
+    assert text in report.reason
+    assert text in bed.session.settle(5).reason
+    assert [record.levelno for record in caplog.records] == [level]
+    calls = bed.calls
+    block = bed.arena.allocate(PAGE)
+    bed.space.event(pb.EVENT_KIND_COPIED, 1, 0, 1)
+    block.free()
+    bed.session.kick()
+    until(lambda: bed.arena.pages_in_use == 0 and not bed.space.journal, what="local work going on")
+    assert bed.calls == calls
+    bed.session.close()
+    assert bed.server.of("Bye") == []
+
+
+def test_a_fault_of_our_own_ends_the_session_and_not_the_program(
+    bed: Bed, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bed.session.start()
+    monkeypatch.setattr(bed.conversation, "turn", lambda *_: 1 / 0)
+    report = bed.session.settle(5)
+    assert "fault" in report.reason
+    assert "ZeroDivisionError" in caplog.text
+    monkeypatch.undo()
+
+
+def test_closing_reports_the_last_events_and_drops_what_is_free(bed: Bed) -> None:
+    bed.session.start()
+    block = bed.arena.allocate(PAGE)
+    bed.session.wait_announced()
+    block.free()
+    bed.session.close()
+    bed.session.close()
+    assert bed.server.booked == [(pb.EVENT_KIND_RELEASED, 1, 0, 1, 0, 0, 0)]
+    assert [name for name, _ in bed.server.requests][-2:] == ["DropSegment", "Bye"]
+    assert bed.space.closed
+
+
+def test_closing_with_buffers_left_keeps_their_space(bed: Bed) -> None:
+    bed.session.start()
+    bed.arena.allocate(PAGE)
+    bed.session.close()
+    assert not bed.space.closed
+    assert bed.server.of("DropSegment") == []
+
+
+def test_closing_before_it_started_and_while_others_wait(bed: Bed) -> None:
+    bed.session.close()
+    assert bed.session.settle(5).reason == "the client was closed"
+
+
+def test_closing_wakes_those_who_wait(bed: Bed) -> None:
+    bed.server.settle = False
+    bed.session.start()
+    reports: list[Any] = []
+    thread = threading.Thread(target=lambda: reports.append(bed.session.settle(30)))
+    thread.start()
+    until(lambda: bool(bed.conversation.settles))
+    bed.session.close()
+    thread.join(10)
+    assert reports[0].reason == "the client was closed"
+
+
+def test_closing_does_not_wait_for_a_server_that_hangs(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_session, "GOODBYE_SECONDS", 0.1)
+    hung, closed = threading.Event(), threading.Event()
+
+    def hang(method: str, request: Any) -> None:
+        hung.set()
+        closed.wait(20)
+        raise ServerUnavailable("closed")
+
+    bed.server.called = hang
+    monkeypatch.setattr(bed.transport, "close", lambda: (closed.set(), setattr(bed.transport, "closed", True)))
+    bed.session.start()
+    assert hung.wait(5)
+    began = time.monotonic()
+    bed.session.close()
+    assert time.monotonic() - began < 5
+
+
+def test_a_turn_lets_others_have_the_lock(bed: Bed) -> None:
+    """A thread that goes round and round takes a lock again before any waiter wakes up; forks would wait for ever."""
+    bed.server.called = lambda method, _: bed.server.replies.append(pb.ExchangeReply(more=True))
+    bed.session.start()
+    began = time.monotonic()
+    for _ in range(20):
+        with bed.kin.session():
+            pass
+    assert time.monotonic() - began < 2
+    bed.server.called = None
+
+
+def fork_in_parent(kin: Kin) -> None:
+    """What the hooks do around a fork, without a child."""
+    kin.before_fork()
+    call = kin.after_fork_in_parent()
+    if call is not None:
+        call()
+
+
+def test_after_a_fork_memory_is_thawed_when_the_children_are_gone(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pagefold._fork.GENERATION_POLL", 0.01)
+    monkeypatch.setattr(_session, "GENERATION_POLL", 0.01)
+    living = threading.Event()
+    monkeypatch.setattr("pagefold._fork._Generation.is_over", lambda self: not living.is_set())
+    bed.session.start()
+    block = bed.arena.allocate(16 * PAGE)
+    living.set()
+    fork_in_parent(bed.kin)
+    block.free()
+    until(lambda: bed.arena.quarantined, what="quarantine")
+    assert bed.kin.quarantined
+    assert ("thaw",) not in bed.space.calls
+    living.clear()
+    until(lambda: not bed.arena.quarantined, what="the thaw")
+    assert ("thaw",) in bed.space.calls
+    assert bed.arena.pages_in_use == 0
+
+
+def test_a_fork_without_memory_is_cheap(bed: Bed) -> None:
+    fork_in_parent(bed.kin)
+    assert not bed.kin.quarantined
+    assert bed.space.calls == [("before_fork",), ("after_fork_in_parent",)]
+
+
+def test_a_fork_that_cannot_have_a_lease_quarantines_for_ever(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise OSError(24, "no descriptors")
+
+    bed.arena.allocate(PAGE)
+    monkeypatch.setattr("pagefold._names.create_locked", fail)
+    fork_in_parent(bed.kin)
+    monkeypatch.undo()
+    assert bed.kin.quarantined
+    assert not bed.kin.thaw_if_over()
+    assert "no lease" in caplog.text
+
+
+def test_hooks_that_fail_leave_no_lock_held(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise OSError(12, "freezing failed")
+
+    bed.arena.allocate(PAGE)
+    for name in ("before_fork", "after_fork_in_parent"):
+        with monkeypatch.context() as patch:
+            patch.setattr(bed.space, name, fail)
+            with pytest.raises(OSError, match="freezing"):
+                fork_in_parent(bed.kin)
+            if name == "before_fork":
+                bed.kin.after_fork_in_parent()
+        taken: list[bool] = []
+        locks = (bed.kin.arena_lock, bed.kin.session_lock)
+        thread = threading.Thread(target=lambda: taken.extend(lock.acquire(timeout=2) for lock in locks))
+        thread.start()
+        thread.join()
+        assert taken == [True, True]
+        bed.kin.arena_lock, bed.kin.session_lock = threading.RLock(), threading.RLock()
+
+
+def test_a_child_is_a_copy_without_locks_or_channel() -> None:
+    space = FakeSpace()
+    kin = Kin(space)
+    forgotten: list[int] = []
+    kin.in_child = lambda: forgotten.append(1)
+    kin.before_fork()
+    kin.after_fork_in_child()
+    assert kin.forked
+    assert forgotten == [1]
+    assert space.calls == [("before_fork",), ("after_fork_in_child",)]
+    kin.before_fork()  # the child forks: nothing is left to do
+    kin.after_fork_in_child()
+    assert kin.after_fork_in_parent() is None
+    assert len(space.calls) == 2
+    assert kin.arena_lock.acquire(timeout=1)
+
+
