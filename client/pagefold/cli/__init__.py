@@ -20,4 +20,6 @@ def main() -> None:
             raise
         print(f"pagefold: the command line needs {error.name}: pip install 'pagefold[server]'", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
     sys.exit(run())

@@ -18,7 +18,7 @@ import typer
 from pagefold._reports import human
 from pagefold.cli.admin import Admin
 from pagefold.cli.checks import SHM
-from pagefold.cli.crew import STRIPES, Crew
+from pagefold.cli.crew import PRIVATE_STRIPE, STRIPES, Crew
 from pagefold.cli.display import Display, display
 from pagefold.cli.embedded import embedded_server
 from pagefold.cli.exits import CommandError, ExitCode
@@ -119,7 +119,7 @@ def demo(
 def _run(workers: int, nbytes: int, write_pages: int, seed: int, timeout: float, shown: Display) -> Result:
     page = os.sysconf("SC_PAGE_SIZE")
     distinct = (STRIPES - 2 + workers) * (nbytes // STRIPES)
-    pages = _spread(min(write_pages, nbytes // page), nbytes // page)
+    pages = _spread(write_pages, nbytes // page)
     with contextlib.ExitStack() as stack:
         shown.step("starting a server and the workers")
         server = stack.enter_context(embedded_server(cpu_ceiling_percent=100, sleep_millisecs=0))
@@ -213,8 +213,10 @@ class _Gauge:
 
 
 def _spread(count: int, pages: int) -> list[int]:
-    """Page numbers at equal distances over the whole array."""
-    return [number * pages // count for number in range(count)]
+    """Page numbers at equal distances, all in parts of the array that merge."""
+    merging = [page for page in range(pages) if page * STRIPES // pages != PRIVATE_STRIPE]
+    count = min(count, len(merging))
+    return [merging[number * len(merging) // count] for number in range(count)]
 
 
 def _checked_tier(told: list[dict[str, str]]) -> str:

@@ -81,12 +81,12 @@ class Picture:
     """A live display on a terminal: what was done, what is going on, and a bar that shrinks."""
 
     def __init__(self, console: Console) -> None:
-        self._live = Live(console=console, refresh_per_second=8, get_renderable=self._render)
         self._done: list[str] = []
         self._now = ""
         self._began = time.monotonic()
         self._bytes = self._peak = 0
         self._history: list[int] = []
+        self._live = Live(console=console, refresh_per_second=8, get_renderable=self._render)
 
     def __enter__(self) -> Picture:
         self._live.start()

@@ -36,7 +36,7 @@ def plain(message: Message) -> dict[str, Any]:
 
 
 def _plain_field(message: Message, field: Any) -> Any:
-    # Not by the descriptor's `label` or `is_repeated`: the one is deprecated in new protobufs, the other not in old ones.
+    # Not by the descriptor's `label` or `is_repeated`: new protobufs deprecate the one, old ones lack the other.
     value = getattr(message, field.name)
     if isinstance(value, (str, bytes, int, float, Message)):
         return _plain_value(value, field)
