@@ -147,7 +147,8 @@ class Session:
         if threading.current_thread() is self._thread:
             return
         if self._thread.ident is None:  # never started
-            self._finish()
+            if not self._finished.is_set():
+                self._finish()
             return
         if not self._finished.wait(GOODBYE_SECONDS):
             # It is in a call to a server that does not answer. No fork may come while grpc ends that call.

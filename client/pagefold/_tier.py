@@ -34,12 +34,12 @@ def why_not(barrier: Barrier, features: Features) -> str:
     """Why a barrier cannot be had here, and what to do; empty if it can."""
     if barrier == "off":
         return ""
-    if not features.wp_shmem:
-        return "this kernel cannot write-protect shared memory: it takes Linux 5.19 or later"
     if barrier == "uffd" and features.userfaultfd != "full":
         return f"no userfaultfd that holds the kernel's writes ({features.userfaultfd_error}): {REMEDY}"
     if barrier == "user" and features.userfaultfd == "none":
         return f"no userfaultfd at all ({features.userfaultfd_error}): container runtimes block it by seccomp"
+    if not features.wp_shmem:
+        return "this kernel cannot write-protect shared memory: it takes Linux 5.19 or later"
     return ""
 
 

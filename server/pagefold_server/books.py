@@ -18,7 +18,7 @@ from typing import Final
 
 from pagefold_server import tables
 from pagefold_server.client import Client
-from pagefold_server.engine import Columns, Instructions, ProtocolViolation, SegmentCounts
+from pagefold_server.engine import Columns, EngineOptions, Instructions, ProtocolViolation, SegmentCounts
 from pagefold_server.frames import Frames
 from pagefold_server.tables import (
     ADOPT_QUEUED,
@@ -102,8 +102,9 @@ class _Event:
 class Books:
     """The half of an engine that follows events. Its public methods are those of `Engine`."""
 
-    def __init__(self, frames: Frames) -> None:
+    def __init__(self, frames: Frames, options: EngineOptions) -> None:
         self._frames = frames
+        self._options = options
         self._clients: dict[int, Client] = {}
         self._tables: dict[int, PageTable] = {}  # by number
         self._tables_made = 0

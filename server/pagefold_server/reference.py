@@ -74,8 +74,7 @@ class ReferenceEngine(Books):
     name = "reference"
 
     def __init__(self, store: FrameStore, options: EngineOptions | None = None, seed: int | None = None) -> None:
-        super().__init__(Frames(store))
-        self._options = options or EngineOptions()
+        super().__init__(Frames(store), options or EngineOptions())
         self._seed = secrets.randbits(64) if seed is None else seed
         self._zero_digest = xxh3_64_intdigest(_ZEROS, self._seed)
         self._unstable = SortedDict()  # digest -> place

@@ -22,9 +22,7 @@ class ArenaModel(RuleBasedStateMachine):
         self.space = FakeSpace()
         self.kin = Kin(self.space)
         self.names: dict[int, Segment] = {}
-        self.arena = Arena(
-            self.kin, self.space, self, FakeBlock, room=lambda: None, first=8 * PAGE, last=32 * PAGE
-        )
+        self.arena = Arena(self.kin, self.space, self, FakeBlock, room=lambda: None, first=8 * PAGE, last=32 * PAGE)
         self.owner: dict[tuple[int, int], FakeBlock] = {}
 
     def added(self, segment: Segment) -> None:

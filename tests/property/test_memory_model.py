@@ -7,7 +7,6 @@ unmerging, freeing, advice, pins and forks happen in between, and the server goe
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -181,13 +180,17 @@ def world() -> Iterator[World]:
         world.close()
 
 
-def test_I7_every_allocation_reads_back_what_was_last_written(world: World) -> None:
-    examples = int(os.environ.get("PAGEFOLD_TEST_EXAMPLES", "15"))
+def run_machine(world: World, examples: int, steps: int) -> None:
+    """Runs the machine; the long campaigns use it too."""
 
     class Bound(Machine):
         pass
 
     Bound.world = world
-    bounds = settings(max_examples=examples, stateful_step_count=30, deadline=None)
+    bounds = settings(max_examples=examples, stateful_step_count=steps, deadline=None)
     run_state_machine_as_test(Bound, settings=bounds)  # type: ignore[no-untyped-call]
-    assert world.server.status().counters.pages_merged > 0, "something was merged, or this test proves nothing"
+    assert world.server.status().counters.pages_merged > 0, "something was merged, or this proves nothing"
+
+
+def test_I7_every_allocation_reads_back_what_was_last_written(world: World) -> None:
+    run_machine(world, examples=15, steps=30)

@@ -15,7 +15,7 @@ COLUMNS = ("kind", "segment", "first", "count", "pool", "frame", "detail")
 
 
 class FakeSpace:
-    """Views as page numbers. Pages in `dirty` do not read as zeros; views in `shared` cannot be discarded or dropped."""
+    """Views as page numbers. Pages in `dirty` do not read as zeros; a forked child looks at the views in `shared`."""
 
     tier = "uffd"
 
@@ -85,7 +85,9 @@ class FakeSpace:
 
     # the journal
 
-    def event(self, kind: int, segment: int, first: int, count: int, pool: int = 0, frame: int = 0, detail: int = 0) -> None:
+    def event(
+        self, kind: int, segment: int, first: int, count: int, pool: int = 0, frame: int = 0, detail: int = 0
+    ) -> None:
         self.journal.append((kind, segment, first, count, pool, frame, detail))
 
     def pending(self) -> int:

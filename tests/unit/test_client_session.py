@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
-from types import SimpleNamespace
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -269,9 +268,7 @@ def fork_in_parent(kin: Kin) -> None:
         call()
 
 
-def test_after_a_fork_memory_is_thawed_when_the_children_are_gone(
-    bed: Bed, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_after_a_fork_memory_is_thawed_when_the_children_are_gone(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pagefold._fork.GENERATION_POLL", 0.01)
     monkeypatch.setattr(_session, "GENERATION_POLL", 0.01)
     living = threading.Event()
@@ -323,13 +320,22 @@ def test_hooks_that_fail_leave_no_lock_held(bed: Bed, monkeypatch: pytest.Monkey
                 fork_in_parent(bed.kin)
             if name == "before_fork":
                 bed.kin.after_fork_in_parent()
-        taken: list[bool] = []
-        locks = (bed.kin.arena_lock, bed.kin.session_lock)
-        thread = threading.Thread(target=lambda: taken.extend(lock.acquire(timeout=2) for lock in locks))
-        thread.start()
-        thread.join()
-        assert taken == [True, True]
-        bed.kin.arena_lock, bed.kin.session_lock = threading.RLock(), threading.RLock()
+        for lock in (bed.kin.arena_lock, bed.kin.session_lock):
+            assert is_free(lock)
+
+
+def is_free(lock: Any) -> bool:
+    """Asks from another thread: the lock is re-entrant."""
+    taken: list[bool] = []
+
+    def take() -> None:
+        taken.append(lock.acquire(timeout=2))
+        lock.release()
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    thread.join()
+    return taken == [True]
 
 
 def test_a_child_is_a_copy_without_locks_or_channel() -> None:
@@ -347,5 +353,3 @@ def test_a_child_is_a_copy_without_locks_or_channel() -> None:
     assert kin.after_fork_in_parent() is None
     assert len(space.calls) == 2
     assert kin.arena_lock.acquire(timeout=1)
-
-

@@ -366,6 +366,21 @@ def test_I3_a_frame_is_released_with_its_last_reference_and_not_before(world: Wo
     world.engine.check()
 
 
+def test_without_smart_scan_a_page_that_breaks_does_not_wait(world: World) -> None:
+    world.configure(smart_scan=False)
+    client = world.client(5, 5)
+    world.settle()
+    for seed in (7, 5, 9, 5):
+        client.fill(1, [seed])
+        client.harvest()
+        client.report()
+        client.exchange()
+        world.settle()
+        assert world.engine.counters().pages_waiting == 0
+        assert world.engine.counters().pages_skipped == 0
+    assert world.engine.merged_pages(1) == (2, 0)
+
+
 def test_I3_a_reservation_keeps_a_frame(world: World) -> None:
     client = world.client(5, 5)
     world.settle()

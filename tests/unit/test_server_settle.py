@@ -46,6 +46,17 @@ def test_a_pass_that_began_before_the_request_does_not_count() -> None:
     assert waiting.passed()
 
 
+def test_what_looks_hot_to_the_first_pass_gets_a_second_look() -> None:
+    # Written before the last pass and again just before the request: hot to this pass, and quiet ever since.
+    waiting = Waiting()
+    assert not waiting.passed(volatile=3)
+    assert not waiting.passed(volatile=0, proposed=3)
+    assert waiting.passed()
+    hot = Waiting()
+    assert not hot.passed(volatile=3)
+    assert hot.passed(volatile=3), "what is hot to the second pass too is not waited for"
+
+
 @pytest.mark.parametrize("found", ["proposed", "fresh", "backlog"])
 def test_a_pass_that_left_something_is_not(found: str) -> None:
     waiting = Waiting()

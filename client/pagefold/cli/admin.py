@@ -6,7 +6,7 @@ do not fork.
 
 from __future__ import annotations
 
-import ipaddress
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -44,15 +44,10 @@ class Admin:
         self.address = parse_address(address)
         self._metadata: tuple[tuple[str, str], ...] = ()
         options = (("grpc.enable_http_proxy", 0),)
-        secure = self.address.scheme == "tcp" and ca is not None
-        if self.address.scheme == "tcp" and token_file is not None:
-            if not secure and not _is_here(self.address.host):
-                raise CommandError(
-                    f"the token would travel in the clear to {self.address}: give --ca too", ExitCode.USAGE
-                )
-            token = _read(token_file).decode("ascii", "replace").strip()
-            self._metadata = (("authorization", f"Bearer {token}"),)
-        if secure and ca is not None:
+        if self.address.scheme == "tcp":
+            token = _read(token_file).decode("ascii", "replace") if token_file else os.environ.get("PAGEFOLD_TOKEN", "")
+            self._metadata = (("authorization", f"Bearer {token.strip()}"),) if token.strip() else ()
+        if self.address.scheme == "tcp" and ca is not None:
             credentials = grpc.ssl_channel_credentials(_read(ca))
             self._channel = grpc.secure_channel(self.address.grpc_target, credentials, options)
         else:
@@ -128,6 +123,8 @@ class Admin:
             )
         if reason == "REASON_SHUTTING_DOWN":
             return CommandError(f"the server at {self.address} is stopping: try again", ExitCode.NO_SERVER)
+        if reason == "REASON_BAD_CONFIG":
+            return CommandError(details, ExitCode.USAGE)
         if reason == "REASON_BAD_TOKEN":
             return CommandError(f"{self.address} wants a token: give --token-file FILE (what the server has)")
         if code is grpc.StatusCode.UNIMPLEMENTED:
@@ -141,15 +138,6 @@ def parse_address(address: str) -> _address.Address:
         return _address.parse(address or _address.default_address())
     except _address.AddressError as error:
         raise CommandError(str(error), ExitCode.USAGE) from error
-
-
-def _is_here(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _read(path: Path) -> bytes:

@@ -10,6 +10,7 @@ from pagefold._errors import PagefoldError
 from pagefold._version import __version__
 from pagefold.cli import clients, config, demo, doctor, scan, serve, status
 from pagefold.cli.exits import EXIT_CODES, CommandError, ExitCode
+from pagefold.cli.options import register
 from pagefold.cli.output import print_error
 
 app = typer.Typer(
@@ -36,7 +37,6 @@ def pagefold(
 ) -> None:
     """User-space same-page merging: identical pages of many processes share one frame.
 
-    \b
     Examples:
       pagefold demo                  see it work, with a server of its own
       pagefold doctor                can this machine merge, and if not, why
@@ -45,19 +45,19 @@ def pagefold(
     """
 
 
-app.command("serve", epilog=EXIT_CODES)(serve.serve)
-app.command("demo", epilog=EXIT_CODES)(demo.demo)
-app.command("status", epilog=EXIT_CODES)(status.status)
-app.command("clients", epilog=EXIT_CODES)(clients.clients)
+register(app, serve.serve, "serve")
+register(app, demo.demo, "demo")
+register(app, status.status, "status")
+register(app, clients.clients, "clients")
 app.add_typer(scan.app, name="scan")
 app.add_typer(config.app, name="config")
-app.command("doctor", epilog=EXIT_CODES)(doctor.doctor)
+register(app, doctor.doctor, "doctor")
 
 
 def run() -> int:
     """Runs the command that sys.argv names and returns its exit code."""
     try:
-        app()
+        app(prog_name="pagefold")
     except CommandError as error:
         print_error(str(error))
         return error.code

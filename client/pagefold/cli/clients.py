@@ -26,7 +26,6 @@ def clients(
     A client is "silent" if it has work and does not answer (stopped in a debugger, say), "departed" if its session
     ended while its memory still maps frames, and "excluded" if it reported the impossible.
 
-    \b
     Examples:
       pagefold clients
       pagefold clients --segments --client 3
@@ -50,7 +49,7 @@ def _show_clients(found: list[pb.ClientInfo], page_size: int) -> None:
         return
     numbers = ("client", "pid", "merged", "zero", "owned", "mappings", "window p99", "age")
     listed = table(
-        "client", "pid", "program", "domain", "state", "tier", *numbers[2:], right=numbers
+        "client", "pid", "program", "domain", "state", "tier", *numbers[2:], right=numbers, wrap=("program",)
     )  # fmt: skip - one line a table
     for info in found:
         gauges = info.gauges
@@ -80,7 +79,7 @@ def _show_segments(reply: pb.ListSegmentsReply, as_json: bool) -> None:
         out.print("no segments")
         return
     numbers = ("client", "segment", "pages", "allocated", "merged", "zero", "copied")
-    listed = table(*numbers, "name", right=numbers)
+    listed = table(*numbers, "name", right=numbers, wrap=("name",))
     for segment in reply.segments:
         listed.add_row(
             str(segment.client),

@@ -9,14 +9,13 @@ from pagefold_proto.v1 import admin_pb2 as pb
 
 from pagefold.cli.admin import Admin
 from pagefold.cli.exits import EXIT_CODES, CommandError, ExitCode
-from pagefold.cli.options import AddressOption, CaOption, JsonOption, TokenFileOption
+from pagefold.cli.options import AddressOption, CaOption, JsonOption, TokenFileOption, register
 from pagefold.cli.output import console, plain, print_json, table
 from pagefold.cli.serve import pairs
 
 app = typer.Typer(no_args_is_help=True, help="Look at a server's settings, and change them live.", epilog=EXIT_CODES)
 
 
-@app.command(epilog=EXIT_CODES)
 def get(
     key: Annotated[str, typer.Argument(help="One setting; without it, all of them.", show_default=False)] = "",
     address: AddressOption = "",
@@ -26,7 +25,6 @@ def get(
 ) -> None:
     """Show every setting with its meaning, or the bare value of one.
 
-    \b
     Examples:
       pagefold config get
       pagefold config get cpu_ceiling_percent
@@ -46,7 +44,6 @@ def get(
     _show(settings, as_json)
 
 
-@app.command("set", epilog=EXIT_CODES)
 def set_(
     assignments: Annotated[list[str], typer.Argument(metavar="KEY=VALUE...", help="What to change.")],
     address: AddressOption = "",
@@ -58,7 +55,6 @@ def set_(
 
     They last until the server restarts or reads its file again (SIGHUP); what is to stay belongs in the file.
 
-    \b
     Examples:
       pagefold config set cpu_ceiling_percent=25
       pagefold config set pages_to_scan=4096 sleep_millisecs=5
@@ -72,7 +68,7 @@ def _show(settings: list[pb.Setting], as_json: bool) -> None:
     if as_json:
         print_json({"settings": [plain(setting) for setting in settings]})
         return
-    listed = table("setting", "value", "from", "default", "live", "meaning")
+    listed = table("setting", "value", "from", "default", "live", "meaning", wrap=("value", "meaning"))
     for setting in settings:
         listed.add_row(
             setting.key,
@@ -83,3 +79,7 @@ def _show(settings: list[pb.Setting], as_json: bool) -> None:
             setting.description,
         )
     console().print(listed)
+
+
+register(app, get, "get")
+register(app, set_, "set")

@@ -92,7 +92,6 @@ def demo(
     same in every process, one is its own, one is zeros. Exits 1 unless every byte was verified and the saving is at
     least 95 % of the ideal.
 
-    \b
     Examples:
       pagefold demo
       pagefold demo --workers 8 --mib 256
@@ -140,13 +139,13 @@ def _run(workers: int, nbytes: int, write_pages: int, seed: int, timeout: float,
         ask(everybody, "load")
         lost = sum(ask(everybody, "verify"))
         before = gauge.look()
-        shown.done(f"each loaded {human(nbytes)}, and every byte is right: {human(before)} of physical memory")
+        shown.done(f"each loaded {human(nbytes)}, every byte is right: {human(before)} physical")
 
         shown.step("merging")
         admin.configure({"run": "1"})
         report = ask([0], "settle", timeout)[0]
         after = gauge.look()
-        shown.done(f"merged in {report['seconds']:.1f} s: {human(after)} of physical memory")
+        shown.done(f"merged in {report['seconds']:.1f} s: {human(after)} physical")
         shown.step("comparing every byte")
         lost += sum(ask(everybody, "verify"))
         after = max(after, gauge.look())
@@ -158,8 +157,8 @@ def _run(workers: int, nbytes: int, write_pages: int, seed: int, timeout: float,
         written, returned = gauge.look(), gauge.data() - merged_data
         lost += sum(ask(everybody, "verify"))
         shown.done(
-            f"worker 0 wrote {len(pages)} pages ({human(len(pages) * page)}): {human(returned)} came back, "
-            + ("and the others did not notice" if not lost else f"{lost} bytes are wrong")
+            f"worker 0 wrote {len(pages)} pages ({human(len(pages) * page)}): {human(returned)} came back"
+            + (f", {lost} bytes are wrong" if lost else ", all else as it was")
         )
         windows = [stats["window_max_micros"] for stats in ask(everybody, "stats")]
         shown.step("cleaning up")

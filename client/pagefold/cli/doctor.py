@@ -21,10 +21,11 @@ from pagefold.cli.admin import Admin, parse_address
 from pagefold.cli.checks import Check, Machine, machine_checks
 from pagefold.cli.exits import CommandError, ExitCode
 from pagefold.cli.options import AddressOption, CaOption, JsonOption, TokenFileOption
-from pagefold.cli.output import console, print_json, table
+from pagefold.cli.output import console, count, print_json, table
 
 PROTOCOL: Final = 1
 _STYLES: Final = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+_WORDS: Final = "what it means, and what to do"
 _SECONDS: Final = 3.0
 
 
@@ -38,7 +39,6 @@ def doctor(
 
     Changes nothing. Exits 1 if something prevents merging ("fail"); a "warn" costs something, or will.
 
-    \b
     Examples:
       pagefold doctor
       pagefold doctor --json | jq '.checks[] | select(.state != "ok")'
@@ -93,7 +93,7 @@ def server(address: str, connect: Callable[[], Admin]) -> Check:
         return Check(name, "fail", told, f"its pages have {found.page_size} bytes", "run server and clients together")
     if found.trouble:
         return Check(name, "fail" if found.run != 1 else "warn", told, found.trouble, "see above")
-    return Check(name, "ok", told, f"serves {found.clients} clients and merges")
+    return Check(name, "ok", told, f"serves {count(found.clients, 'client')} and merges")
 
 
 def _no_server(where: _address.Address) -> Check:
@@ -140,7 +140,7 @@ def fork_support(value: str) -> Check:
 
 def _show(checks: list[Check], able: bool) -> None:
     out = console()
-    listed = table("check", "", "found", "what it means, and what to do")
+    listed = table("check", "", "found", _WORDS, wrap=("found", _WORDS))
     for check in checks:
         words = Text(check.meaning)
         if check.remedy and check.remedy != "see above":

@@ -1,11 +1,15 @@
-"""Options that several subcommands have, each written once."""
+"""What subcommands have in common: options, each written once, and how a command is made from a function."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from pagefold.cli.exits import EXIT_CODES
 
 AddressOption = Annotated[
     str,
@@ -20,7 +24,10 @@ AddressOption = Annotated[
 TokenFileOption = Annotated[
     Path | None,
     typer.Option(
-        "--token-file", envvar="PAGEFOLD_TOKEN_FILE", metavar="FILE", help="The bearer token; asked for with TCP only."
+        "--token-file",
+        envvar="PAGEFOLD_TOKEN_FILE",
+        metavar="FILE",
+        help="The bearer token, for TCP. Default: $PAGEFOLD_TOKEN.",
     ),
 ]
 
@@ -35,3 +42,10 @@ CaOption = Annotated[
 ]
 
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object, for scripts.")]
+
+
+def register(app: typer.Typer, function: Callable[..., None], name: str) -> None:
+    """Makes a subcommand of a function. Its docstring is the manual: paragraphs are joined, examples stay."""
+    paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
+    joined = [text if text.startswith("Example") else " ".join(text.split()) for text in paragraphs]
+    app.command(name, help="\n\n".join(joined), epilog=EXIT_CODES)(function)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final, Literal
 
 from google.protobuf.message import Message
 from rich import box
@@ -14,10 +15,14 @@ from rich.table import Table
 
 from pagefold._reports import human
 
+_PIPE_WIDTH: Final = 160
+"""Columns where nobody says how many there are: a log, a pipe."""
+
 
 def console() -> Console:
     """Standard output, for people."""
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    unknown = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return Console(highlight=False, width=_PIPE_WIDTH if unknown else None)
 
 
 def print_json(value: object, one_line: bool = False) -> None:
@@ -57,18 +62,19 @@ def enum_word(enum: str, name: str) -> str:
     return name.removeprefix(f"{enum.upper()}_").lower()
 
 
-def table(*columns: str, title: str = "", right: Iterable[str] = ()) -> Table:
-    """An empty table with a head; columns named in `right` hold numbers."""
-    made = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", title_style="bold", pad_edge=False)
-    numbers = set(right)
+def table(*columns: str, right: Iterable[str] = (), wrap: Iterable[str] = ()) -> Table:
+    """An empty table with a head; columns named in `right` hold numbers, those in `wrap` may take several lines."""
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    numbers, texts = set(right), set(wrap)
     for column in columns:
-        made.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+        justify: Literal["left", "right"] = "right" if column in numbers else "left"
+        made.add_column(column, justify=justify, overflow="fold", no_wrap=column not in texts)
     return made
 
 
-def facts(values: Mapping[str, str], title: str = "") -> Table:
+def facts(values: Mapping[str, str]) -> Table:
     """Names and values, one below the other."""
-    made = Table(box=None, show_header=False, title=title or None, title_justify="left", title_style="bold")
+    made = Table(box=None, show_header=False)
     made.add_column(style="dim", no_wrap=True)
     made.add_column(overflow="fold")
     for name, value in values.items():

@@ -9,8 +9,8 @@ import typer
 
 from pagefold._reports import human
 from pagefold.cli.admin import Admin
-from pagefold.cli.exits import EXIT_CODES, ExitCode
-from pagefold.cli.options import AddressOption, CaOption, JsonOption, TokenFileOption
+from pagefold.cli.exits import EXIT_CODES, CommandError, ExitCode
+from pagefold.cli.options import AddressOption, CaOption, JsonOption, TokenFileOption, register
 from pagefold.cli.output import console, facts, plain, print_json
 
 app = typer.Typer(no_args_is_help=True, help="Start, stop or undo merging, or merge now.", epilog=EXIT_CODES)
@@ -18,7 +18,6 @@ app = typer.Typer(no_args_is_help=True, help="Start, stop or undo merging, or me
 _LOOK_SECONDS = 0.1
 
 
-@app.command(epilog=EXIT_CODES)
 def start(
     address: AddressOption = "",
     as_json: JsonOption = False,
@@ -27,7 +26,6 @@ def start(
 ) -> None:
     """Scan and merge (KSM's run=1).
 
-    \b
     Example:
       pagefold scan start
     """
@@ -35,7 +33,6 @@ def start(
         _set_run(admin, 1, "merging", as_json)
 
 
-@app.command(epilog=EXIT_CODES)
 def stop(
     address: AddressOption = "",
     as_json: JsonOption = False,
@@ -44,7 +41,6 @@ def stop(
 ) -> None:
     """Stop scanning; what is merged stays merged (KSM's run=0).
 
-    \b
     Example:
       pagefold scan stop
     """
@@ -52,7 +48,6 @@ def stop(
         _set_run(admin, 0, "stopped; what is merged stays merged", as_json)
 
 
-@app.command(epilog=EXIT_CODES)
 def unmerge(
     address: AddressOption = "",
     wait: Annotated[
@@ -67,7 +62,6 @@ def unmerge(
 
     Make sure that /dev/shm and the machine have room for it: `pagefold status` says what is saved now.
 
-    \b
     Example:
       pagefold scan unmerge --wait 60
     """
@@ -90,7 +84,6 @@ def unmerge(
         raise typer.Exit(ExitCode.FAILED if left else ExitCode.OK)
 
 
-@app.command(epilog=EXIT_CODES)
 def now(
     address: AddressOption = "",
     timeout: Annotated[float, typer.Option(metavar="SECONDS", min=0.1, help="Give up after so long.")] = 60,
@@ -102,12 +95,13 @@ def now(
 
     Exits 1 if that is not so when the time is up, or if scanning is stopped.
 
-    \b
     Examples:
       pagefold scan now --timeout 10
       pagefold scan now --json | jq .saved_bytes
     """
     with Admin(address, token_file, ca) as admin:
+        if admin.status().run != 1:
+            raise CommandError("scanning is stopped: pagefold scan start")
         began = time.monotonic()
         report = admin.scan_now(timeout)
         seconds = time.monotonic() - began
@@ -145,3 +139,9 @@ def _set_run(admin: Admin, run: int, words: str, as_json: bool) -> None:
         print_json({"run": run})
     else:
         console().print(words)
+
+
+register(app, start, "start")
+register(app, stop, "stop")
+register(app, unmerge, "unmerge")
+register(app, now, "now")

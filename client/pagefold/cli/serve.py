@@ -50,7 +50,6 @@ def serve(
     sleep_millisecs, and so on) or a flag; the later wins. `pagefold config get` explains every one.
     Clients survive the server's end: they keep their memory, and what is merged stays merged.
 
-    \b
     Examples:
       pagefold serve
       pagefold serve --config /etc/pagefold.toml --log-format json

@@ -33,7 +33,6 @@ def status(
 
     Counters have the names and the meaning that Linux KSM gives them. With --watch, --json prints an object a line.
 
-    \b
     Examples:
       pagefold status
       pagefold status --watch --interval 0.5
@@ -121,7 +120,7 @@ def render(found: pb.Status) -> RenderableType:
 
 def _domains(listed: pb.ListDomainsReply, size: int) -> RenderableType:
     numbers = ("clients", "segments", "shared", "sharing", "zero", "pool")
-    made = table("domain", *numbers, "pool name", right=numbers)
+    made = table("domain", *numbers, "pool name", right=numbers, wrap=("pool name",))
     for domain in listed.domains:
         made.add_row(
             f"{domain.uid}/{domain.label}" if domain.label else str(domain.uid),

@@ -1,0 +1,140 @@
+"""What a program sees of the package: names, errors, reports, and what importing it costs."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import grpc
+import pagefold
+import pytest
+from pagefold import _errors, _tier, _transport
+from pagefold._reports import SettleReport, human
+from pagefold_proto.v1 import memory_pb2 as pb
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ["typer", "rich", "structlog", "pydantic", "numpy", "xxhash", "grpc_health", "grpc_reflection"]
+
+
+def test_what_is_public_is_sorted_and_there() -> None:
+    assert pagefold.__all__ == sorted(pagefold.__all__)
+    for name in pagefold.__all__:
+        assert getattr(pagefold, name) is not None
+    public = {name for name, value in vars(_errors).items() if isinstance(value, type)}
+    assert public <= set(pagefold.__all__), "every exception can be caught by name"
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert pagefold.__version__ == project["version"]
+
+
+def test_importing_it_imports_nothing_heavy() -> None:
+    # grpc imports its companions, where they are installed, all by itself.
+    code = f"import sys, grpc; had = set(sys.modules); import pagefold; print({{*{HEAVY}}} & set(sys.modules) - had)"
+    assert subprocess.check_output([sys.executable, "-W", "error", "-c", code], text=True).strip() == "set()"
+
+
+def test_every_reason_has_an_exception_and_every_exception_of_the_server_a_reason() -> None:
+    assert set(_transport.ERRORS) == set(pb.Reason.values())
+    server_side = {e for e in _transport.ERRORS.values() if issubclass(e, _errors.ServerRefused)}
+    assert server_side == {_errors.ServerRefused, *_errors.ServerRefused.__subclasses__()}
+
+
+def test_the_servers_half_of_the_table_is_understood() -> None:
+    errors = pytest.importorskip("pagefold_server.errors")
+    for status, reason in errors.TABLE.values():
+        name = pb.Reason.Name(reason)
+        error = _transport.translate(status, name, "why", "unix:/x")
+        assert type(error) is _transport.ERRORS[reason]
+        assert getattr(error, "reason", name) == name
+    assert errors.REASON_KEY == _transport.REASON_KEY
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "kind"),
+    [
+        (grpc.StatusCode.UNAVAILABLE, "", _errors.ServerUnavailable),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, "", _errors.ServerUnavailable),
+        (grpc.StatusCode.UNIMPLEMENTED, "", _errors.ServerFault),
+        (grpc.StatusCode.UNKNOWN, "REASON_OF_THE_FUTURE", _errors.ServerFault),
+        (grpc.StatusCode.UNAVAILABLE, "REASON_SHUTTING_DOWN", _errors.ServerUnavailable),
+    ],
+)
+def test_failures_without_a_known_reason(
+    status: grpc.StatusCode, reason: str, kind: type[_errors.PagefoldError]
+) -> None:
+    error = _transport.translate(status, reason, "details", "unix:/x")
+    assert type(error) is kind
+    assert "details" in str(error)
+    assert "unix:/x" in str(error)
+
+
+def test_the_tree_at_the_top_of_the_file_is_the_tree() -> None:
+    assert _errors.__doc__ is not None
+    for name in (n for n, v in vars(_errors).items() if isinstance(v, type)):
+        assert name in _errors.__doc__
+    assert issubclass(_errors.OutOfSharedMemory, MemoryError)
+    assert issubclass(_errors.ServerUnavailable, ConnectionError)
+
+
+def test_errors_travel_between_processes() -> None:
+    error = pickle.loads(pickle.dumps(_errors.LimitReached("REASON_LIMIT", "too many")))
+    assert (type(error), error.reason, str(error)) == (_errors.LimitReached, "REASON_LIMIT", "too many")
+    assert str(pickle.loads(pickle.dumps(_errors.OutOfSharedMemory("full")))) == "full"
+
+
+def test_reports_are_plain_values_on_request() -> None:
+    report = SettleReport(settled=True, reason="", seconds=0.5, pages_sharing=3, zero_pages=2)
+    assert report.saved_bytes == 5 * 4096
+    assert report.as_dict()["saved_bytes"] == report.saved_bytes
+    assert pickle.loads(pickle.dumps(report)) == report
+    with pytest.raises(AttributeError):
+        report.settled = False  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "text"),
+    [
+        (0, "0 bytes"),
+        (1023, "1023 bytes"),
+        (1024, "1 KiB"),
+        (1536, "1.5 KiB"),
+        (64 << 20, "64 MiB"),
+        (1 << 62, "4 EiB"),
+    ],
+)
+def test_sizes_for_people(nbytes: int, text: str) -> None:
+    assert human(nbytes) == text
+
+
+class Features:
+    """Of a kernel that has all, unless told otherwise."""
+
+    wp_shmem = True
+    userfaultfd_error = "EPERM"
+
+    def __init__(self, userfaultfd: str = "full", wp_shmem: bool = True) -> None:
+        self.userfaultfd, self.wp_shmem = userfaultfd, wp_shmem
+
+
+def test_the_tier_is_what_was_asked_for_or_an_error() -> None:
+    choose = _tier.choose
+    assert choose(None, Features()) == ("uffd", "")  # type: ignore[arg-type]
+    assert choose("user", Features("user-mode")) == ("user", "")  # type: ignore[arg-type]
+    tier, why = choose(None, Features("user-mode"))  # type: ignore[arg-type]
+    assert tier == "off"
+    assert "vm.unprivileged_userfaultfd=1" in why
+    assert choose("off", Features())[0] == "off"  # type: ignore[arg-type]
+    for barrier, features in [
+        ("uffd", Features("user-mode")),
+        ("user", Features("none")),
+        ("uffd", Features(wp_shmem=False)),
+    ]:
+        with pytest.raises(pagefold.BarrierUnavailable, match=r"EPERM|5\.19"):
+            choose(barrier, features)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="'uffd', 'user' or 'off'"):
+        _tier.checked("yes")
