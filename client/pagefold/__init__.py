@@ -11,7 +11,8 @@ What is here is the client library. Everything in it is thread-safe, and survive
 """
 
 from pagefold._buffer import Buffer
-from pagefold._client import Client, connect
+from pagefold._client import Client
+from pagefold._connect import connect
 from pagefold._errors import (
     AccessDenied,
     BarrierUnavailable,

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import mmap
 import os
 import threading
 import time
@@ -45,12 +46,16 @@ class ForkSpace(Protocol):
 
 
 class _Generation:
-    """The lease that one fork's children hold. `given` goes to the child, `own` is what the parent tests with."""
+    """The lease that one fork's children hold. `given` goes to the child, `own` is what the parent tests with.
+
+    The child holds it by a mapping as well as by a descriptor: a child that becomes a daemon closes its descriptors.
+    """
 
     def __init__(self) -> None:
-        lease = _names.create_locked(_names.LEASE, 0o600, 0)
+        lease = _names.create_locked(_names.LEASE, 0o600, mmap.PAGESIZE)
         self.given = lease.fd
         try:
+            self.mapping = mmap.mmap(lease.fd, mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_READ)
             # An open of its own, on the lock of which the child's can be tested. The name has done its duty then.
             self.own = os.open(f"/proc/self/fd/{lease.fd}", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
@@ -60,6 +65,7 @@ class _Generation:
             _names.remove(lease.name)
 
     def keep_own(self) -> None:
+        self.mapping.close()
         os.close(self.given)
 
     def is_over(self) -> bool:

@@ -12,7 +12,7 @@ use crate::pool::Pool;
 use crate::states::State;
 use crate::sys::doorbell::Doorbell;
 use crate::sys::forklock::ForkLock;
-use crate::sys::mmap::{Look, ViewRange};
+use crate::sys::mmap::{Lease, Look, ViewRange};
 use crate::sys::pagemap::{Pagemap, Swapped};
 use crate::sys::shm;
 use crate::sys::uffd::Scope;
@@ -130,7 +130,7 @@ pub enum Woken {
 pub struct Space {
     inner: Arc<ForkLock<Inner>>,
     freed: Arc<Freed>,
-    lease: Arc<OwnedFd>,
+    lease: Arc<Lease>,
 }
 
 impl Space {
@@ -157,7 +157,11 @@ impl Space {
             window_pages: options.window_pages.max(1),
             closed: false,
         };
-        Ok(Space { inner: Arc::new(ForkLock::new(inner)), freed: Arc::default(), lease: Arc::new(lease) })
+        Ok(Space {
+            inner: Arc::new(ForkLock::new(inner)),
+            freed: Arc::default(),
+            lease: Arc::new(Lease::hold(lease).map_err(|e| Error::System("mapping the lease", e))?),
+        })
     }
 
     /// The list that dying blocks add to.
@@ -277,17 +281,17 @@ impl Space {
         if view.shared {
             return Err(Error::Shared);
         }
-        let mut switched = Vec::new();
+        let mut elsewhere = Vec::new();
         pieces(
             run,
-            |page| view.table.state(page).is_switched(),
-            |part, is| {
-                if is {
-                    switched.push(part);
+            |page| view.table.state(page),
+            |part, state| {
+                if state != State::Owned {
+                    elsewhere.push((part, state));
                 }
             },
         );
-        for part in switched {
+        for (part, state) in elsewhere {
             let memory = &view.memory;
             if let Err(e) = memory.range.map_shared(bytes(part.first), bytes(part.count), memory.segment.as_fd())
                 && !view.ensure_mapped(part)
@@ -295,7 +299,9 @@ impl Space {
                 return Err(Error::System("mapping the segment", e));
             }
             view.table.set(part, State::Owned, 0, 0);
-            journal.push(Event { detail: 1, ..Event::new(Kind::Released, number, part) });
+            if state.is_switched() {
+                journal.push(Event { detail: 1, ..Event::new(Kind::Released, number, part) });
+            }
         }
         pieces(
             run,
@@ -327,7 +333,13 @@ impl Space {
 
     /// Undoes one pin.
     pub fn unpin(&self, number: u32, run: Run) -> Result<()> {
-        let found = self.with_range(number, run, |view, _| view.table.unpin(run))?;
+        let found = self.with_range(number, run, |view, journal| {
+            let found = view.table.unpin(run);
+            if found {
+                include(view, journal, number, run);
+            }
+            found
+        })?;
         if found { Ok(()) } else { Err(Error::Range("this range is not pinned")) }
     }
 
@@ -424,6 +436,7 @@ impl Space {
         let numbers: Vec<u32> = self.open()?.views.keys().copied().collect();
         for number in numbers {
             while self.open()?.thaw_window(number)? {}
+            self.open()?.end_sharing(number);
         }
         Ok(self.counts().frozen)
     }
@@ -447,6 +460,19 @@ impl Space {
         }
         Ok(act(view, journal))
     }
+}
+
+/// Tells the server that pages may be merged again that could not for a while, so that it need not find out.
+pub(crate) fn include(view: &View, journal: &mut Journal, number: u32, run: Run) {
+    pieces(
+        run,
+        |page| !view.table.is_excluded(page) && !view.table.is_pinned(page),
+        |part, may| {
+            if may {
+                journal.push(Event::new(Kind::Included, number, part));
+            }
+        },
+    );
 }
 
 impl Inner {

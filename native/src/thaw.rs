@@ -6,7 +6,7 @@
 
 use crate::error::{Error, Result};
 use crate::page::{Run, bytes, pieces};
-use crate::space::Inner;
+use crate::space::{Inner, include};
 use crate::states::State;
 use crate::sys::pagemap::{Copies, Swapped};
 use crate::view::View;
@@ -38,8 +38,10 @@ impl Inner {
     pub fn thaw_window(&mut self, number: u32) -> Result<bool> {
         let Inner { views, barrier, pagemap, window_pages, .. } = self;
         let view = views.get_mut(&number).ok_or(Error::NoView(number))?;
+        if view.table.count(State::Frozen) == 0 {
+            return Ok(false);
+        }
         let Some(first) = (0..view.table.pages()).find(|page| view.table.state(*page) == State::Frozen) else {
-            view.shared = false;
             return Ok(false);
         };
         let (Some(barrier), Some(pagemap)) = (barrier.as_mut(), pagemap.as_ref()) else { return Ok(false) };
@@ -71,6 +73,18 @@ impl Inner {
         thawed?;
         view.table.set(run, State::Owned, 0, 0);
         Ok(true)
+    }
+}
+
+impl Inner {
+    /// No child shares the view any more. Pages that nothing can thaw (tier "off") stay frozen until they are discarded.
+    pub fn end_sharing(&mut self, number: u32) {
+        let Inner { views, journal, .. } = self;
+        if let Some(view) = views.get_mut(&number)
+            && std::mem::take(&mut view.shared)
+        {
+            include(view, journal, number, Run { first: 0, count: view.table.pages() });
+        }
     }
 }
 

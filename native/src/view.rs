@@ -2,7 +2,7 @@
 
 use crate::page::{Run, bytes};
 use crate::states::PageTable;
-use crate::sys::mmap::ViewRange;
+use crate::sys::mmap::{Lease, ViewRange};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ pub struct Memory {
     /// The segment behind them. Its lock says that this process family is alive.
     pub segment: OwnedFd,
     /// As long as pages may map frames, the server must not take the client for dead.
-    pub _lease: Arc<OwnedFd>,
+    pub _lease: Arc<Lease>,
 }
 
 /// A view.

@@ -34,7 +34,11 @@ class Worker:
         )
         theirs.close()
         self.connection = Connection(mine.detach())
-        self.call("connect", address, connect)
+        try:
+            self.call("connect", address, connect)
+        except BaseException:
+            self.kill()
+            raise
 
     @property
     def pid(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import gc
 import os
 from collections.abc import Callable, Iterator
@@ -214,7 +215,7 @@ def test_excluded_and_pinned_pages_are_left_alone(bench: Callable[..., Bench]) -
     with pytest.raises(ValueError, match="not pinned"):
         b.space.unpin(1, 4, 1)
     assert b.merge(0, 4, 1) == 4
-    assert b.events()[0] == (INCLUDED, 0, 2, 0, 0, 0)
+    assert b.events() == [(INCLUDED, 0, 5, 0, 0, 0), (MERGED, 0, 4, 1, 1, 0)], "the server is told at once"
 
 
 def test_the_mapping_budget_holds_and_long_runs_go_first(bench: Callable[..., Bench]) -> None:
@@ -293,6 +294,50 @@ def test_I4_frozen_memory_is_neither_merged_nor_adopted_nor_punched(bench: Calla
     assert b.adopt(8, 4) == 4
     assert b.space.counts().mappings == 1
     assert os.pread(b.segment, PAGE_SIZE, 2 * PAGE_SIZE) == page_of(99)
+
+
+def test_without_a_barrier_frozen_memory_stays_frozen_until_it_is_discarded() -> None:
+    b = Bench(pages=4, tier="off")
+    b.put(0, 1)
+    b.put(1, 2)
+    b.space.before_fork()
+    b.space.after_fork_in_parent()
+    b.put(1, 3)
+    with pytest.raises(BlockingIOError):
+        b.space.discard(1, 0, 4)
+    assert b.space.thaw() == 4
+    assert (b.get(0), b.get(1)) == (page_of(1), page_of(3))
+    b.space.discard(1, 0, 4)
+    assert (b.get(0), b.get(1)) == (page_of(0), page_of(0))
+    assert b.space.counts().frozen == 0
+    b.close()
+
+
+def test_I3_a_lease_is_held_by_a_mapping_too() -> None:
+    name = f"/dev/shm/pagefold-test-{os.getpid()}"
+    lease = os.open(name, os.O_CREAT | os.O_RDWR, 0o600)
+    probe = os.open(name, os.O_RDONLY)
+    os.unlink(name)
+    fcntl.flock(lease, fcntl.LOCK_SH)
+    space = Space("off", lease, 10)
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(write)
+        os.closerange(read + 1, 4096)  # as a daemon does
+        os.closerange(3, read)
+        os.read(read, 1)
+        os._exit(0)
+    os.close(read)
+    os.close(lease)
+    space.close()
+    del space
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(write)
+    os.waitpid(pid, 0)
+    fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(probe)
 
 
 def test_a_view_goes_when_its_last_block_is_gone() -> None:

@@ -10,7 +10,7 @@
 
 use super::check;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
 
 /// An address range that is reserved for a view until it is dropped. After a fork each process owns its copy.
@@ -159,6 +159,32 @@ impl Drop for ViewRange {
         // SAFETY: the range was mapped by `map_segment` and only parts of it were replaced since. Whoever drops it has
         // proven that nobody uses the bytes: the last block and the view are gone.
         unsafe { libc::munmap(self.address as *mut _, self.bytes) };
+    }
+}
+
+/// An object on whose open file description a lock is held.
+///
+/// The lock lasts as long as anybody refers to the description: by a descriptor or by a mapping. A forked child inherits
+/// both, but one that becomes a daemon closes all its descriptors, while it goes on mapping frames; hence the mapping.
+pub struct Lease {
+    address: usize,
+    _fd: OwnedFd,
+}
+
+impl Lease {
+    /// Holds on to the description behind a descriptor.
+    pub fn hold(fd: OwnedFd) -> io::Result<Lease> {
+        let page = crate::page::page_size();
+        // No access: the object may be empty, and nobody is to look at it.
+        let address = map(ptr::null_mut(), page, libc::PROT_NONE, libc::MAP_SHARED, fd.as_raw_fd(), 0)?;
+        Ok(Lease { address, _fd: fd })
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `hold`, never handed out, never replaced.
+        unsafe { libc::munmap(self.address as *mut _, crate::page::page_size()) };
     }
 }
 

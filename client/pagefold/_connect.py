@@ -1,0 +1,195 @@
+"""connect(): puts a client together, and leaves nothing behind when that fails half way.
+
+lease -> native space -> doorbell -> kin (from here on forks wait) -> hello -> arena -> session's thread
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from typing import Final
+
+import pagefold_core
+import posix_ipc
+from pagefold_core import Doorbell, Space
+from pagefold_proto.v1 import memory_pb2 as pb
+
+from pagefold import _address, _autostart, _fork, _names, _tier
+from pagefold._address import Address
+from pagefold._arena import Arena, no_segment
+from pagefold._buffer import Buffer
+from pagefold._client import PAGE, Client, Parts
+from pagefold._conversation import Conversation
+from pagefold._errors import BarrierUnavailable, ServerUnavailable
+from pagefold._session import Session, Wiring
+from pagefold._transport import GrpcTransport, Transport
+from pagefold._version import __version__
+
+PROTOCOL: Final = 1
+START_SECONDS: Final = 20.0
+MAX_DOMAIN: Final = 64
+
+
+def connect(
+    address: str | None = None,
+    *,
+    domain: str = "",
+    autostart: bool | None = None,
+    barrier: str | None = None,
+    mapping_budget: int | None = None,
+    token: str | None = None,
+    ca: str | os.PathLike[str] | None = None,
+    transport: Transport | None = None,
+) -> Client:
+    """Connects to a pagefold server; starts one for this user if none answers.
+
+    Args:
+        address: `unix:/path/server.sock` or `tcp:HOST:PORT`. Default: $PAGEFOLD_ADDRESS, else this user's own socket.
+        domain: only clients of the same user with the same domain share memory. At most 64 characters.
+        autostart: start a server if none answers; Unix sockets only. Default: True, unless $PAGEFOLD_AUTOSTART is 0.
+        barrier: how writes are held while pages are switched: "uffd"; "user", which makes system calls that write
+            into a page at that very moment fail with EFAULT; "off": nothing merges. Default: $PAGEFOLD_BARRIER,
+            else "uffd" where the kernel allows it and "off" elsewhere; `Client.stats().trouble` says why.
+        mapping_budget: most kernel mappings that memory may be cut into. Default: $PAGEFOLD_MAPPING_BUDGET, else
+            half of what a process may have (vm.max_map_count).
+        token: the server's bearer token, for TCP. Default: $PAGEFOLD_TOKEN.
+        ca: certificate file to check the server's with, for TCP: turns encryption on.
+        transport: takes the place of the connection, for tests; see `pagefold.LocalTransport`.
+
+    Raises:
+        ServerUnavailable: no server answers, and none could be started.
+        ServerRefused: the server does not want this client; its subclasses say what to do.
+        BarrierUnavailable: the barrier that was asked for cannot be had.
+        OutOfSharedMemory: not even the small objects of a client can be made in /dev/shm.
+        ValueError: an argument is out of its range.
+
+    Example:
+        >>> import pagefold
+        >>> with pagefold.connect() as client:
+        ...     buf = client.allocate(1 << 20)
+    """
+    if len(domain) > MAX_DOMAIN:
+        raise ValueError(f"domain has {len(domain)} characters; {MAX_DOMAIN} are the most")
+    asked = barrier if barrier is not None else os.environ.get("PAGEFOLD_BARRIER") or None
+    asked_tier = None if asked is None else _tier.checked(asked)
+    disabled = [name for name in os.environ.get("PAGEFOLD_DISABLE", "").replace(" ", "").split(",") if name]
+    features = pagefold_core.probe(disabled)
+    tier, trouble = _tier.choose(asked_tier, features)
+    budget = _budget(mapping_budget, features.max_map_count)
+    named = address or os.environ.get("PAGEFOLD_ADDRESS") or None
+    where = _address.parse(named or _address.default_address())
+    if named is None and transport is None:
+        with contextlib.suppress(FileNotFoundError):
+            _address.verify_directory(os.path.dirname(where.path))
+    if autostart is None:
+        autostart = os.environ.get("PAGEFOLD_AUTOSTART", "1").lower() not in ("0", "no", "off", "false")
+    autostart = autostart and where.scheme == "unix" and transport is None
+    with contextlib.ExitStack() as undo:
+        try:
+            lease = _names.create_locked(_names.LEASE, 0o600, PAGE)
+        except OSError as error:
+            raise no_segment(PAGE, error) from error
+        release = _Release(lease)
+        undo.callback(release)
+        try:
+            space = Space(tier, lease.fd, budget, disabled=disabled)
+        except OSError as error:
+            if asked_tier is not None:
+                raise BarrierUnavailable(f"barrier={tier!r} cannot be had here: {error}") from error
+            tier, trouble = "off", f"nothing is merged: {error}"
+            space = Space(tier, lease.fd, budget, disabled=disabled)
+        bell = release.make_doorbell()
+        kin = _fork.Kin(space, can_thaw=tier != "off")
+        _fork.register(kin)
+        undo.callback(kin.detach)
+        with kin.session():
+            used = transport or GrpcTransport(where, token or os.environ.get("PAGEFOLD_TOKEN"), ca)
+            kin.in_child = used.forget
+        undo.callback(_close_locked, kin, used)
+        conversation = Conversation(space, used, bell.ring)
+        _hello(kin, conversation, where, _hello_request(lease.name, tier, domain), autostart)
+        arena = Arena(kin, space, conversation, Buffer)
+        conversation.watch(arena)
+        session = Session(Wiring(kin, space, arena, conversation, used, bell, release))
+        session.start()
+        undo.pop_all()
+    return Client(Parts(kin, space, arena, conversation, session, trouble))
+
+
+class _Release:
+    """Lets go of a client's lease and doorbell; the native half has descriptors of its own for as long as it needs."""
+
+    def __init__(self, lease: _names.LockedObject) -> None:
+        self._lease = lease
+        self._doorbell = ""
+
+    def make_doorbell(self) -> Doorbell:
+        name = _names.doorbell_for(self._lease.name)
+        try:
+            posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode=0o600, initial_value=0).close()
+        except OSError as error:
+            raise no_segment(PAGE, error) from error
+        self._doorbell = name
+        return Doorbell(name)
+
+    def __call__(self) -> None:
+        if self._doorbell:
+            with contextlib.suppress(posix_ipc.ExistentialError):
+                posix_ipc.unlink_semaphore(self._doorbell)
+        _names.remove(self._lease.name)
+        os.close(self._lease.fd)
+
+
+def _hello_request(lease: str, tier: _tier.Barrier, domain: str) -> pb.HelloRequest:
+    tiers: dict[_tier.Barrier, pb.Tier] = {"uffd": pb.TIER_UFFD, "user": pb.TIER_USER, "off": pb.TIER_OFF}
+    return pb.HelloRequest(
+        protocol=PROTOCOL,
+        page_size=PAGE,
+        pid=os.getpid(),
+        program=os.path.basename(sys.argv[0] if sys.argv else "")[:255],
+        version=__version__,
+        label=domain,
+        lease=lease,
+        doorbell=_names.doorbell_for(lease),
+        tier=tiers[tier],
+        tracker=pb.TRACKER_CHECKSUM,
+    )
+
+
+def _hello(
+    kin: _fork.Kin, conversation: Conversation, where: Address, request: pb.HelloRequest, autostart: bool
+) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        if autostart:
+            _autostart.ensure_server(where, max(0.0, deadline - time.monotonic()))
+        try:
+            with kin.session():
+                conversation.hello(request)
+        except ServerUnavailable as error:
+            # With autostart it answered a moment ago: it may be stopping, or not be quite there yet.
+            if not autostart or time.monotonic() > deadline:
+                raise ServerUnavailable(f"{error}. Start a server with `pagefold serve`") from error
+            time.sleep(0.1)
+        else:
+            return
+
+
+def _close_locked(kin: _fork.Kin, transport: Transport) -> None:
+    with kin.session():
+        transport.close()
+
+
+def _budget(given: int | None, max_map_count: int) -> int:
+    if given is None:
+        text = os.environ.get("PAGEFOLD_MAPPING_BUDGET", "")
+        if not text:
+            return max_map_count // 2
+        if not text.isascii() or not text.isdigit():
+            raise ValueError(f"PAGEFOLD_MAPPING_BUDGET is {text!r}: it takes a number of mappings")
+        given = int(text)
+    if given < 0:
+        raise ValueError(f"mapping_budget is {given}: it cannot be negative")
+    return given

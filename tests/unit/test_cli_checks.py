@@ -1,0 +1,155 @@
+"""The doctor's checks, on machines that are made up: each tells the truth about what it finds."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pagefold.cli import checks
+from pagefold.cli.checks import Machine
+from pagefold_core import probe
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(root=tmp_path, shm=tmp_path, environ={}, uid=1000)
+
+
+def put(machine: Machine, path: str, text: str) -> None:
+    file = machine.root / path.lstrip("/")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+
+
+def test_every_check_of_this_machine_says_what_it_means() -> None:
+    for check in checks.machine_checks(Machine()):
+        assert check.state in ("ok", "warn", "fail")
+        assert check.found
+        assert check.meaning
+        assert check.state == "ok" or check.remedy, check
+
+
+def test_tier_off_fails_with_the_remedy(machine: Machine) -> None:
+    check = checks.tier(machine, probe(["uffd", "user"]))
+    assert (check.state, check.found) == ("fail", "off")
+    assert "nothing is merged" in check.meaning
+    assert "vm.unprivileged_userfaultfd" in check.remedy
+
+
+def test_features_are_less_those_that_are_disabled(machine: Machine) -> None:
+    disabled = Machine(root=machine.root, environ={"PAGEFOLD_DISABLE": "uffd, user,"})
+    assert disabled.features().userfaultfd == "none"
+    assert not Machine(environ={"PAGEFOLD_DISABLE": "pagemap_scan"}).features().pagemap_scan
+
+
+@pytest.mark.needs("user-uffd")
+def test_tier_user_warns_of_efault() -> None:
+    machine = Machine(environ={"PAGEFOLD_BARRIER": "user"})
+    check = checks.tier(machine, probe(["uffd"]))
+    assert check.state == "warn"
+    assert "EFAULT" in check.meaning
+
+
+@pytest.mark.parametrize("barrier", ["uffd", "nonsense"])
+def test_a_barrier_that_cannot_be_had_fails(barrier: str) -> None:
+    check = checks.tier(Machine(environ={"PAGEFOLD_BARRIER": barrier}), probe(["uffd", "user"]))
+    assert check.state == "fail"
+    assert check.remedy == "unset PAGEFOLD_BARRIER"
+
+
+def test_asking_for_off_is_not_blamed_on_the_kernel() -> None:
+    check = checks.tier(Machine(environ={"PAGEFOLD_BARRIER": "off"}), probe())
+    assert check.state == "fail"
+    assert check.remedy == "unset PAGEFOLD_BARRIER"
+
+
+def test_tracker_says_what_a_later_version_will_miss() -> None:
+    assert "will not work here: no PAGEMAP_SCAN" in checks.tracker(probe(["pagemap_scan"])).meaning
+    assert "6.4" in checks.tracker(probe(["wp_unpopulated"])).meaning
+
+
+class Filesystem:
+    def __init__(self, size: int, free: int) -> None:
+        self.f_frsize, self.f_blocks, self.f_bavail = 4096, size // 4096, free // 4096
+
+
+@pytest.mark.parametrize(
+    ("size", "free", "state"),
+    [(64 << 20, 64 << 20, "warn"), (8 << 30, 4 << 30, "ok"), (8 << 30, 1 << 20, "warn"), (0, 0, "ok")],
+)
+def test_shared_memory_by_size(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, size: int, free: int, state: str
+) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda path: Filesystem(size, free))
+    assert checks.shared_memory(machine).state == state
+
+
+def test_shared_memory_that_is_not_there_fails(tmp_path: Path) -> None:
+    check = checks.shared_memory(Machine(shm=tmp_path / "none"))
+    assert check.state == "fail"
+    assert "mount" in check.remedy
+
+
+def test_shared_memory_that_cannot_be_written_fails(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(checks.tempfile, "TemporaryFile", refuse)
+    check = checks.shared_memory(machine)
+    assert check.state == "fail"
+    assert "not writable" in check.found
+
+
+def test_map_count() -> None:
+    assert checks.map_count(65530, 4096).state == "ok"
+    low = checks.map_count(1000, 4096)
+    assert low.state == "warn"
+    assert "1,000" in low.found
+
+
+@pytest.mark.parametrize(
+    ("chosen", "state"), [("never", "ok"), ("advise", "ok"), ("always", "warn"), ("force", "warn")]
+)
+def test_huge_pages_of_shared_memory(machine: Machine, chosen: str, state: str) -> None:
+    put(machine, "/sys/kernel/mm/transparent_hugepage/shmem_enabled", f"deny [{chosen}] other")
+    put(machine, "/sys/kernel/mm/transparent_hugepage/enabled", "[always] madvise never")
+    check = checks.huge_pages(machine)
+    assert check.state == state
+    assert chosen in check.found
+
+
+@pytest.mark.parametrize(("mode", "state"), [("0", "ok"), ("1", "ok"), ("2", "warn")])
+def test_overcommit(machine: Machine, mode: str, state: str) -> None:
+    put(machine, "/proc/sys/vm/overcommit_memory", f"{mode}\n")
+    assert checks.overcommit(machine).state == state
+
+
+@pytest.mark.parametrize(("run", "found"), [("0", "off"), ("1", "on, 12 pages sharing"), ("2", "unmerging")])
+def test_kernel_ksm_does_no_harm(machine: Machine, run: str, found: str) -> None:
+    put(machine, "/sys/kernel/mm/ksm/run", run)
+    put(machine, "/sys/kernel/mm/ksm/pages_sharing", "12")
+    assert (checks.kernel_ksm(machine).state, checks.kernel_ksm(machine).found) == ("ok", found)
+
+
+def test_kernel_without_ksm(machine: Machine) -> None:
+    assert checks.kernel_ksm(machine).found == "not in this kernel"
+
+
+def test_remove_ipc_is_no_matter_without_systemd_or_for_system_users(machine: Machine) -> None:
+    assert checks.remove_ipc(machine) == []
+    put(machine, "/run/systemd/system/x", "")
+    assert checks.remove_ipc(Machine(root=machine.root, uid=0)) == []
+
+
+def test_remove_ipc_defaults_to_yes_and_the_last_file_wins(machine: Machine) -> None:
+    put(machine, "/run/systemd/system/x", "")
+    assert [check.state for check in checks.remove_ipc(machine)] == ["warn"]
+    put(machine, "/etc/systemd/logind.conf", "[Login]\n#RemoveIPC=yes\nRemoveIPC=no\n")
+    assert [check.state for check in checks.remove_ipc(machine)] == ["ok"]
+    put(machine, "/etc/systemd/logind.conf.d/50.conf", "[Login]\nRemoveIPC=yes\n")
+    assert [check.state for check in checks.remove_ipc(machine)] == ["warn"]
+    put(machine, "/var/lib/systemd/linger/me", "")
+    lingering = Machine(root=machine.root, environ={"USER": "me"}, uid=1000)
+    assert [check.found for check in checks.remove_ipc(lingering)] == ["this user lingers"]

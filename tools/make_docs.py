@@ -1,0 +1,145 @@
+"""Makes docs/cli.md and docs/configuration.md from the sources, so that they cannot say anything else.
+
+python tools/make_docs.py           writes them
+python tools/make_docs.py --check   exits 1 if they are not what it would write
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pagefold.cli.app import app
+from pagefold.cli.exits import EXIT_CODES
+from pagefold_server.settings import ENV_PREFIX, Settings, is_live
+from typer.main import get_command
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTE = "<!-- Made by `make docs`. Edit the sources, not this file. -->"
+
+CLI_HEAD = f"""{NOTE}
+
+# The command line
+
+{EXIT_CODES}
+
+Results go to stdout, everything else to stderr. With `--json` a command prints one JSON object (`status --watch` one a
+line); numbers are numbers, sizes are bytes, times are seconds unless a name says otherwise. `--address` and the
+environment variable `PAGEFOLD_ADDRESS` say which server is meant; without either it is this user's own.
+"""
+
+CONFIGURATION_HEAD = f"""{NOTE}
+
+# Configuration
+
+## The server
+
+A setting comes from its default, from the TOML file (`pagefold serve --config FILE`; its top-level keys are the
+settings' names), from the environment (`{ENV_PREFIX}` and the name in capitals) or from a flag (`pagefold serve --set
+KEY=VALUE`); the later wins. Those marked live change while the server runs, with `pagefold config set KEY=VALUE` or by
+editing the file and sending SIGHUP. `pagefold config get` shows each with its value and where that comes from.
+
+| setting | default | live | meaning |
+|---|---|---|---|
+"""
+
+CLIENT_TABLE = """
+Names that KSM has mean what they mean there: `run`, `pages_to_scan`, `sleep_millisecs`, `use_zero_pages`,
+`max_page_sharing`, `smart_scan`.
+
+## Programs that use the library
+
+Arguments of `pagefold.connect()` win over these.
+
+| variable | default | meaning |
+|---|---|---|
+| `PAGEFOLD_ADDRESS` | per user | where the server listens: `unix:/path/server.sock` or `tcp:HOST:PORT` |
+| `PAGEFOLD_AUTOSTART` | 1 | 0: never start a server |
+| `PAGEFOLD_BARRIER` | | how writes are held: `uffd`, `user` or `off`; empty: `uffd` where it can be had, else `off` |
+| `PAGEFOLD_MAPPING_BUDGET` | half of vm.max_map_count | most mappings that memory may be cut into |
+| `PAGEFOLD_TOKEN` | | the bearer token, for TCP |
+| `PAGEFOLD_DISABLE` | | to leave unused, for tests: `uffd`, `user`, `wp_unpopulated`, `wp_async`, `pagemap_scan` |
+
+The command line also takes `PAGEFOLD_TOKEN_FILE` (a file with the token) and `PAGEFOLD_CA` (the certificate to check
+the server's with).
+
+## An example
+
+```toml
+# /etc/pagefold.toml
+cpu_ceiling_percent = 25      # of one core
+max_page_sharing = 1024       # many clients with the same pages
+log_format = "json"
+```
+"""
+
+
+def cli() -> str:
+    """docs/cli.md."""
+    return CLI_HEAD + "".join(_command(get_command(app), "pagefold"))
+
+
+def _command(command: Any, name: str) -> Iterator[str]:
+    if hasattr(command, "commands"):
+        for sub in command.commands:
+            yield from _command(command.commands[sub], f"{name} {sub}")
+        return
+    arguments = [_argument(param) for param in command.params if param.param_type_name == "argument"]
+    yield f"\n## {' '.join([name, *arguments])}\n\n"
+    for paragraph in command.help.split("\n\n"):
+        head, _, lines = paragraph.partition("\n")
+        yield f"```\n{_dedent(lines)}\n```\n\n" if head.startswith("Example") else f"{paragraph}\n\n"
+    rows = [_option(param) for param in command.params if param.param_type_name == "option"]
+    if rows:
+        yield "| option | default | meaning |\n|---|---|---|\n" + "".join(rows)
+
+
+def _argument(param: Any) -> str:
+    name: str = param.metavar or param.name.upper()
+    return name if param.required else f"[{name}]"
+
+
+def _option(param: Any) -> str:
+    flags = ", ".join(f"`{flag}`" for flag in param.opts)
+    if not param.is_flag and param.metavar:
+        flags += f" {param.metavar}"
+    default = "" if param.default in (None, "", False) or callable(param.default) else f"{param.default}"
+    words = (param.help or "") + (f" Environment: `{param.envvar}`." if param.envvar else "")
+    return f"| {flags} | {default} | {_cell(words)} |\n"
+
+
+def _dedent(lines: str) -> str:
+    return "\n".join(line.removeprefix("  ") for line in lines.splitlines())
+
+
+def _cell(words: str) -> str:
+    return words.replace("|", "\\|")
+
+
+def configuration() -> str:
+    """docs/configuration.md."""
+    settings = Settings()
+    rows = []
+    for key, spec in Settings.model_fields.items():
+        told = settings.explain_one(key)
+        rows.append(f"| `{key}` | {told.default} | {'yes' if is_live(spec) else ''} | {_cell(told.description)} |\n")
+    return CONFIGURATION_HEAD + "".join(rows) + CLIENT_TABLE
+
+
+def main() -> int:
+    """Writes the pages, or compares them."""
+    stale = []
+    for name, text in (("cli.md", cli()), ("configuration.md", configuration())):
+        path = ROOT / "docs" / name
+        if "--check" not in sys.argv:
+            path.write_text(text)
+        elif not path.exists() or path.read_text() != text:
+            stale.append(f"docs/{name} is not what the sources say: make docs")
+    print("\n".join(stale), end="\n" if stale else "", file=sys.stderr)
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
