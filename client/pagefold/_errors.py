@@ -17,8 +17,6 @@ Wrong arguments are ValueError and TypeError, as everywhere. Which of the server
 is one table, in `_transport.py`.
 """
 
-# ruff: noqa: N818 - named after what happened, as users will read them in an except clause
-
 from __future__ import annotations
 
 

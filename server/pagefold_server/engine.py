@@ -166,7 +166,8 @@ class FrameStore(Protocol):
             OSError: ENOSPC; the frame is to be released.
         """
 
-    def read(self, frame: int) -> bytes: ...
+    def read(self, frame: int) -> bytes:
+        """A frame's bytes."""
 
     def release(self, frame: int) -> None:
         """Gives a frame's memory back; the number may be used again."""
@@ -177,9 +178,11 @@ class Engine(Protocol):
 
     name: str
 
-    def configure(self, options: EngineOptions) -> None: ...
+    def configure(self, options: EngineOptions) -> None:
+        """Goes on with other options; what was merged under the old ones stays merged."""
 
-    def add_client(self, client: int) -> None: ...
+    def add_client(self, client: int) -> None:
+        """Makes a client known, under a number that was never used."""
 
     def add_segment(self, client: int, segment: int, fd: int, pages: int) -> None:
         """Makes a segment part of the scan. The caller owns `fd` and keeps it open until the segment is dropped."""
@@ -218,9 +221,11 @@ class Engine(Protocol):
     def unmerge(self, on: bool) -> None:
         """On: queues every merged page for adoption and proposes nothing. Off: back to work."""
 
-    def counters(self) -> EngineCounters: ...
+    def counters(self) -> EngineCounters:
+        """The books in KSM's terms."""
 
-    def segment_counts(self, client: int, segment: int) -> SegmentCounts: ...
+    def segment_counts(self, client: int, segment: int) -> SegmentCounts:
+        """One segment's pages by state."""
 
     def merged_pages(self, client: int) -> tuple[int, int]:
         """Pages of the client that map frames (zero pages included), and pages proposed to it."""

@@ -27,8 +27,6 @@ the trailing metadata by its name in memory.proto. The status is for tools that 
 text for people.
 """
 
-# ruff: noqa: N818 - exceptions are named after the reasons that callers are told
-
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable

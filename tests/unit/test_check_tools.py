@@ -18,7 +18,7 @@ CHECK = ROOT / "tools" / "check_tools.py"
 def tools(tmp_path: Path) -> Path:
     """A PATH with tools that answer as they should."""
     for name, answer in (("cargo", "cargo 1.90.0"), ("rustc", "rustc 1.90.0 (abc 2025-01-01)"), ("cc", "cc")):
-        tool(tmp_path, name, f"echo {answer}")
+        tool(tmp_path, name, f"echo '{answer}'")
     return tmp_path
 
 

@@ -124,7 +124,7 @@ def tier(machine: Machine, features: Features) -> Check:
 
 
 def _uffd_remedy(features: Features) -> str:
-    if not features.wp_shmem:
+    if features.userfaultfd != "none" and not features.wp_shmem:
         return "use Linux 5.19 or newer (6.7 or newer is better)"
     return (
         "sysctl -w vm.unprivileged_userfaultfd=1   (or chmod 0666 /dev/userfaultfd on Linux 6.1, or CAP_SYS_PTRACE; "
