@@ -1,0 +1,300 @@
+"""The command line against a real server: what scripts get, what people see, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import kernel
+from support.server import Server
+from support.waiting import until
+from support.worker import Worker
+
+MIB = 1 << 20
+CLI = [sys.executable, "-m", "pagefold.cli"]
+Work = Callable[..., Worker]
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if not k.startswith("PAGEFOLD_")} | more
+
+
+def pagefold(address: str, *words: str, code: int = 0, **env: str) -> str:
+    """Runs a command and returns what it printed; nobody may ever see a traceback."""
+    env = environment(PAGEFOLD_ADDRESS=address, **env)
+    ended = subprocess.run([*CLI, *words], env=env, capture_output=True, text=True, timeout=120)
+    assert "Traceback" not in ended.stderr
+    assert ended.returncode == code, ended.stderr
+    return ended.stdout if code != 2 else ended.stderr
+
+
+def told(address: str, *words: str, code: int = 0, **env: str) -> Any:
+    return json.loads(pagefold(address, *words, "--json", code=code, **env))
+
+
+@pytest.fixture
+def sharing(server: Server, work: Work) -> Server:
+    """A server with two clients of 4 MiB that are the same."""
+    for _ in range(2):
+        work().call("allocate", "a", 4 * MIB)
+    return server
+
+
+def test_status_clients_and_domains(server: Server, work: Work) -> None:
+    workers = [work(), work()]
+    for worker in workers:
+        worker.call("allocate", "a", MIB)
+        worker.call("write", "a", 0, os.urandom(16) * (MIB // 16))
+    status = told(server.address, "status", "--domains")
+    assert (status["clients"], status["segments"], status["page_size"]) == (2, 2, os.sysconf("SC_PAGE_SIZE"))
+    assert [domain["clients"] for domain in status["domains"]] == [2]
+    assert [client["pid"] for client in told(server.address, "clients")["clients"]] == [w.pid for w in workers]
+    segments = told(server.address, "clients", "--segments")["segments"]
+    assert all(Path("/dev/shm", segment["name"].lstrip("/")).exists() for segment in segments)
+    first = told(server.address, "clients")["clients"][0]["client"]
+    assert {s["client"] for s in told(server.address, "clients", "--segments", "--client", str(first))["segments"]} == {
+        first
+    }
+    for words in (["status", "--domains"], ["clients"], ["clients", "--segments"]):
+        assert str(workers[0].pid if words == ["clients"] else 2) in pagefold(server.address, *words)
+
+
+@pytest.mark.needs("uffd")
+def test_scan_now_merges_and_unmerge_gives_back(server: Server, work: Work) -> None:
+    workers = [work(), work()]
+    for worker in workers:
+        worker.call("allocate", "a", MIB)
+        worker.call("fill_pages", "a", list(range(1, 257)))
+    report = told(server.address, "scan", "now", "--timeout", "30")
+    assert report["settled"]
+    assert report["saved_bytes"] == MIB
+    assert told(server.address, "status")["saved_bytes"] == MIB
+    assert "saves 1 MiB" in pagefold(server.address, "status")
+    assert told(server.address, "scan", "unmerge", "--wait", "30") == {"run": 2, "merged_pages_left": 0}
+    assert told(server.address, "status")["counters"]["pages_sharing"] == 0
+
+
+def test_scan_stop_and_start(server: Server) -> None:
+    assert told(server.address, "scan", "stop") == {"run": 0}
+    assert "pagefold scan start" in told(server.address, "status")["trouble"]
+    pagefold(server.address, "scan", "now", code=1)
+    assert told(server.address, "scan", "start") == {"run": 1}
+    assert told(server.address, "status")["trouble"] == ""
+    assert told(server.address, "scan", "now")["settled"]
+
+
+def test_config(server: Server) -> None:
+    settings = {s["key"]: s for s in told(server.address, "config", "get")["settings"]}
+    assert settings["pages_to_scan"]["default_value"] == "2048"
+    assert pagefold(server.address, "config", "get", "pages-to-scan") == "2048\n"
+    changed = told(server.address, "config", "set", "pages_to_scan=64", "sleep-millisecs=7")["settings"]
+    assert {s["key"]: (s["value"], s["origin"]) for s in changed} == {
+        "pages_to_scan": ("64", "live"),
+        "sleep_millisecs": ("7", "live"),
+    }
+    assert told(server.address, "config", "get", "pages_to_scan")["value"] == "64"
+    said = pagefold(server.address, "config", "set", "pages_to_scan=128", "run=5", code=2)
+    assert said.startswith("pagefold: run: ")
+    assert pagefold(server.address, "config", "get", "pages_to_scan") == "64\n"  # all or nothing
+    assert "restart" in pagefold(server.address, "config", "set", "engine=reference", code=2)
+    assert "no such setting" in pagefold(server.address, "config", "get", "nonsense", code=2)
+
+
+def test_status_watch_until_ctrl_c_and_until_the_server_stops(server: Server) -> None:
+    words = [*CLI, "status", "--watch", "--interval", "0.1", "--json"]
+    for stop, code in ((lambda p: p.send_signal(signal.SIGINT), 130), (lambda _: server.stop(), 3)):
+        with subprocess.Popen(
+            words, env=environment(PAGEFOLD_ADDRESS=server.address), stdout=-1, stderr=-1, text=True
+        ) as watching:
+            assert watching.stdout is not None
+            uptimes = [json.loads(watching.stdout.readline())["uptime_seconds"] for _ in range(3)]
+            assert uptimes == sorted(uptimes)
+            stop(watching)
+            _, said = watching.communicate(timeout=30)
+        assert watching.returncode == code
+        assert "Traceback" not in said
+
+
+def test_serve_answers_and_ends_when_asked(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    address = f"unix:{tmp_path}/server.sock"
+    config = tmp_path / "pagefold.toml"
+    config.write_text("pages_to_scan = 99\nsleep_millisecs = 1\n")
+    ready, tell = os.pipe()
+    words = ["serve", "--config", str(config), "--set", "sleep-millisecs=2", "--ready-fd", str(tell)]
+    with subprocess.Popen(
+        [*CLI, *words], env=environment(PAGEFOLD_ADDRESS=address), pass_fds=[tell], stderr=-1, text=True
+    ) as serving:
+        os.close(tell)
+        with open(ready, "rb") as pipe:
+            assert pipe.read(1)
+        origins = {s["key"]: (s["value"], s["origin"]) for s in told(address, "config", "get")["settings"]}
+        assert origins["pages_to_scan"] == ("99", "file")
+        assert origins["sleep_millisecs"] == ("2", "flag")
+        pagefold(address, "serve", code=1)  # one server a socket
+        serving.send_signal(signal.SIGINT)
+        _, said = serving.communicate(timeout=30)
+    assert serving.returncode == 0
+    assert "Traceback" not in said
+    pagefold(address, "status", code=3)
+
+
+def test_tcp_with_a_token(serve: Callable[..., Server], tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("0123456789abcdef0123456789abcdef\n")
+    token.chmod(0o600)
+    with Server(tmp_path / "tcp", address="tcp:127.0.0.1:0", token_file=token) as server:
+        found = until(lambda: re.search(r'"address": "(tcp:[^"]+)"', server.log.read_text()))
+        address = found[1]
+        assert told(address, "status", "--token-file", str(token))["address"] == address
+        assert told(address, "status", PAGEFOLD_TOKEN=token.read_text())["run"] == 1
+        pagefold(address, "status", code=1)
+
+
+def checks(report: Any) -> dict[str, Any]:
+    return {check["name"]: check for check in report["checks"]}
+
+
+@pytest.mark.needs("uffd")
+def test_doctor_with_a_server(server: Server) -> None:
+    report = told(server.address, "doctor")
+    assert report["able"]
+    assert checks(report)["tier"]["state"] == checks(report)["server"]["state"] == "ok"
+    assert "protocol 1" in checks(report)["server"]["found"]
+    assert "this machine can merge" in pagefold(server.address, "doctor")
+
+
+def test_doctor_says_off_where_the_kernel_lacks_it(server: Server) -> None:
+    report = told(server.address, "doctor", code=1, PAGEFOLD_DISABLE="uffd,user")
+    assert not report["able"]
+    assert (checks(report)["tier"]["state"], checks(report)["tier"]["found"]) == ("fail", "off")
+    assert "see tier" in pagefold(server.address, "doctor", code=1, PAGEFOLD_DISABLE="uffd,user")
+
+
+def test_doctor_without_a_server(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    none = f"unix:{tmp_path}/none.sock"
+    assert checks(told(none, "doctor"))["server"]["state"] == "ok"
+    assert checks(told(none, "doctor", code=1, PAGEFOLD_AUTOSTART="0"))["server"]["state"] == "fail"
+    assert checks(told("tcp:127.0.0.1:9", "doctor", code=1))["server"]["state"] == "fail"
+    tmp_path.chmod(0o755)
+    assert "chmod 700" in checks(told(none, "doctor", code=1))["server"]["meaning"] + "chmod 700"
+
+
+def test_doctor_warns_of_stopped_scanning_and_of_fork_support(server: Server) -> None:
+    server.configure(run=0)
+    report = told(server.address, "doctor", code=1, GRPC_ENABLE_FORK_SUPPORT="0")
+    assert "pagefold scan start" in checks(report)["server"]["meaning"]
+    assert checks(report)["fork_support"]["state"] == "warn"
+
+
+@pytest.mark.needs("uffd")
+@pytest.mark.usefixtures("no_names")
+def test_demo_saves_what_can_be_saved_and_loses_nothing(tmp_path: Path) -> None:
+    result = told("", "demo", "--workers", "3", "--mib", "16", TMPDIR=str(tmp_path))
+    assert result["verified"] is True
+    assert result["lost_bytes"] == 0
+    assert (result["workers"], result["bytes_per_worker"]) == (3, 16 * MIB)
+    assert result["distinct_bytes"] == (14 + 3) * MIB
+    assert result["ideal_saved_bytes"] == 3 * 16 * MIB - result["distinct_bytes"]
+    assert result["saved_bytes"] == result["physical_before"] - result["physical_after"]
+    assert result["saved_bytes"] >= 0.95 * result["ideal_saved_bytes"]
+    assert result["written_bytes"] <= result["returned_bytes"] <= result["written_bytes"] + MIB // 2
+    assert result["settle_seconds"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.needs("uffd")
+@pytest.mark.usefixtures("no_names")
+def test_demo_on_a_terminal_and_in_a_log() -> None:
+    assert "every byte verified, memory saved" in pagefold("", "demo", "--workers", "2", "--mib", "8")
+    screen, terminal = pty.openpty()
+    words = [*CLI, "demo", "--workers", "2", "--mib", "8"]
+    with subprocess.Popen(words, env=environment(TERM="xterm"), stdout=terminal, stderr=terminal) as running:
+        os.close(terminal)
+        shown = b""
+        while True:
+            try:
+                piece = os.read(screen, 65536)
+            except OSError:  # EIO: the other end is closed
+                break
+            shown += piece
+    os.close(screen)
+    assert running.returncode == 0
+    text = shown.decode()
+    assert "physical memory" in text
+    assert "every byte verified, memory saved" in text
+    assert "\x1b[?25h" in text  # the cursor is back
+
+
+def test_demo_in_tier_off_says_so() -> None:
+    env = environment(PAGEFOLD_DISABLE="uffd,user")
+    ended = subprocess.run(
+        [*CLI, "demo", "--workers", "2", "--mib", "1"], env=env, capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 1
+    assert "pagefold doctor" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.usefixtures("no_names")
+@pytest.mark.parametrize("after", ["worker processes", "each loaded", "merged"])
+def test_demo_ends_at_ctrl_c_and_leaves_nothing(after: str, tmp_path: Path) -> None:
+    words = [*CLI, "demo", "--workers", "2", "--mib", "32"]
+    with subprocess.Popen(
+        words, env=environment(TMPDIR=str(tmp_path)), stdout=-1, stderr=-1, text=True, process_group=0
+    ) as running:
+        assert running.stdout is not None
+        while after not in running.stdout.readline():
+            assert running.poll() is None
+        children = descendants(running.pid)
+        assert len(children) == 3  # the server and two workers
+        os.killpg(running.pid, signal.SIGINT)  # what a terminal does
+        _, said = running.communicate(timeout=30)
+    assert running.returncode == 130
+    assert said == ""
+    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_demo_leaves_nothing_for_long() -> None:
+    """A demo that is killed outright cannot clean up: its workers see their pipe close, its server sees them go."""
+    names = kernel.names()
+    with tempfile.TemporaryDirectory() as directory:
+        words = [*CLI, "demo", "--workers", "2", "--mib", "8"]
+        with subprocess.Popen(words, env=environment(TMPDIR=directory), stdout=-1, text=True) as running:
+            assert running.stdout is not None
+            while "worker processes" not in running.stdout.readline():
+                assert running.poll() is None
+            children = descendants(running.pid)
+            running.kill()
+        workers = [pid for pid in children if "crew" in Path(f"/proc/{pid}/cmdline").read_text()]
+        assert len(workers) == 2
+        until(lambda: not any(alive(pid) for pid in workers), what="the workers' end")
+        for pid in set(children) - set(workers):
+            os.kill(pid, signal.SIGTERM)  # it would end by itself, in 20 seconds
+            until(lambda pid=pid: not alive(pid), what="the server's end")  # type: ignore[misc]
+        until(lambda: kernel.names() <= names, what="the end of the names")
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def descendants(pid: int) -> list[int]:
+    time.sleep(0)  # children of a process with one thread are in one file
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
