@@ -1,7 +1,7 @@
 //! The native half of pagefold: everything that touches the address space of a client.
 //!
 //! The ladder, each step knowing only those before it:
-//! `page` (sizes and runs) -> `sys` (every system call) -> `histogram`, `journal`, `states` (pure books)
+//! `page` (sizes and runs) -> `sys` (every system call) -> `freed`, `histogram`, `journal`, `states` (pure books)
 //! -> `pool`, `view`, `window` -> `merge`, `adopt`, `thaw` -> `space` -> `py`.
 //!
 //! What this crate keeps true: a page is switched to a frame only while writes to it are held and the bytes are
@@ -9,6 +9,7 @@
 //! Which pages to merge, and when, is not decided here.
 
 pub mod error;
+pub mod freed;
 pub mod histogram;
 pub mod journal;
 pub mod page;

@@ -5,6 +5,7 @@
 //! the list of freed extents, is taken by blocks as they die and is never held across a system call.
 
 use crate::error::{Error, Result};
+use crate::freed::Freed;
 use crate::journal::{Event, Journal, Kind};
 use crate::merge::Proposal;
 use crate::page::{Run, bytes, page_size, pieces};
@@ -20,8 +21,7 @@ use crate::view::{Memory, View};
 use crate::window::Barrier;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What a space is made with.
@@ -51,34 +51,6 @@ pub(crate) struct Inner {
     pub budget: usize,
     pub window_pages: usize,
     pub closed: bool,
-}
-
-/// Extents of blocks that died.
-#[derive(Default)]
-pub struct Freed {
-    extents: Mutex<Vec<(u32, usize, usize)>>,
-    // Read without the lock, so that a waiting thread never holds it while another thread forks.
-    waiting: AtomicUsize,
-}
-
-impl Freed {
-    /// Adds one.
-    pub fn push(&self, segment: u32, run: Run) {
-        let mut extents = self.extents.lock().unwrap_or_else(PoisonError::into_inner);
-        extents.push((segment, run.first, run.count));
-        self.waiting.store(extents.len(), Ordering::Release);
-    }
-
-    /// Takes all.
-    pub fn take(&self) -> Vec<(u32, usize, usize)> {
-        let mut extents = self.extents.lock().unwrap_or_else(PoisonError::into_inner);
-        self.waiting.store(0, Ordering::Release);
-        std::mem::take(&mut extents)
-    }
-
-    fn is_empty(&self) -> bool {
-        self.waiting.load(Ordering::Acquire) == 0
-    }
 }
 
 /// Pages by state, and mappings.

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from support import kernel
@@ -137,5 +138,12 @@ with tempfile.TemporaryDirectory() as d, Server(pathlib.Path(d) / "s") as server
         until(lambda: server.status().counters.pages_shared == 0, 30, "unmerging once there is room")
         assert two.call("digest", "a") == digest
 """
-    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=150)
+    ran = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=Path(__file__).parents[1],  # for `support`
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=150,
+    )
     assert ran.returncode == 0, ran.stderr[-3000:]

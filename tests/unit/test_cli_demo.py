@@ -114,10 +114,10 @@ def test_a_worker_without_a_server_says_so() -> None:
 def test_physical_memory_counts_touched_pages_once() -> None:
     # A large piece: the interpreter's own memory comes and goes by a few megabytes meanwhile.
     with mmap.mmap(-1, 128 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
-        before = physical.private_bytes(os.getpid())
+        before = physical.anonymous_bytes(os.getpid())
         for at in range(0, len(memory), mmap.PAGESIZE):
             memory[at] = 1
-        assert physical.private_bytes(os.getpid()) - before == pytest.approx(128 * MIB, rel=0.2)
+        assert physical.anonymous_bytes(os.getpid()) - before == pytest.approx(128 * MIB, rel=0.2)
 
 
 def test_objects_and_processes_that_are_gone_take_nothing(tmp_path: Path) -> None:

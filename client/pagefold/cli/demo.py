@@ -23,7 +23,7 @@ from pagefold.cli.display import Display, display
 from pagefold.cli.embedded import embedded_server
 from pagefold.cli.exits import CommandError, ExitCode
 from pagefold.cli.output import console, facts, print_json
-from pagefold.cli.physical import data_bytes, physical_bytes
+from pagefold.cli.physical import physical_bytes
 
 LEAST_SHARE: Final = 0.95
 """Of the ideal saving; with less the demo fails."""
@@ -42,8 +42,7 @@ class Result:
         physical_before: memory of workers, segments and pool once all is loaded.
         physical_after: the same, merged.
         physical_written: the same, after the writes.
-        returned_bytes: what the writes brought back, in segments, pool and the workers' anonymous memory. (Not the
-            difference of the two above: they have each worker's share of libraries in them, which is not steady.)
+        returned_bytes: physical_written - physical_after: what the writes brought back.
         saved_bytes: physical_before - physical_after.
         ideal_saved_bytes: workers x bytes_per_worker - distinct_bytes.
         settle_seconds: from the start of merging until nothing was left to merge.
@@ -148,16 +147,15 @@ def _run(workers: int, nbytes: int, write_pages: int, seed: int, timeout: float,
         shown.done(f"merged in {report['seconds']:.1f} s: {human(after)} physical")
         shown.step("comparing every byte")
         lost += sum(ask(everybody, "verify"))
-        after = max(after, gauge.look())
+        after = gauge.look()
         shown.done("every worker compared every byte" if not lost else f"{lost} bytes are wrong")
 
         shown.step(f"worker 0 writes {len(pages)} pages")
-        merged_data = gauge.data()
         ask([0], "write", pages)
-        written, returned = gauge.look(), gauge.data() - merged_data
+        written = gauge.look()
         lost += sum(ask(everybody, "verify"))
         shown.done(
-            f"worker 0 wrote {len(pages)} pages ({human(len(pages) * page)}): {human(returned)} came back"
+            f"worker 0 wrote {len(pages)} pages ({human(len(pages) * page)}): {human(written - after)} came back"
             + (f", {lost} bytes are wrong" if lost else ", all else as it was")
         )
         windows = [stats["window_max_micros"] for stats in ask(everybody, "stats")]
@@ -169,7 +167,7 @@ def _run(workers: int, nbytes: int, write_pages: int, seed: int, timeout: float,
         physical_before=before,
         physical_after=after,
         physical_written=written,
-        returned_bytes=returned,
+        returned_bytes=written - after,
         saved_bytes=before - after,
         ideal_saved_bytes=workers * nbytes - distinct,
         settle_seconds=round(report["seconds"], 3),
@@ -198,17 +196,11 @@ class _Gauge:
 
     def look(self) -> int:
         """Physical memory now."""
-        found = physical_bytes(self._crew.pids, self._names())
+        names = [segment.name for segment in self._admin.segments().segments]
+        names += [domain.pool for domain in self._admin.domains().domains]
+        found = physical_bytes(self._crew.pids, names)
         self._shown.memory(found)
         return found
-
-    def data(self) -> int:
-        """The steady part of it, libraries left out."""
-        return data_bytes(self._crew.pids, self._names())
-
-    def _names(self) -> list[str]:
-        names = [segment.name for segment in self._admin.segments().segments]
-        return names + [domain.pool for domain in self._admin.domains().domains]
 
 
 def _spread(count: int, pages: int) -> list[int]:

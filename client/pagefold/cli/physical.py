@@ -1,7 +1,10 @@
 """Physical memory by the kernel's own accounting: what pagefold says of itself is not asked.
 
-sum over processes of (Pss - Pss_Shmem)       what is theirs alone, and their share of libraries
-+ st_blocks of their segments and of the pools  shared memory, each page once, whoever maps it
+    sum over processes of Pss_Anon                  their own memory: heaps, and pages that were copied on a write
+  + st_blocks of their segments and of the pools    shared memory, each page once, whoever maps it
+
+Of Pss the rest is left out. Pss_Shmem is the shared memory again. Pss_File is each process's share of programs and
+libraries in the page cache, which changes whenever any process on the machine comes or goes that uses them too.
 """
 
 from __future__ import annotations
@@ -20,32 +23,19 @@ def physical_bytes(pids: Iterable[int], names: Iterable[str]) -> int:
         pids: of processes; one that is gone takes nothing.
         names: of segments and pools, with their leading slash; one that is gone takes nothing.
     """
-    return sum(map(private_bytes, pids)) + sum(map(object_bytes, set(names)))
+    return sum(map(anonymous_bytes, pids)) + sum(map(object_bytes, set(names)))
 
 
-def data_bytes(pids: Iterable[int], names: Iterable[str]) -> int:
-    """The same without the share of libraries and programs: that changes with every process that comes or goes."""
-    return sum(_rollup(pid)["Pss_Anon"] for pid in pids) + sum(map(object_bytes, set(names)))
-
-
-def private_bytes(pid: int) -> int:
-    """A process's proportional share of memory, shared memory left out: the objects count that."""
-    sizes = _rollup(pid)
-    return sizes["Pss"] - sizes["Pss_Shmem"]
-
-
-def _rollup(pid: int) -> dict[str, int]:
-    """In bytes; zeros for a process that is gone."""
-    sizes = {"Pss": 0, "Pss_Anon": 0, "Pss_Shmem": 0}
+def anonymous_bytes(pid: int) -> int:
+    """A process's proportional share of anonymous memory."""
     try:
         with open(f"/proc/{pid}/smaps_rollup") as lines:
             for line in lines:
-                key, _, rest = line.partition(":")
-                if key in sizes:
-                    sizes[key] = int(rest.split()[0]) * 1024
+                if line.startswith("Pss_Anon:"):
+                    return int(line.split()[1]) * 1024
     except (FileNotFoundError, ProcessLookupError):
-        return dict.fromkeys(sizes, 0)
-    return sizes
+        pass
+    return 0
 
 
 def object_bytes(name: str) -> int:

@@ -1,8 +1,8 @@
 //! A range of pages as a buffer.
 
 use super::space::Space;
+use crate::freed::Freed;
 use crate::page::{Run, bytes, page_size};
-use crate::space::Freed;
 use crate::sys::pybuffer;
 use crate::view::Memory;
 use pyo3::exceptions::{PyBufferError, PyValueError};
