@@ -44,9 +44,11 @@ impl Barrier {
         }
         let opened = Instant::now();
         // From here on the window's drop puts things right, whatever fails.
-        let window = Window { barrier: self, address, bytes, opened };
+        let mut window = Window { barrier: self, address, bytes, opened, registered: false };
         let uffd = window.barrier.uffd.as_ref().expect("opened above");
         uffd.register(address, bytes).map_err(|e| Error::System("registering a window", e))?;
+        window.registered = true;
+        let uffd = window.barrier.uffd.as_ref().expect("opened above");
         uffd.protect(address, bytes, true).map_err(|e| Error::System("protecting a window", e))?;
         Ok(window)
     }
@@ -78,6 +80,8 @@ pub struct Window<'a> {
     address: usize,
     bytes: usize,
     opened: Instant,
+    // If not, somebody else's userfaultfd may have the range, and older kernels would take it from them.
+    registered: bool,
 }
 
 impl Window<'_> {
@@ -90,6 +94,9 @@ impl Window<'_> {
 impl Drop for Window<'_> {
     fn drop(&mut self) {
         let (address, bytes) = (self.address, self.bytes);
+        if !self.registered {
+            return;
+        }
         let Some(uffd) = &self.barrier.uffd else { return };
         // Parts that were mapped anew lost their registration with their mapping; the kernel passes over them.
         let ended = uffd.unregister(address, bytes).or_else(|_| uffd.protect(address, bytes, false));

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,14 +40,6 @@ def pagefold(address: str, *words: str, code: int = 0, **env: str) -> str:
 
 def told(address: str, *words: str, code: int = 0, **env: str) -> Any:
     return json.loads(pagefold(address, *words, "--json", code=code, **env))
-
-
-@pytest.fixture
-def sharing(server: Server, work: Work) -> Server:
-    """A server with two clients of 4 MiB that are the same."""
-    for _ in range(2):
-        work().call("allocate", "a", 4 * MIB)
-    return server
 
 
 def test_status_clients_and_domains(server: Server, work: Work) -> None:
@@ -189,7 +180,9 @@ def test_doctor_without_a_server(tmp_path: Path) -> None:
     assert checks(told(none, "doctor", code=1, PAGEFOLD_AUTOSTART="0"))["server"]["state"] == "fail"
     assert checks(told("tcp:127.0.0.1:9", "doctor", code=1))["server"]["state"] == "fail"
     tmp_path.chmod(0o755)
-    assert "chmod 700" in checks(told(none, "doctor", code=1))["server"]["meaning"] + "chmod 700"
+    open_to_others = checks(told(none, "doctor", code=1))["server"]
+    assert open_to_others["state"] == "fail"
+    assert f"chmod 700 {tmp_path}" in open_to_others["remedy"]
 
 
 def test_doctor_warns_of_stopped_scanning_and_of_fork_support(server: Server) -> None:
@@ -296,5 +289,5 @@ def alive(pid: int) -> bool:
 
 
 def descendants(pid: int) -> list[int]:
-    time.sleep(0)  # children of a process with one thread are in one file
+    """The children that the main thread started; the demo starts its own nowhere else."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

@@ -18,11 +18,11 @@ from pagefold_proto.v1 import admin_pb2 as pb
 from pagefold_proto.v1.memory_pb2 import SettleReport
 
 from pagefold import _address
+from pagefold._transport import REASON_KEY
 from pagefold.cli.exits import CommandError, ExitCode
 
 _SERVICE: Final = "/pagefold.v1.Admin/"
 _SECONDS: Final = 10.0
-_REASON_KEY: Final = "pagefold-reason"
 _NOBODY: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 R = TypeVar("R", bound=Message)
@@ -113,7 +113,7 @@ class Admin:
 
     def _failed(self, error: Any) -> CommandError:
         code, details = error.code(), error.details() or ""
-        reason = next((value for key, value in error.trailing_metadata() or () if key == _REASON_KEY), "")
+        reason = next((value for key, value in error.trailing_metadata() or () if key == REASON_KEY), "")
         if code in _NOBODY and not reason:
             how = "" if self.address.scheme == "unix" else " (a server with TLS wants --ca)"
             return CommandError(

@@ -70,20 +70,16 @@ def server(address: str, connect: Callable[[], Admin]) -> Check:
     name = "server"
     try:
         where = parse_address(address)
-        if where.scheme == "unix":
-            _address.verify_directory(str(Path(where.path).parent))
-    except FileNotFoundError:
-        return _no_server(parse_address(address))
-    except _address.AddressError as error:
-        return Check(name, "fail", str(error), "clients do not trust a socket that is not theirs alone", str(error))
     except CommandError as error:
         return Check(name, "fail", "no address", str(error), "fix --address or $PAGEFOLD_ADDRESS")
+    if not address and (complaint := _directory(where)):
+        return complaint
     try:
         with connect() as admin:
             found = admin.status(_SECONDS)
     except CommandError as error:
         if error.code is ExitCode.NO_SERVER:
-            return _no_server(where)
+            return _directory(where) or _no_server(where)
         return Check(name, "fail", f"{where} refuses", str(error), "see above")
     told = f"{found.version}, protocol {found.protocol}, pid {found.pid}, {where}"
     if found.protocol != PROTOCOL:
@@ -94,6 +90,18 @@ def server(address: str, connect: Callable[[], Admin]) -> Check:
     if found.trouble:
         return Check(name, "fail" if found.run != 1 else "warn", told, found.trouble, "see above")
     return Check(name, "ok", told, f"serves {count(found.clients, 'client')} and merges")
+
+
+def _directory(where: _address.Address) -> Check | None:
+    """What is wrong with a socket's directory: clients check it for the default address, and to start a server."""
+    if where.scheme == "unix":
+        try:
+            _address.verify_directory(str(Path(where.path).parent))
+        except FileNotFoundError:
+            return None
+        except _address.AddressError as error:
+            return Check("server", "fail", str(where), "clients do not trust a directory of others", str(error))
+    return None
 
 
 def _no_server(where: _address.Address) -> Check:
