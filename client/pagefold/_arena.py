@@ -167,11 +167,9 @@ class Arena:
                 assert place is not None, "the new segment is large enough"
             segment, first = place
             self._whole.discard(segment)
-            try:
-                return self._make(self._kin, segment, first, nbytes)
-            except BaseException:
-                self._give(segment, first, pages)
-                raise
+            # An exception from here on (Ctrl-C may come at any moment) gives nothing back by hand: if the native block
+            # was made, its end puts the extent into the freed list, and twice free would be twice handed out.
+            return self._make(self._kin, segment, first, nbytes)
 
     def sweep(self, retry: bool = False) -> None:
         """Takes back what was freed, and drops segments that are not needed.

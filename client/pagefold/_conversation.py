@@ -34,7 +34,7 @@ from pagefold._reports import human
 from pagefold._settling import Settles
 from pagefold._transport import ADD_SEGMENT, BYE, DROP_SEGMENT, EXCHANGE, HELLO, Method, Q, R, Transport
 
-RPC_SECONDS: Final = 10.0
+RPC_SECONDS: Final = 3.0
 MAX_EVENTS: Final = 16384
 EVENT_BYTES: Final = 36
 """What an event takes in a message, at most: seven varints of up to five bytes, and a share of the headers."""
@@ -238,9 +238,9 @@ class Conversation:
     # Inside
 
     def _next_request(self, timeout: float) -> pb.ExchangeRequest:
-        number, is_new = self.settles.number()
-        if is_new:
-            self._space.harvest()  # what was written so far is part of the question
+        number, _ = self.settles.number()
+        self._space.harvest()  # what was written so far is news, and part of every settle()'s question
+        gauges = self._gauges()
         while self._dropped:
             mark = self._drained + self._space.pending()
             self._dropping.append(_Dropping(self._dropped.popleft(), mark))
@@ -257,7 +257,7 @@ class Conversation:
             session=self._session,
             sequence=self._sequence + 1,
             events=events,
-            gauges=self._gauges(),
+            gauges=gauges,
             settling=number,
         )
 
@@ -364,7 +364,7 @@ class Conversation:
             zero_pages=counts.zero,
             copied_pages=counts.copied,
             mappings=counts.mappings,
-            mapping_budget=counts.budget,
+            mapping_budget=min(counts.budget, 0xFFFFFFFF),
             windows=windows.windows,
             window_p99_micros=round(windows.p99_micros),
             window_max_micros=round(windows.max_micros),

@@ -142,6 +142,10 @@ class Kin:
         finally:
             lock.release()
 
+    def is_holding(self) -> bool:
+        """Whether this thread holds one of the locks: a signal handler or finalizer came in between."""
+        return any(lock._is_owned() for lock in (self.arena_lock, self.session_lock))  # type: ignore[attr-defined]
+
     def yield_session(self) -> None:
         """Lets whoever waits for the session lock have it: a thread that goes round and round would starve them."""
         if self._queue:

@@ -144,8 +144,8 @@ class Session:
     def close(self) -> None:
         """Ends the session and waits until that is done. In the session's own thread it does not wait."""
         self.stop()
-        if threading.current_thread() is self._thread:
-            return
+        if threading.current_thread() is self._thread or self._w.kin.is_holding():
+            return  # the thread ends the session; to wait for it here would be to wait for ourselves
         if self._thread.ident is None:  # never started
             if not self._finished.is_set():
                 self._finish()

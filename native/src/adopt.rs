@@ -16,7 +16,8 @@ impl Inner {
     ///
     /// Pages that are owned already are passed over in silence, and so is what lies outside of any view.
     pub fn adopt_window(&mut self, segment: u32, run: Run) -> Result<(usize, usize)> {
-        let Inner { views, journal, barrier, window_pages, .. } = self;
+        let mappings = self.mappings();
+        let Inner { views, journal, barrier, window_pages, budget, .. } = self;
         let Some(view) = views.get_mut(&segment) else { return Ok((run.count, 0)) };
         if !run.fits(view.table.pages()) {
             return Ok((run.count, 0));
@@ -29,6 +30,7 @@ impl Inner {
             let held =
                 |page: &usize| view.table.state(*page).is_switched() && (view.shared || view.table.is_pinned(*page));
             let count = (run.first..run.end()).take_while(held).count();
+            view.held_back |= !view.shared;
             let busy = Run { first: run.first, count };
             journal.push(Event { detail: libc::EBUSY as u32, ..Event::new(Kind::NotAdopted, segment, busy) });
             return Ok((count, 0));
@@ -36,6 +38,15 @@ impl Inner {
         let wanted = |page: &usize| view.table.state(*page).is_switched() && !view.table.is_pinned(*page);
         let count = (run.first..run.end().min(run.first + *window_pages)).take_while(wanted).count();
         let span = Run { first: run.first, count };
+        // An isolated page costs two mappings to adopt and none to leave where it is. Windows are no borders for this:
+        // what counts is the stretch that is to be adopted.
+        let stretch = Run { first: run.first, count: (run.first..run.end()).take_while(wanted).count() };
+        let cost = view.table.cost(stretch, State::Owned, 0, 0);
+        if cost >= 0 && mappings.saturating_add_signed(cost) > *budget {
+            let detail = libc::ENOMEM as u32;
+            journal.push(Event { detail, ..Event::new(Kind::NotAdopted, segment, stretch) });
+            return Ok((stretch.count, 0));
+        }
         let barrier = barrier.as_mut().ok_or(Error::Closed)?;
         if !barrier.holds_unpopulated() {
             view.memory.range.touch(bytes(span.first), bytes(span.count));

@@ -16,6 +16,8 @@ pub enum Error {
     Range(&'static str),
     /// A forked child may still share the view; wait for it to end.
     Shared,
+    /// This thread is in the middle of a fork and holds the space.
+    Forking,
     /// The space was closed, or belongs to the parent of this process.
     Closed,
 }
@@ -38,6 +40,7 @@ impl fmt::Display for Error {
             Error::Taken(number) => write!(f, "number {number} is taken"),
             Error::Range(what) => f.write_str(what),
             Error::Shared => f.write_str("a forked child may still share this memory"),
+            Error::Forking => f.write_str("this thread is in the middle of a fork: do not use pagefold in fork hooks"),
             Error::Closed => f.write_str("the space is closed"),
         }
     }

@@ -82,6 +82,9 @@ impl Inner {
             return Some(Reason::Forked);
         }
         if proposal.pool != 0 {
+            if proposal.frames().end() > 1 << 32 {
+                return Some(Reason::State);
+            }
             let pool = self.pools.get_mut(&proposal.pool);
             let reachable = pool.and_then(|pool| pool.look(proposal.frames()).ok()).flatten();
             if reachable.is_none() {
@@ -196,6 +199,7 @@ fn step(
         return declined(one, Reason::State);
     }
     if !wanted(first) {
+        view.held_back |= view.table.is_pinned(first);
         return declined(one, Reason::Pinned);
     }
     let mut pool = pool;
@@ -205,13 +209,29 @@ fn step(
     };
     let Some(look) = look else { return declined(one, Reason::State) };
     let page = page_size();
+    // Reading a hole would allocate it, here or in the pool; where there is no room, that is SIGBUS. A page was a hole
+    // when it was proposed only if somebody lies, but it may have become one since.
+    let here = view.memory.range.resident(bytes(first), bytes(proposal.run().count));
+    let there = match proposal.pool {
+        0 => None,
+        _ => Some(look.resident(bytes(proposal.frames().first), bytes(proposal.frames().count))),
+    };
+    let readable = |at: usize| here[at - first] && there.as_ref().is_none_or(|there| there[at - first]);
+    if !readable(first) {
+        return declined(one, Reason::State);
+    }
     let equal = |at: usize| {
         let frame = if proposal.pool == 0 { 0 } else { proposal.frame as usize + at - first };
         view.memory.range.equals(bytes(at), page, look, bytes(frame))
     };
     // M4. The stretch ends at the first page that differs, or when the time is over.
     let mut end = first;
-    while end < proposal.run().end() && view.table.state(end) == State::Owned && wanted(end) && equal(end) {
+    while end < proposal.run().end()
+        && view.table.state(end) == State::Owned
+        && wanted(end)
+        && readable(end)
+        && equal(end)
+    {
         end += 1;
         if (end - first).is_multiple_of(CLOCK_PAGES) && is_over() {
             break;

@@ -14,7 +14,7 @@ use crate::states::State;
 use crate::sys::doorbell::Doorbell;
 use crate::sys::forklock::ForkLock;
 use crate::sys::mmap::{Lease, Look, ViewRange};
-use crate::sys::pagemap::{Pagemap, Swapped};
+use crate::sys::pagemap::{Pagemap, ZeroPage};
 use crate::sys::shm;
 use crate::sys::uffd::Scope;
 use crate::view::{Memory, View};
@@ -39,6 +39,9 @@ pub struct Options {
     /// Use PAGEMAP_SCAN where the kernel has it.
     pub pagemap_scan: bool,
 }
+
+/// Most pages that a window holds, whatever it is told: I8.
+const MAX_WINDOW_PAGES: usize = 256;
 
 /// What the lock guards.
 pub(crate) struct Inner {
@@ -126,7 +129,7 @@ impl Space {
             pagemap,
             zeros: Look::zeros(page_size()).map_err(|e| Error::System("mapping a page of zeros", e))?,
             budget: options.budget,
-            window_pages: options.window_pages.max(1),
+            window_pages: options.window_pages.clamp(1, MAX_WINDOW_PAGES),
             closed: false,
         };
         Ok(Space {
@@ -307,8 +310,9 @@ impl Space {
     pub fn unpin(&self, number: u32, run: Run) -> Result<()> {
         let found = self.with_range(number, run, |view, journal| {
             let found = view.table.unpin(run);
-            if found {
+            if found && view.held_back {
                 include(view, journal, number, run);
+                view.held_back = view.table.has_pins();
             }
             found
         })?;
@@ -376,6 +380,8 @@ impl Space {
             }
             let left = end.saturating_duration_since(Instant::now());
             if doorbell.wait(step.min(left)).map_err(|e| Error::System("waiting for the doorbell", e))? {
+                // Whoever rings wants to know how things stand: a settle() counts on it.
+                self.harvest()?;
                 return Ok(Woken::Rung);
             }
             if self.harvest()? == 0 {
@@ -395,12 +401,16 @@ impl Space {
     /// Lets the space go on.
     pub fn after_fork_in_parent(&self) {
         self.inner.release();
+        self.inner.lock().give_back();
     }
 
     /// Makes this process's copy of the space one whose bytes can be used, and nothing else.
-    pub fn after_fork_in_child(&self) {
+    pub fn after_fork_in_child(&self) -> Result<()> {
         self.inner.release();
-        self.inner.lock().shut();
+        let mut inner = self.inner.lock();
+        let taken = inner.take_copies();
+        inner.shut();
+        taken
     }
 
     /// Takes frozen pages back. How many are left.
@@ -419,6 +429,9 @@ impl Space {
     }
 
     fn open(&self) -> Result<std::sync::MutexGuard<'_, Inner>> {
+        if self.inner.is_held_here() {
+            return Err(Error::Forking);
+        }
         let inner = self.inner.lock();
         if inner.closed { Err(Error::Closed) } else { Ok(inner) }
     }
@@ -462,7 +475,7 @@ impl Inner {
                 continue;
             }
             let copies = pagemap
-                .copies(view.address(0), view.table.pages(), Swapped::Included)
+                .copies(view.address(0), view.table.pages(), ZeroPage::IsNone)
                 .map_err(|e| Error::System("reading /proc/self/pagemap", e))?;
             for page in copies.runs.into_iter().flat_map(|run| run.first..run.end()) {
                 let copied = match view.table.state(page) {

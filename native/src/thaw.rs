@@ -5,73 +5,102 @@
 //! them, because a shared view is neither written, punched nor adopted until the last child is gone.
 
 use crate::error::{Error, Result};
-use crate::page::{Run, bytes, pieces};
+use crate::page::{Run, bytes, page_size, pieces};
 use crate::space::{Inner, include};
 use crate::states::State;
-use crate::sys::pagemap::{Copies, Swapped};
+use crate::sys::pagemap::{Pagemap, ZeroPage};
+use crate::sys::shm;
 use crate::view::View;
-use crate::window::Window;
 use std::os::fd::AsFd;
+
+/// Most pages in a window that thaws: each costs up to 2 us.
+const CLOCK_PAGES: usize = 128;
 
 impl Inner {
     /// Freezes every view. The mapping is replaced in one step, so writers need not be held: what they wrote before is in
     /// the segment, what they write after is copied.
+    ///
+    /// Pinned pages stay as they are, since a device goes on writing to the segment; the child gets a copy of them, and
+    /// of what the kernel refuses to freeze. Without memory for the copy the child gets nothing there, and faults. A
+    /// fork cannot be stopped, so all views are seen to before the first error is told.
     pub fn freeze(&mut self) -> Result<()> {
+        let mut failed = Ok(());
         for view in self.views.values_mut() {
             let whole = Run { first: 0, count: view.table.pages() };
-            let mut owned = Vec::new();
-            pieces(whole, |page| view.table.state(page) == State::Owned, |run, is| owned.extend(is.then_some(run)));
             view.shared = true;
-            for run in owned {
-                let memory = &view.memory;
-                if let Err(e) = memory.range.map_frozen(bytes(run.first), bytes(run.count), memory.segment.as_fd()) {
+            view.thawed = 0;
+            let mut owned = Vec::new();
+            pieces(
+                whole,
+                |page| (view.table.state(page) == State::Owned, view.table.is_pinned(page)),
+                |run, (is, pinned)| owned.extend(is.then_some((run, pinned))),
+            );
+            for (run, pinned) in owned {
+                let memory = view.memory.clone();
+                if !pinned {
+                    let frozen = memory.range.map_frozen(bytes(run.first), bytes(run.count), memory.segment.as_fd());
+                    let Err(error) = frozen else {
+                        view.table.set(run, State::Frozen, 0, 0);
+                        continue;
+                    };
                     view.ensure_mapped(run);
-                    return Err(Error::System("freezing memory before a fork", e));
+                    failed = failed.and(Err(Error::System("freezing memory before a fork", error)));
                 }
-                view.table.set(run, State::Frozen, 0, 0);
+                match memory.range.copy_out(bytes(run.first), bytes(run.count)) {
+                    Some(copy) => view.copies.push((run, copy)),
+                    None => {
+                        memory.range.inherit(bytes(run.first), bytes(run.count), false);
+                        view.withheld.push(run);
+                    }
+                }
+            }
+        }
+        failed
+    }
+
+    /// After a fork, in the child: makes memory of its own from what was not frozen.
+    pub fn take_copies(&mut self) -> Result<()> {
+        for view in self.views.values_mut() {
+            view.withheld.clear();
+            for (run, copy) in std::mem::take(&mut view.copies) {
+                let range = &view.memory.range;
+                range.map_zero(bytes(run.first), bytes(run.count)).map_err(|e| Error::System("mapping a copy", e))?;
+                range.copy_in(bytes(run.first), &copy);
             }
         }
         Ok(())
+    }
+
+    /// After a fork, in the parent: what was withheld from the child is withheld from no further one.
+    pub fn give_back(&mut self) {
+        for view in self.views.values_mut() {
+            view.copies.clear();
+            for run in std::mem::take(&mut view.withheld) {
+                view.memory.range.inherit(bytes(run.first), bytes(run.count), true);
+            }
+        }
     }
 
     /// Thaws what one window holds of a view. Whether there is more to do.
     pub fn thaw_window(&mut self, number: u32) -> Result<bool> {
         let Inner { views, barrier, pagemap, window_pages, .. } = self;
         let view = views.get_mut(&number).ok_or(Error::NoView(number))?;
+        let pages = view.table.pages();
         if view.table.count(State::Frozen) == 0 {
             return Ok(false);
         }
-        let Some(first) = (0..view.table.pages()).find(|page| view.table.state(*page) == State::Frozen) else {
+        let Some(first) = (view.thawed..pages).find(|page| view.table.state(*page) == State::Frozen) else {
             return Ok(false);
         };
         let (Some(barrier), Some(pagemap)) = (barrier.as_mut(), pagemap.as_ref()) else { return Ok(false) };
-        let end = view.table.pages().min(first + *window_pages);
+        let end = pages.min(first + (*window_pages).min(CLOCK_PAGES));
         let count = (first..end).take_while(|page| view.table.state(*page) == State::Frozen).count();
         let run = Run { first, count };
-        let memory = view.memory.clone();
-        let scan = |swapped| {
-            pagemap
-                .copies(view.address(first), count, swapped)
-                .map_err(|e| Error::System("reading /proc/self/pagemap", e))
-        };
-        // Inside of the window a page that was swapped out looks like one that was never touched, and to save the
-        // latter would fill the segment's holes. So copies are brought in, and kept in, before.
-        let range = &memory.range;
-        let locked = range.lock(bytes(first), bytes(count)).is_ok();
-        if locked {
-            scan(Swapped::Included)?
-                .runs
-                .iter()
-                .for_each(|run| range.touch(bytes(first + run.first), bytes(run.count)));
-        }
-        let thawed = thaw_run(barrier.window(view.address(first), bytes(count))?, view, run, || {
-            scan(if locked { Swapped::Excluded } else { Swapped::Included })
-        });
-        if thawed.is_err() && locked {
-            range.unlock(bytes(first), bytes(count));
-        }
-        thawed?;
+        let window = barrier.window(view.address(first), bytes(count))?;
+        thaw_run(pagemap, view, run)?;
+        drop(window);
         view.table.set(run, State::Owned, 0, 0);
+        view.thawed = run.end();
         Ok(true)
     }
 }
@@ -88,13 +117,18 @@ impl Inner {
     }
 }
 
-/// Saves the pages of a run that were written since the fork, and maps the segment again.
-fn thaw_run(window: Window<'_>, view: &View, run: Run, copies: impl Fn() -> Result<Copies>) -> Result<()> {
+/// Saves the pages of a run that were written since the fork, and maps the segment again. Writes to the run are held.
+fn thaw_run(pagemap: &Pagemap, view: &View, run: Run) -> Result<()> {
     let memory = &view.memory;
-    // Written since the fork: a private copy. The rest is the segment's page itself.
-    for copy in copies()?.runs {
-        let offset = bytes(run.first + copy.first);
-        if let (_, Some(error)) = memory.range.save(offset, bytes(copy.count), memory.segment.as_fd()) {
+    let copies = pagemap
+        .copies(view.address(run.first), run.count, ZeroPage::IsCopy)
+        .map_err(|e| Error::System("reading /proc/self/pagemap", e))?;
+    for page in copies.runs.into_iter().flat_map(|copy| copy.first..copy.end()) {
+        let offset = bytes(run.first + page);
+        // The kernel cannot say which of these were only protected and never touched; but a copy was made from a page of
+        // the segment, so over a hole there is none. To save one that is no copy writes a page's bytes over themselves.
+        let data = shm::is_data(memory.segment.as_fd(), offset).map_err(|e| Error::System("looking for a hole", e))?;
+        if data && let (_, Some(error)) = memory.range.save(offset, page_size(), memory.segment.as_fd()) {
             // What was saved is no harm: these pages are private copies, which do not look at the segment.
             return Err(Error::System("saving pages to their segment", error));
         }
@@ -105,6 +139,5 @@ fn thaw_run(window: Window<'_>, view: &View, run: Run, copies: impl Fn() -> Resu
     {
         return Err(Error::System("mapping the segment", e));
     }
-    drop(window);
     Ok(())
 }

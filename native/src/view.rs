@@ -26,12 +26,29 @@ pub struct View {
     pub shared: bool,
     /// A segment page that is not mapped may hold old bytes (punching it failed): adopting zeros must write them.
     pub stale: bool,
+    /// A pin kept pages from being merged or adopted: when it ends, the server is told.
+    pub held_back: bool,
+    /// No page before this one is frozen.
+    pub thawed: usize,
+    /// During a fork: runs that were not frozen, and their bytes, of which the child makes memory of its own.
+    pub copies: Vec<(Run, Vec<u8>)>,
+    /// During a fork: runs that the child does not get, for lack of memory to copy them.
+    pub withheld: Vec<Run>,
 }
 
 impl View {
     /// A view of a segment that nothing of was merged.
     pub fn new(memory: Memory, pages: usize) -> View {
-        View { memory: Arc::new(memory), table: PageTable::new(pages), shared: false, stale: false }
+        View {
+            memory: Arc::new(memory),
+            table: PageTable::new(pages),
+            shared: false,
+            stale: false,
+            held_back: false,
+            thawed: 0,
+            copies: Vec::new(),
+            withheld: Vec::new(),
+        }
     }
 
     /// The address of a page.

@@ -46,7 +46,11 @@ impl Barrier {
         // From here on the window's drop puts things right, whatever fails.
         let mut window = Window { barrier: self, address, bytes, opened, registered: false };
         let uffd = window.barrier.uffd.as_ref().expect("opened above");
-        uffd.register(address, bytes).map_err(|e| Error::System("registering a window", e))?;
+        if let Err(e) = uffd.register(address, bytes) {
+            // It may have failed half-way. Only where somebody else has the range there is nothing of ours to undo.
+            window.registered = e.raw_os_error() != Some(libc::EBUSY);
+            return Err(Error::System("registering a window", e));
+        }
         window.registered = true;
         let uffd = window.barrier.uffd.as_ref().expect("opened above");
         uffd.protect(address, bytes, true).map_err(|e| Error::System("protecting a window", e))?;
@@ -100,7 +104,8 @@ impl Drop for Window<'_> {
         let Some(uffd) = &self.barrier.uffd else { return };
         // Parts that were mapped anew lost their registration with their mapping; the kernel passes over them.
         let ended = uffd.unregister(address, bytes).or_else(|_| uffd.protect(address, bytes, false));
-        if ended.and_then(|()| uffd.wake(address, bytes)).is_err() {
+        let woken = uffd.wake(address, bytes);
+        if ended.and(woken).is_err() {
             self.barrier.uffd = None;
         }
         let lasted = self.opened.elapsed();

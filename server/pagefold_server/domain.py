@@ -51,6 +51,9 @@ class Member(Protocol):
     def is_working(self) -> bool:
         """Whether it was sent instructions, and has not called since."""
 
+    def ask(self, now: float) -> None:
+        """Has the client look for written pages and call; until then it is working."""
+
     def ring_if_due(self, now: float) -> None:
         """Rings its doorbell, unless that has just been done."""
 
@@ -182,6 +185,11 @@ class Domain:
 
     def settle(self, key: Hashable, number: int, done: Callable[[pb.SettleReport], None]) -> None:
         """Calls `done` once there is nothing left to merge; see `Settlers.start`."""
+        # Pages that were written since their client looked last are merged by the books, and nobody would read them.
+        now, requester = time.monotonic(), id(key)  # who has looked before it asked
+        for client, member in self.members.items():
+            if id(member) != requester and self.engine.merged_pages(client)[0]:
+                member.ask(now)
         begun = self._passes + self._mid_pass
         self.settlers.start(key, number, begun, self.engine.counters(), done)
         self.wake()

@@ -21,6 +21,10 @@ MAX_MESSAGE_BYTES = 4 << 20
 MAX_EVENTS = 1 << 17
 """In one Exchange: twice what a client drains at a time, and what can be booked in a fraction of a second."""
 
+MAX_EVENT_PAGES = 1 << 25
+"""In one Exchange, all events together: what they cost is pages, not events. It is 128 GiB, far above what a client
+does between two calls."""
+
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -94,4 +98,6 @@ def columns(events: pb.Events) -> Columns:
     filled: list[Sequence[int]] = [list(column) if column else nothing for column in (kinds, *sent)]
     if any(len(column) != length for column in filled):
         raise ProtocolViolation("the columns of events are not of equal length")
+    if sum(filled[3]) > MAX_EVENT_PAGES:
+        raise ProtocolViolation(f"events about more than {MAX_EVENT_PAGES} pages in one call")
     return Columns(*filled)

@@ -58,6 +58,7 @@ class Session:
     sequence: int = 0
     reply: pb.ExchangeReply | None = None
     working: bool = False
+    asked: bool = False
     owing: bool = False
     waiting: float | None = None
     rung: float | None = None
@@ -77,7 +78,15 @@ class Session:
 
     def is_working(self) -> bool:
         """See `Member`."""
-        return self.working
+        return self.working or self.asked
+
+    def ask(self, now: float) -> None:
+        """See `Member`. Clients look for written pages before they call."""
+        if self.state == "active":
+            self.asked = True
+            if self.waiting is None:
+                self.waiting = now
+            self.ring(now)
 
     def ring_if_due(self, now: float) -> None:
         """See `Member`. A client at work calls by itself when it is done."""
@@ -106,13 +115,14 @@ class Session:
         Args:
             now: the time.
             reply: what the client is told, now and if it asks again.
-            news: whether it reported anything. Every merge is answered, so a client that was sent some, and calls
-                without news, is as good as silent.
+            news: whether it answered a proposal. Every merge is answered, so a client that was sent some, and calls
+                without an answer, is as good as silent.
         """
         self.sequence += 1
         self.reply = reply
         self.announced = True
         self.rung = None
+        self.asked = False
         if self.owing and not news:
             return
         self.owing = bool(reply.merges.count)

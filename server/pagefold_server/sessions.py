@@ -42,6 +42,9 @@ MAX_LABEL: Final = 64
 _log = structlog.get_logger("pagefold.sessions")
 
 
+_ANSWERS: Final = frozenset((pb.EVENT_KIND_MERGED, pb.EVENT_KIND_DECLINED))
+
+
 class Sessions:
     """See the head of this file.
 
@@ -120,6 +123,8 @@ class Sessions:
             raise self._excluded(session, ProtocolViolation(f"segment {number} is {known.name}, not {name[:80]!r}"))
         if len(session.segments) >= settings.max_segments:
             raise LimitReached(f"{settings.max_segments} segments are a session's limit: raise max_segments")
+        if sum(other.pages for other in session.segments.values()) + pages > settings.max_segment_pages:
+            raise LimitReached(f"{settings.max_segment_pages} pages are a session's limit: raise max_segment_pages")
         segment = Segment(name, session.lease.uid, pages, settings.max_segment_pages)
         try:
             session.domain.engine.add_segment(session.client, number, segment.fd, pages)
@@ -170,11 +175,12 @@ class Sessions:
             raise self._excluded(session, error) from error
         if gauges is not None:
             session.gauges.CopyFrom(gauges)
-        session.working = session.owing and not events.kind
+        answers = any(kind in _ANSWERS for kind in events.kind)
+        session.working = session.owing and not answers
         self._settle(session, settling)
         told = engine.take(session.client, self._configuration.now.max_batch_pages)
         reply = self._reply(session, told)
-        session.answered(time.monotonic(), reply, bool(events.kind))
+        session.answered(time.monotonic(), reply, answers)
         if events.kind:
             domain.answered()
             domain.ring()

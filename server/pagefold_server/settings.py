@@ -103,7 +103,7 @@ class Settings(BaseSettings):
     max_sessions: int = Field(4096, ge=1, description="most sessions", json_schema_extra=_LIVE)
     max_segments: int = Field(4096, ge=1, description="most segments in a session", json_schema_extra=_LIVE)
     max_segment_pages: int = Field(
-        1 << 28, ge=1, le=1 << 32, description="most pages in a segment", json_schema_extra=_LIVE
+        1 << 28, ge=1, le=1 << 32, description="most pages in a session's segments together", json_schema_extra=_LIVE
     )
     max_batch_pages: int = Field(
         4096,

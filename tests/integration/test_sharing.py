@@ -62,6 +62,23 @@ def test_two_clients_with_256_mib_of_the_same_bytes_take_one_copy(server: Server
     assert workers[1].call("read", "a", 1000 * PAGE, 4) == b"mine"
 
 
+def test_settle_sees_what_others_wrote_to_merged_pages(serve: Callable[..., Server]) -> None:
+    # Their client would not have looked for these writes before its next harvest, seconds later.
+    server = serve(poll_millisecs=5000)
+    with Worker(server.address) as one, Worker(server.address) as two:
+        for w in (one, two):
+            w.call("allocate", "a", 8 * PAGE)
+            w.call("fill_pages", "a", list(range(1, 9)))
+        assert one.call("settle").settled
+        for w in (two, one):
+            w.call("fill_pages", "a", list(range(101, 109)))
+        report = one.call("settle")
+        assert report.settled
+        waiting = report.pages_waiting
+        assert waiting + report.pages_sharing >= 8, "nothing is left that is neither merged nor said to wait"
+        assert waiting == 16
+
+
 def test_zero_pages_cost_no_frames(server: Server, work: Work) -> None:
     w = work()
     server.configure(run=0)

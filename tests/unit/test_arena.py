@@ -224,15 +224,18 @@ def test_a_segment_that_cannot_be_mapped_leaves_nothing(bed: Bed) -> None:
     bed.get(1)
 
 
-def test_a_block_that_cannot_be_made_gives_its_pages_back(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_of_a_block_that_may_exist_are_not_handed_out_again(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: Any) -> Any:
         raise MemoryError
 
     monkeypatch.setattr(bed.arena, "_make", fail)
     with pytest.raises(MemoryError):
         bed.get(3)
+    # Ctrl-C may come just after the native block was made; its end gives the pages back, and nothing else may.
     bed.arena._check()
-    assert bed.arena.pages_in_use == 0
+    assert bed.arena.pages_in_use == 3
 
 
 def test_ranges_are_found_by_address(bed: Bed) -> None:

@@ -296,6 +296,76 @@ def test_I4_frozen_memory_is_neither_merged_nor_adopted_nor_punched(bench: Calla
     assert os.pread(b.segment, PAGE_SIZE, 2 * PAGE_SIZE) == page_of(99)
 
 
+def test_a_proposal_for_a_hole_is_declined_and_allocates_nothing(bench: Callable[..., Bench]) -> None:
+    # A proposal can meet a page that was freed meanwhile. Reading it through the shared mapping would allocate it, and
+    # where /dev/shm is full that read was SIGBUS.
+    b = bench(pages=8, frames=8)
+    b.put(3, 3)
+    assert b.merge(0, 3, 0) == b.merge(4, 4, 4) == b.merge(5, 1, 0, pool=0) == 0
+    assert {detail for *_, detail in b.events()} == {STATE}
+    assert b.allocated() == 1
+    os.ftruncate(b.pool, 64 * PAGE_SIZE)  # frames that were never written
+    assert b.merge(3, 1, 40) == 0
+    assert os.fstat(b.pool).st_blocks * 512 == 8 * PAGE_SIZE
+
+
+def test_adopting_scattered_copies_keeps_to_the_mapping_budget(bench: Callable[..., Bench]) -> None:
+    # One run of zeros is one mapping; writing every second page of it and adopting those one by one used to take two
+    # mappings each, until the whole process could not get any more.
+    b = bench(pages=256, frames=1, budget=40)
+    b.bytes[:] = b"x" * len(b.bytes)
+    b.bytes[:] = bytes(len(b.bytes))
+    assert b.merge(0, 256, 0, pool=0) == 256
+    for page in range(0, 256, 2):
+        b.put(page, 7)
+    assert b.space.harvest() == 128
+    b.events()
+    adopted = sum(b.adopt(page, 1) for page in range(0, 256, 2))
+    assert adopted < 128
+    assert (NOT_ADOPTED, errno.ENOMEM) in {(kind, detail) for kind, *_, detail in b.events()}
+    with open("/proc/self/maps") as maps:
+        inside = [
+            line for line in maps if b.block.address <= int(line.split("-")[0], 16) < b.block.address + len(b.bytes)
+        ]
+    assert len(inside) <= 40
+    assert [b.get(p) for p in range(256)] == [page_of(7 if p % 2 == 0 else 0) for p in range(256)]
+    assert b.adopt(0, 256) == 256 - adopted, "all of it together takes fewer mappings, and may be adopted"
+
+
+def test_a_child_gets_a_copy_of_what_is_pinned(bench: Callable[..., Bench]) -> None:
+    b = bench(pages=4)
+    b.put(1, 1)
+    b.space.pin(1, 1, 1)
+    go, went = os.pipe()
+    b.space.before_fork()
+    pid = os.fork()
+    if pid == 0:
+        os.close(went)
+        b.space.after_fork_in_child()
+        os.read(go, 1)
+        same = b.get(1) == page_of(1)
+        b.put(1, 3)
+        os._exit(0 if same and b.get(1) == page_of(3) else 1)
+    b.space.after_fork_in_parent()
+    os.close(go)
+    os.pwrite(b.segment, page_of(2), PAGE_SIZE)  # a device writes to the page that it was given
+    assert b.get(1) == page_of(2)
+    os.close(went)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert b.get(1) == page_of(2)
+    assert b.space.thaw() == 0
+    assert b.get(1) == page_of(2)
+
+
+def test_using_the_space_in_a_fork_hook_is_an_error_and_no_deadlock(bench: Callable[..., Bench]) -> None:
+    b = bench(pages=4)
+    b.space.before_fork()
+    with pytest.raises(RuntimeError, match="fork"):
+        b.space.harvest()
+    b.space.after_fork_in_parent()
+    assert b.space.harvest() == 0
+
+
 def test_without_a_barrier_frozen_memory_stays_frozen_until_it_is_discarded() -> None:
     b = Bench(pages=4, tier="off")
     b.put(0, 1)

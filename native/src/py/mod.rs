@@ -21,7 +21,7 @@ impl From<Error> for PyErr {
             },
             Error::Shared => PyBlockingIOError::new_err((libc::EAGAIN, text)),
             Error::NoView(_) | Error::Taken(_) | Error::Range(_) => PyValueError::new_err(text),
-            Error::Closed => PyRuntimeError::new_err(text),
+            Error::Closed | Error::Forking => PyRuntimeError::new_err(text),
         }
     }
 }

@@ -245,8 +245,8 @@ impl Space {
         self.space.after_fork_in_parent();
     }
 
-    fn after_fork_in_child(&self) {
-        self.space.after_fork_in_child();
+    fn after_fork_in_child(&self) -> PyResult<()> {
+        Ok(self.space.after_fork_in_child()?)
     }
 
     fn thaw(&self, py: Python<'_>) -> PyResult<usize> {

@@ -32,8 +32,18 @@ impl<T: Send + 'static> ForkLock<T> {
     }
 
     /// Takes the lock. A panic of an earlier holder does not matter: the books are changed after each step succeeded.
+    ///
+    /// # Panics
+    /// If this thread holds it across a fork: to wait for itself would be for ever.
     pub fn lock(&self) -> MutexGuard<'_, T> {
+        assert!(!self.is_held_here(), "pagefold was used in a fork hook, by the thread that forks");
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether this thread holds it across a fork.
+    pub fn is_held_here(&self) -> bool {
+        let key = std::ptr::from_ref(self) as usize;
+        HELD.with_borrow(|all| all.iter().any(|held| held.key == key))
     }
 
     /// Takes the lock, hands its content to `prepare`, and keeps it for this thread until `release`.

@@ -70,19 +70,40 @@ impl ViewRange {
         Ok(())
     }
 
-    /// Keeps pages of a part that are in memory, or come there, from being swapped out, until the part is mapped anew or
-    /// `unlock`ed.
-    pub fn lock(&self, offset: usize, bytes: usize) -> io::Result<()> {
-        assert!(offset <= self.bytes && bytes <= self.bytes - offset, "a part beyond its view");
-        // SAFETY: the range belongs to this view; locking changes no bytes.
-        check(unsafe { libc::mlock2(self.at(offset) as *const _, bytes, libc::MLOCK_ONFAULT as _) }).map(drop)
+    /// Which pages of a part are in memory. Reading one that is not would allocate it, or fail with SIGBUS if that is
+    /// not possible.
+    pub fn resident(&self, offset: usize, bytes: usize) -> Vec<bool> {
+        assert!(offset <= self.bytes && bytes <= self.bytes - offset, "a look beyond a view");
+        resident(self.at(offset), bytes)
     }
 
-    /// Undoes `lock`, also where there was none.
-    pub fn unlock(&self, offset: usize, bytes: usize) {
+    /// A copy of a part; None if there is no memory for it.
+    pub fn copy_out(&self, offset: usize, bytes: usize) -> Option<Vec<u8>> {
+        assert!(offset <= self.bytes && bytes <= self.bytes - offset, "a look beyond a view");
+        let mut copy: Vec<u8> = Vec::new();
+        copy.try_reserve_exact(bytes).ok()?;
+        // SAFETY: the source is mapped and readable, the vector has room for so many bytes, and the two are apart. Other
+        // threads may be writing to the source: each byte is then an old or a new one, as it is for any fork.
+        unsafe {
+            std::ptr::copy_nonoverlapping(self.at(offset) as *const u8, copy.as_mut_ptr(), bytes);
+            copy.set_len(bytes);
+        }
+        Some(copy)
+    }
+
+    /// Writes a copy back. For a child that has just been forked, whose only thread this is.
+    pub fn copy_in(&self, offset: usize, copy: &[u8]) {
+        assert!(offset <= self.bytes && copy.len() <= self.bytes - offset, "a part beyond its view");
+        // SAFETY: the range is mapped and writable, apart from the copy, and nobody else is there to look at it.
+        unsafe { std::ptr::copy_nonoverlapping(copy.as_ptr(), self.at(offset) as *mut u8, copy.len()) };
+    }
+
+    /// Leaves a part out of the next forks' children, or no longer. A child that touches what it was not given faults.
+    pub fn inherit(&self, offset: usize, bytes: usize, inherited: bool) {
         assert!(offset <= self.bytes && bytes <= self.bytes - offset, "a part beyond its view");
-        // SAFETY: as in `lock`.
-        unsafe { libc::munlock(self.at(offset) as *const _, bytes) };
+        let advice = if inherited { libc::MADV_DOFORK } else { libc::MADV_DONTFORK };
+        // SAFETY: the range belongs to this view; the advice changes nothing in this process.
+        unsafe { libc::madvise(self.at(offset) as *mut _, bytes, advice) };
     }
 
     /// Whether every page of a part is mapped, to whatever.
@@ -207,6 +228,12 @@ impl Look {
         Ok(Look { address: map(ptr::null_mut(), bytes, libc::PROT_READ, flags, -1, 0)?, bytes })
     }
 
+    /// Which pages of a part are in memory; see `ViewRange::resident`.
+    pub fn resident(&self, offset: usize, bytes: usize) -> Vec<bool> {
+        assert!(offset <= self.bytes && bytes <= self.bytes - offset, "a look beyond a mapping");
+        resident(self.address + offset, bytes)
+    }
+
     /// How many bytes it covers.
     pub fn bytes(&self) -> usize {
         self.bytes
@@ -218,6 +245,16 @@ impl Drop for Look {
         // SAFETY: mapped by `map`, never handed out, never replaced.
         unsafe { libc::munmap(self.address as *mut _, self.bytes) };
     }
+}
+
+fn resident(address: usize, bytes: usize) -> Vec<bool> {
+    let mut present = vec![0u8; bytes.div_ceil(crate::page::page_size())];
+    // SAFETY: mincore looks at page tables and caches only, and fills one byte a page of the vector, which has so many.
+    // Where it fails, nothing counts as present.
+    if unsafe { libc::mincore(address as *mut _, bytes, present.as_mut_ptr()) } != 0 {
+        present.fill(0);
+    }
+    present.into_iter().map(|byte| byte & 1 != 0).collect()
 }
 
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;

@@ -52,16 +52,13 @@ pub struct Pagemap {
     scan: bool,
 }
 
-/// Whether pages that are not in memory count.
-///
-/// Inside of a window they cannot be told from pages that were never touched: protecting those leaves a marker in the
-/// page table that is reported as swapped.
+/// Whether a page that maps the zero page counts as a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Swapped {
-    /// They do.
-    Included,
-    /// They do not.
-    Excluded,
+pub enum ZeroPage {
+    /// It does: in a mapping of a file, only the kernel's KSM can have put it there, in place of a copy.
+    IsCopy,
+    /// It does not: it was merged with the zero page.
+    IsNone,
 }
 
 /// Pages that may be private copies.
@@ -80,7 +77,7 @@ impl Pagemap {
         if allow_scan {
             // Ask about the page of a local variable; kernels without the ioctl say ENOTTY.
             let here = std::ptr::from_ref(&pagemap) as usize & !(page_size() - 1);
-            pagemap.scan = pagemap.scan_ranges(here, 1, Swapped::Included).is_ok();
+            pagemap.scan = pagemap.scan_ranges(here, 1, ZeroPage::IsNone).is_ok();
         }
         Ok(pagemap)
     }
@@ -91,17 +88,21 @@ impl Pagemap {
     }
 
     /// Which of `pages` pages from `address` on are private copies.
-    pub fn copies(&self, address: usize, pages: usize, swapped: Swapped) -> io::Result<Copies> {
+    pub fn copies(&self, address: usize, pages: usize, zero: ZeroPage) -> io::Result<Copies> {
         if self.scan {
-            Ok(Copies { runs: self.scan_ranges(address, pages, swapped)?, exact: true })
+            Ok(Copies { runs: self.scan_ranges(address, pages, zero)?, exact: true })
         } else {
-            Ok(Copies { runs: self.read_entries(address, pages, swapped)?, exact: false })
+            Ok(Copies { runs: self.read_entries(address, pages)?, exact: false })
         }
     }
 
-    fn scan_ranges(&self, address: usize, pages: usize, swapped: Swapped) -> io::Result<Vec<Run>> {
+    fn scan_ranges(&self, address: usize, pages: usize, zero: ZeroPage) -> io::Result<Vec<Run>> {
         let mut regions = [Region::default(); 512]; // never empty: an empty vector has crashed kernels
         let end = (address + pages * page_size()) as u64;
+        let others = match zero {
+            ZeroPage::IsCopy => PAGE_IS_FILE,
+            ZeroPage::IsNone => PAGE_IS_FILE | PAGE_IS_PFNZERO,
+        };
         let mut start = address as u64;
         let mut runs: Vec<Run> = Vec::new();
         while start < end {
@@ -111,14 +112,12 @@ impl Pagemap {
                 end,
                 vec: regions.as_mut_ptr() as u64,
                 vec_len: regions.len() as u64,
-                // neither a file's page nor the zero page ...
-                category_inverted: PAGE_IS_FILE | PAGE_IS_PFNZERO,
-                category_mask: PAGE_IS_FILE | PAGE_IS_PFNZERO,
-                // ... but there
-                category_anyof_mask: match swapped {
-                    Swapped::Included => PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
-                    Swapped::Excluded => PAGE_IS_PRESENT,
-                },
+                // neither a file's page nor (as a rule) the zero page ...
+                category_inverted: others,
+                category_mask: others,
+                // ... but there. A page that is being migrated counts as swapped, and so does one that a window
+                // protects and that was never touched.
+                category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
                 return_mask: PAGE_IS_PRESENT,
                 ..ScanArgument::default()
             };
@@ -141,11 +140,8 @@ impl Pagemap {
         Ok(runs)
     }
 
-    fn read_entries(&self, address: usize, pages: usize, swapped: Swapped) -> io::Result<Vec<Run>> {
-        let there = match swapped {
-            Swapped::Included => ENTRY_PRESENT | ENTRY_SWAPPED,
-            Swapped::Excluded => ENTRY_PRESENT,
-        };
+    fn read_entries(&self, address: usize, pages: usize) -> io::Result<Vec<Run>> {
+        let there = ENTRY_PRESENT | ENTRY_SWAPPED;
         let mut buffer = [0u8; 8 * 1024];
         let mut runs: Vec<Run> = Vec::new();
         let mut page = 0;

@@ -21,3 +21,16 @@ pub fn punch(object: BorrowedFd<'_>, offset: usize, bytes: usize) -> io::Result<
     // SAFETY: no memory of ours is passed. That nobody maps or needs the pages is the caller's business (I4).
     retry(|| check(unsafe { libc::fallocate(object.as_raw_fd(), mode, offset as _, bytes as _) }).map(drop))
 }
+
+/// Whether the page at `offset` has memory, and is no hole.
+pub fn is_data(object: BorrowedFd<'_>, offset: usize) -> io::Result<bool> {
+    // SAFETY: no memory of ours is passed. The file offset that this moves is used by nobody: reads and writes name theirs.
+    let found = unsafe { libc::lseek(object.as_raw_fd(), offset as libc::off_t, libc::SEEK_DATA) };
+    if found >= 0 {
+        return Ok(found as usize == offset);
+    }
+    match io::Error::last_os_error() {
+        error if error.raw_os_error() == Some(libc::ENXIO) => Ok(false), // nothing but a hole up to the end
+        error => Err(error),
+    }
+}
