@@ -311,7 +311,7 @@ impl Space {
         let found = self.with_range(number, run, |view, journal| {
             let found = view.table.unpin(run);
             if found && view.held_back {
-                include(view, journal, number, run);
+                view.include(journal, number, run);
                 view.held_back = view.table.has_pins();
             }
             found
@@ -445,19 +445,6 @@ impl Space {
         }
         Ok(act(view, journal))
     }
-}
-
-/// Tells the server that pages may be merged again that could not for a while, so that it need not find out.
-pub(crate) fn include(view: &View, journal: &mut Journal, number: u32, run: Run) {
-    pieces(
-        run,
-        |page| !view.table.is_excluded(page) && !view.table.is_pinned(page),
-        |part, may| {
-            if may {
-                journal.push(Event::new(Kind::Included, number, part));
-            }
-        },
-    );
 }
 
 impl Inner {

@@ -6,7 +6,7 @@
 
 use crate::error::{Error, Result};
 use crate::page::{Run, bytes, page_size, pieces};
-use crate::space::{Inner, include};
+use crate::space::Inner;
 use crate::states::State;
 use crate::sys::pagemap::{Pagemap, ZeroPage};
 use crate::sys::shm;
@@ -112,7 +112,7 @@ impl Inner {
         if let Some(view) = views.get_mut(&number)
             && std::mem::take(&mut view.shared)
         {
-            include(view, journal, number, Run { first: 0, count: view.table.pages() });
+            view.include(journal, number, Run { first: 0, count: view.table.pages() });
         }
     }
 }

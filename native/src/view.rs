@@ -1,6 +1,7 @@
 //! A view: the address range over one segment, and the books about it.
 
-use crate::page::{Run, bytes};
+use crate::journal::{Event, Journal, Kind};
+use crate::page::{Run, bytes, pieces};
 use crate::states::PageTable;
 use crate::sys::mmap::{Lease, ViewRange};
 use std::os::fd::{AsFd, OwnedFd};
@@ -77,6 +78,16 @@ impl View {
             "pagefold: the kernel unmapped memory and refuses to map it again; ending the process before bytes are lost"
         );
         std::process::abort();
+    }
+
+    /// Tells the server that pages may be merged again that could not for a while, so that it need not find out.
+    pub fn include(&self, journal: &mut Journal, number: u32, run: Run) {
+        let may = |page| !self.table.is_excluded(page) && !self.table.is_pinned(page);
+        pieces(run, may, |part, may| {
+            if may {
+                journal.push(Event::new(Kind::Included, number, part));
+            }
+        });
     }
 
     /// Gives a run's segment pages back, which nobody maps any more.

@@ -224,9 +224,7 @@ def test_a_segment_that_cannot_be_mapped_leaves_nothing(bed: Bed) -> None:
     bed.get(1)
 
 
-def test_pages_of_a_block_that_may_exist_are_not_handed_out_again(
-    bed: Bed, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pages_of_a_block_that_may_exist_are_not_handed_out_again(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> Any:
         raise MemoryError
 
