@@ -123,7 +123,8 @@ class Sessions:
             raise self._excluded(session, ProtocolViolation(f"segment {number} is {known.name}, not {name[:80]!r}"))
         if len(session.segments) >= settings.max_segments:
             raise LimitReached(f"{settings.max_segments} segments are a session's limit: raise max_segments")
-        if sum(other.pages for other in session.segments.values()) + pages > settings.max_segment_pages:
+        together = sum(other.pages for other in session.segments.values()) + pages
+        if pages <= settings.max_segment_pages < together:  # a segment that is too large alone is another error
             raise LimitReached(f"{settings.max_segment_pages} pages are a session's limit: raise max_segment_pages")
         segment = Segment(name, session.lease.uid, pages, settings.max_segment_pages)
         try:

@@ -220,6 +220,7 @@ def test_sigterm_drains(serve: Serve) -> None:
         assert next(statuses).run == 1
         raw.give(noise(2000))
         scan = server.admin.ScanNow.future(admin_pb2.ScanNowRequest(), timeout=20)
+        until(lambda: scan.done() or server.status().settling, what="the call being in flight")
         assert server.process is not None
         server.process.send_signal(signal.SIGTERM)
         assert next(watch).status == NOT_SERVING
