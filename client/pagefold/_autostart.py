@@ -87,7 +87,7 @@ def _turn(address: Address, deadline: float) -> Iterator[None]:
                     break
                 if time.monotonic() > deadline:
                     raise _late(address) from None
-                time.sleep(0.02)
+                time.sleep(0.02)  # no event tells of another's server
         yield
     finally:
         os.close(fd)
@@ -124,7 +124,7 @@ def _start(address: Address, deadline: float) -> None:
                     raise ServerUnavailable(
                         f"a server was started for {address}, and did not get ready; {log} ends with:\n{_tail(log)}"
                     )
-                time.sleep(0.02)
+                time.sleep(0.02)  # no event tells of another's server
     finally:
         os.close(ready)
         if tell >= 0:

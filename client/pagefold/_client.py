@@ -320,7 +320,7 @@ def _close_all() -> None:
     for client in list(_clients):
         try:
             client.close()
-        except Exception:
+        except Exception:  # at exit: the other clients are closed all the same
             _log.exception("closing a pagefold client at exit failed")
 
 

@@ -172,7 +172,7 @@ def _hello(
             # With autostart it answered a moment ago: it may be stopping, or not be quite there yet.
             if not autostart or time.monotonic() > deadline:
                 raise ServerUnavailable(f"{error}. Start a server with `pagefold serve`") from error
-            time.sleep(0.1)
+            time.sleep(0.1)  # a server that is stopping tells nobody when it is gone
         else:
             return
 

@@ -149,7 +149,7 @@ class Kin:
     def yield_session(self) -> None:
         """Lets whoever waits for the session lock have it: a thread that goes round and round would starve them."""
         if self._queue:
-            time.sleep(0.001)
+            time.sleep(0.001)  # a lock is not fair: who waits gets it only while we are away
 
     @property
     def quarantined(self) -> bool:
@@ -275,7 +275,7 @@ def _before() -> None:
     for kin in _forking:
         try:
             kin.before_fork()
-        except Exception:
+        except Exception:  # a fork cannot be stopped: the others' locks are taken too
             _log.exception("preparing a fork failed: do not use pagefold's memory in the child")
 
 
@@ -284,7 +284,7 @@ def _after_in_parent() -> None:
     for kin in _forking:
         try:
             calls.append(kin.after_fork_in_parent())
-        except Exception:
+        except Exception:  # every lock is let go, whatever one client does
             _log.exception("going on after a fork failed")
     _forking.clear()
     if _holding:
@@ -300,7 +300,7 @@ def _after_in_child() -> None:
     for kin in _forking:
         try:
             kin.after_fork_in_child()
-        except Exception:
+        except Exception:  # the child goes on; the log says what it cannot use
             _log.exception("a forked child cannot use the memory of its parent's pagefold client")
     _forking.clear()
     _holding.clear()

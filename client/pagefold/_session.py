@@ -164,7 +164,7 @@ class Session:
             while not self._stopping.is_set():
                 try:
                     talk = self._step(talk)
-                except Exception:
+                except Exception:  # the thread lives on: freed memory is still taken back
                     _log.exception("pagefold's session failed: memory works, and nothing is merged any more")
                     self._lose("a fault of the client library's own; see the log", logging.DEBUG)
                     talk = False
@@ -260,7 +260,7 @@ class Session:
                 w.space.close()  # else its buffers keep it: they must be frozen at a fork like any other memory
             w.kin.detach()
             w.release()
-        except Exception:
+        except Exception:  # whoever closes waits for this thread: it must finish
             _log.exception("closing a pagefold client failed")
         finally:
             self._finished.set()
