@@ -25,24 +25,28 @@ from pagefold_server.tables import (
     ADOPT_SENT,
     COPIED,
     EXCLUDED,
+    LISTED,
     MAPPED,
     MAX_BREAKS,
     MERGED,
     NO_FRAME,
     OVER_BUDGET,
     OWNED,
+    PENDING,
     PROPOSED,
     QUEUED,
     REFUSED,
     UNHELD,
     UNWANTED,
     WAITING,
+    WRITTEN,
     ZERO,
     ZERO_FRAME,
     PageTable,
     any_of,
     runs,
 )
+from pagefold_server.unstable import Unstable
 
 # Numbers of EventKind, DeclineReason and Released.detail in memory.proto.
 _CHANGED: Final = 1
@@ -59,10 +63,10 @@ _PROPOSED_PAGES: Final = any_of(bytes((PROPOSED,)))
 _MAPPED_PAGES: Final = any_of(MAPPED)
 _REFUSED_PAGES: Final = any_of(bytes((REFUSED, EXCLUDED)))
 _UNHELD_PAGES: Final = any_of(UNHELD)
-_TO_ADOPT: Final = any_of(bytes(value for value in range(8) if value & ADOPT_QUEUED))
-_NOT_ASKED: Final = any_of(bytes(value for value in range(8) if not value & (ADOPT_QUEUED | ADOPT_SENT)))
+_TO_ADOPT: Final = any_of(bytes(value for value in range(256) if value & ADOPT_QUEUED))
+_NOT_ASKED: Final = any_of(bytes(value for value in range(256) if not value & (ADOPT_QUEUED | ADOPT_SENT)))
 _OWNED_PAGES: Final = any_of(bytes((OWNED,)))
-_SAME: Final = {state: any_of(bytes((state,))) for state in (WAITING, OVER_BUDGET, REFUSED, COPIED)}
+_SAME: Final = {state: any_of(bytes((state,))) for state in (OWNED, WAITING, OVER_BUDGET, REFUSED, COPIED)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +111,7 @@ class Books:
         self._options = options
         self._clients: dict[int, Client] = {}
         self._tables: dict[int, PageTable] = {}  # by number
+        self._unstable = Unstable(self._tables)
         self._tables_made = 0
         self._unmerging = False
         self._clock = 0
@@ -123,6 +128,7 @@ class Books:
             self._book_not_adopted,
             self._book_excluded,
             self._book_included,
+            self._book_written,
         )
 
     # Clients and segments
@@ -133,13 +139,13 @@ class Books:
             raise ValueError(f"client {client} is there already")
         self._clients[client] = Client()
 
-    def add_segment(self, client: int, segment: int, fd: int, pages: int) -> None:
+    def add_segment(self, client: int, segment: int, fd: int, pages: int, tracked: bool = False) -> None:
         """See `Engine`. The scan comes to it in the next pass."""
         book = self._clients[client]
         if segment in book.segments or not book.listening:
             raise ValueError(f"segment {segment} cannot be added to client {client}")
         self._tables_made += 1
-        table = PageTable(self._tables_made, client, segment, fd, pages)
+        table = PageTable(self._tables_made, client, segment, fd, pages, tracked)
         book.segments[segment] = table
         self._tables[self._tables_made] = table
 
@@ -161,6 +167,7 @@ class Books:
             return
         self._cancel_queued(book, None)
         for table in book.segments.values():
+            self._unstable.remove(table, 0, table.pages)
             for first, count in runs(_PROPOSED_PAGES, table.states, 0, table.pages):
                 for page in range(first, first + count):
                     self._commit(table, page)
@@ -177,6 +184,7 @@ class Books:
             self._forget(table)
 
     def _forget(self, table: PageTable) -> None:
+        self._unstable.remove(table, 0, table.pages)
         table.dropped = True
         del self._tables[table.base >> 32]
 
@@ -216,7 +224,9 @@ class Books:
         self._cancel(table, first, count)
         event.book.proposed -= count
         self._declined += count
-        if event.detail == _CHANGED:
+        if event.detail == _CHANGED and table.tracked:
+            table.set_flag(first, count, WRITTEN)  # as it will be reported, too late for this proposal
+        elif event.detail == _CHANGED:
             # No page has the digest 0, but for one in 2**64: the next reading is a change, and a fresh one.
             table.digests[first : event.end] = array("Q", bytes(8 * count))
         elif event.detail == _BUDGET:
@@ -253,10 +263,10 @@ class Books:
     def _book_not_adopted(self, event: _Event) -> None:
         if not self._answer_adopt(event.book, event.table, event.first, event.count):
             return  # nobody asked: there is nothing to ask for again
-        due = self._clock + RETRY_PASSES
-        self._calendar.setdefault(due, []).append((event.table, event.first, event.count, COPIED))
+        self._schedule(event.table, event.first, event.count, COPIED, RETRY_PASSES)
 
     def _book_excluded(self, event: _Event) -> None:
+        self._unstable.remove(event.table, event.first, event.count)
         event.table.set_flag(event.first, event.count, UNWANTED)
         for first, count in runs(_UNHELD_PAGES, event.table.states, event.first, event.end):
             event.table.own(first, count)
@@ -265,6 +275,12 @@ class Books:
         event.table.clear_flag(event.first, event.count, UNWANTED)
         for first, count in runs(_REFUSED_PAGES, event.table.states, event.first, event.end):
             event.table.own(first, count)
+
+    def _book_written(self, event: _Event) -> None:
+        if not event.table.tracked:
+            raise ProtocolViolation("written pages are reported by a client that does not track them")
+        self._unstable.remove(event.table, event.first, event.count)
+        event.table.set_flag(event.first, event.count, PENDING if event.detail else WRITTEN)
 
     # Proposals and references
 
@@ -289,6 +305,7 @@ class Books:
         for page in range(first, first + count):
             if table.frames[page] != ZERO_FRAME:
                 self._frames.cancel(table.frames[page])
+                self._offer(table.frames[page])
             table.frames[page] = NO_FRAME
         table.own(first, count)
 
@@ -303,8 +320,17 @@ class Books:
         for page in range(first, first + count):
             if table.frames[page] != ZERO_FRAME:
                 self._frames.drop(table.frames[page])
+                self._offer(table.frames[page])
             table.frames[page] = NO_FRAME
         table.own(first, count)
+
+    def _offer(self, frame: int) -> None:
+        """A frame was let go of. If it had been full, a page may be listed that was left over: there is room for it now."""
+        if self._frames.users(frame) + 1 != self._options.max_page_sharing:
+            return
+        found = self._unstable.find(self._frames.digest(frame))
+        if found is not None and found[0].tracked:
+            self._unstable.read_again(*found, 1)
 
     # Adopts
 
@@ -371,10 +397,20 @@ class Books:
         """Keeps owned pages out of the scan for some passes. Those that are excluded stay that."""
         for start, number in runs(_OWNED_PAGES, table.states, first, first + count):
             table.set_states(start, number, state)
-        self._calendar.setdefault(self._clock + passes, []).append((table, first, count, state))
+        self._schedule(table, first, count, state, passes)
+
+    def _schedule(self, table: PageTable, first: int, count: int, state: int, passes: int) -> None:
+        due = self._calendar.setdefault(self._clock + passes, [])
+        if due and due[-1][0] is table and due[-1][1] + due[-1][2] == first and due[-1][3] == state:
+            count += due[-1][2]
+            first = due.pop()[1]
+        due.append((table, first, count, state))
 
     def _wake(self, table: PageTable, first: int, count: int, state: int) -> None:
-        """Ends a rest, for those pages of a run that are still in the state in which it began."""
+        """Ends a rest, for those pages of a run that are still in the state in which it began.
+
+        OWNED pages of tracked segments found no frame, and are to be read once more.
+        """
         if table.dropped:
             return
         for start, number in runs(_SAME[state], table.states, first, first + count):
@@ -440,5 +476,9 @@ class Books:
                 table, page = self._tables[place >> 32], place & 0xFFFFFFFF
                 assert (table.states[page], table.frames[page]) == (QUEUED, frame), "a wrong entry in the queue"
         self._frames.check(references, reservations)
+        self._unstable.check()
+        assert all(
+            self._clients[table.client].listening or not table.count_flag(LISTED) for table in self._tables.values()
+        )
         known = {table.base >> 32: table for book in self._clients.values() for table in book.segments.values()}
         assert self._tables == known, "tables and segments differ"

@@ -14,10 +14,9 @@ from typing import Final, Protocol
 import structlog
 from pagefold_proto.v1 import memory_pb2 as pb
 
-from pagefold_server.engine import Engine, EngineCounters, EngineOptions, PassReport, Step
+from pagefold_server import engines
+from pagefold_server.engine import EngineCounters, EngineOptions, PassReport, Step
 from pagefold_server.errors import LimitReached
-from pagefold_server.pool import Pool
-from pagefold_server.reference import ReferenceEngine
 from pagefold_server.settings import Settings
 from pagefold_server.settle import Look, Settlers
 
@@ -58,45 +57,20 @@ class Member(Protocol):
         """Rings its doorbell, unless that has just been done."""
 
 
-class _Store:
-    """The pool, as the engine sees it; notices when there is no room."""
-
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
-        self.read = pool.read
-        self.release = pool.release
-        self.refusal: OSError | None = None
-
-    def allocate(self, near: int) -> int:
-        try:
-            return self._pool.allocate(near)
-        except OSError as error:
-            self.refusal = error
-            raise
-
-    def write(self, frame: int, page: bytes | memoryview) -> None:
-        try:
-            self._pool.write(frame, page)
-        except OSError as error:
-            self.refusal = error
-            raise
-
-
 class Domain:
     """See the head of this file.
 
     Args:
         uid: of its processes.
         label: narrows it further.
-        options: for its engine.
+        engine: which one.
+        options: for it.
     """
 
-    def __init__(self, uid: int, label: str, options: EngineOptions) -> None:
+    def __init__(self, uid: int, label: str, engine: str, options: EngineOptions) -> None:
         self.uid = uid
         self.label = label
-        self.pool = Pool(uid)
-        self._store = _Store(self.pool)
-        self.engine: Engine = ReferenceEngine(self._store, options)
+        self.pool, self.engine = engines.make(engine, uid, options)
         self.members: dict[int, Member] = {}
         self.settlers = Settlers()
         self.closed = False
@@ -130,7 +104,7 @@ class Domain:
 
     def _finish_pass(self, found: PassReport, pause: float) -> None:
         self._passes = found.number
-        self.full, self._store.refusal = self._store.refusal, None
+        self.full = self.engine.refusal()
         look = self.look()
         if self.settlers:
             self.settlers.passed(found, self.engine.counters(), look)
@@ -238,7 +212,7 @@ class Domains:
         domain = self._domains.get((uid, label))
         if domain is None:
             try:
-                domain = Domain(uid, label, settings.engine_options)
+                domain = Domain(uid, label, settings.engine, settings.engine_options)
             except OSError as error:
                 raise LimitReached(f"no frame pool can be made: {error.strerror}") from error
             domain.unmerge(settings.run == 2)

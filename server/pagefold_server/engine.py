@@ -1,8 +1,8 @@
 """What an engine is: one domain's page tables, digests, two trees and frames.
 
 An engine reads segments, decides which pages ought to share a frame, and keeps the books that say which view maps
-which frame. It knows nothing of gRPC, names, users or time. Two implementations are meant to exist: `reference`
-(pure Python, the description of the algorithm) and a native one; both must make the same decisions.
+which frame. It knows nothing of gRPC, names, users or time. There are two: `native` (Rust, the default) and `reference`
+(pure Python, the description of the algorithm); both make the same decisions, and a test compares them.
 
 It is driven from one thread, in slices: `scan` looks at a bounded number of pages and returns. Nothing here blocks
 for longer than that.
@@ -90,7 +90,8 @@ class PassReport:
         volatile: all pages that had changed since the previous pass.
         unshared: settled, and like no other page.
         waiting: left alone this time because they keep breaking.
-        backlog: settled and mergeable, but their client had too many proposals outstanding.
+        backlog: not done in this pass, and worth another one: settled and mergeable, but their client had too many
+            proposals outstanding; or tracked, and to be read again since the pass began.
     """
 
     number: int
@@ -170,7 +171,14 @@ class FrameStore(Protocol):
         """A frame's bytes."""
 
     def release(self, frame: int) -> None:
-        """Gives a frame's memory back; the number may be used again."""
+        """Gives a frame up; the number may be used again when its memory was given back."""
+
+    def flush(self) -> None:
+        """Gives the memory of released frames back.
+
+        Raises:
+            OSError: that failed; it is tried again the next time.
+        """
 
 
 class Engine(Protocol):
@@ -184,8 +192,15 @@ class Engine(Protocol):
     def add_client(self, client: int) -> None:
         """Makes a client known, under a number that was never used."""
 
-    def add_segment(self, client: int, segment: int, fd: int, pages: int) -> None:
-        """Makes a segment part of the scan. The caller owns `fd` and keeps it open until the segment is dropped."""
+    def add_segment(self, client: int, segment: int, fd: int, pages: int, tracked: bool = False) -> None:
+        """Makes a segment part of the scan. The caller owns `fd` and keeps it open until the segment is dropped.
+
+        Args:
+            client, segment: the caller's numbers.
+            fd: open for reading.
+            pages: size.
+            tracked: the client reports which pages were written; only those are read.
+        """
 
     def drop_segment(self, client: int, segment: int) -> bool:
         """Forgets a segment, unless one of its pages still maps a frame or has a proposal outstanding: then False."""
@@ -215,8 +230,26 @@ class Engine(Protocol):
     def outstanding(self) -> int:
         """Pages proposed or to be adopted, of which the answer is not in. Those of silent clients included."""
 
-    def scan(self, pages: int) -> Step:
-        """Goes on with the pass for about `pages` pages; starts the next pass if the last one ended."""
+    def scan(self, pages: int, threads: int = 1) -> Step:
+        """Goes on with the pass for about `pages` pages; starts the next pass if the last one ended.
+
+        Args:
+            pages: how much to do. Proposing counts as well.
+            threads: most threads that may read and digest at the same time.
+        """
+
+    def remaining(self) -> int:
+        """About how many pages are still to be read: in the pass under way, or else in one that began now."""
+
+    def refusal(self) -> OSError | None:
+        """Why there was no room for a frame, if so, since this was asked last."""
+
+    def flush(self) -> None:
+        """Gives the memory of released frames back to the kernel.
+
+        Raises:
+            OSError: that failed; it is tried again the next time.
+        """
 
     def unmerge(self, on: bool) -> None:
         """On: queues every merged page for adoption and proposes nothing. Off: back to work."""

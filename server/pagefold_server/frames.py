@@ -69,6 +69,10 @@ class Frames:
         """The bytes of a frame."""
         return self._store.read(frame)
 
+    def digest(self, frame: int) -> int:
+        """The digest of a frame, or what it was before the frame was released."""
+        return self._digests[frame]
+
     def users(self, frame: int) -> int:
         """References and reservations together."""
         return self._references[frame] + self._reservations[frame]
@@ -105,6 +109,10 @@ class Frames:
         else:
             del self.stable[digest]
         self._store.release(frame)
+
+    def flush(self) -> None:
+        """Gives the memory of released frames back; see `FrameStore.flush`."""
+        self._store.flush()
 
     def bookkeeping_bytes(self) -> int:
         """The columns, and the stable tree by its measured size per entry."""

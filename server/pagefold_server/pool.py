@@ -21,10 +21,10 @@ import mmap
 import os
 from typing import Final
 
-from pagefold import _names
 from sortedcontainers import SortedDict, SortedSet
 
 from pagefold_server._fallocate import punch_hole
+from pagefold_server.pool_file import PoolFile
 
 PAGE: Final = mmap.PAGESIZE
 
@@ -39,7 +39,7 @@ _RUN: Final = 64  # a gap of fewer frames is used only when nothing else is left
 _BATCH: Final = 256  # released frames that wait to be punched together
 
 
-class Pool:
+class Pool(PoolFile):
     """Implements `FrameStore` on a POSIX shared-memory object that this process creates and holds.
 
     Args:
@@ -51,7 +51,7 @@ class Pool:
     """
 
     def __init__(self, uid: int, limit: int = 1 << 26) -> None:
-        self.name, self._fd = _create(uid)
+        super().__init__(uid)
         self._limit = limit
         self._use = bytearray()
         self._gaps = SortedDict()  # free frames: end of a gap -> its first frame, for gaps are used from the front
@@ -77,7 +77,7 @@ class Pool:
         """
         if self._use[frame] != _ALLOCATED or len(page) != PAGE:
             raise ValueError(f"frame {frame} is not to be written with {len(page)} bytes")
-        if os.pwrite(self._fd, page, frame * PAGE) != PAGE:
+        if os.pwrite(self.fd, page, frame * PAGE) != PAGE:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.name)
         self._use[frame] = _WRITTEN
 
@@ -85,7 +85,7 @@ class Pool:
         """The bytes of a frame that was written."""
         if self._use[frame] != _WRITTEN:
             raise ValueError(f"frame {frame} has not been written")
-        return os.pread(self._fd, PAGE, frame * PAGE)
+        return os.pread(self.fd, PAGE, frame * PAGE)
 
     def release(self, frame: int) -> None:
         """Gives a frame up; `flush` gives its memory back. A batch that is full is flushed here.
@@ -112,16 +112,12 @@ class Pool:
                 first, count = waiting[-1], 1
                 while count < len(waiting) and waiting[-1 - count] == first + count:
                     count += 1
-                punch_hole(self._fd, first * PAGE, count * PAGE)
+                punch_hole(self.fd, first * PAGE, count * PAGE)
                 del waiting[-count:]
                 self._use[first : first + count] = bytes(count)
                 self._give(first, count)
         finally:
             self._released = waiting
-
-    def bytes_allocated(self) -> int:
-        """What the kernel has allocated to this pool, frames that wait to be punched included."""
-        return os.fstat(self._fd).st_blocks * 512
 
     def frames_in_use(self) -> int:
         """Frames allocated and not released."""
@@ -131,18 +127,9 @@ class Pool:
         """Roughly what these books take: a byte a frame, and some 200 for a gap (measured)."""
         return len(self._use) + 200 * len(self._gaps)
 
-    def close(self, unlink: bool) -> None:
-        """Lets the pool go. Views that map its frames keep them; unlinked, it cannot be opened any more."""
-        if self._fd < 0:
-            return
-        if unlink:
-            _names.remove(self.name)
-        os.close(self._fd)
-        self._fd = -1
-
     def check(self) -> None:
         """Recounts the books, and looks whether free frames are holes. For tests and audits."""
-        status = os.fstat(self._fd)
+        status = os.fstat(self.fd)
         assert status.st_size == len(self._use) * PAGE, "the file has another size than the books"
         expected = [number for number, use in enumerate(self._use) if use == _FREE]
         counted = [number for end, first in self._gaps.items() for number in range(first, end)]
@@ -166,7 +153,7 @@ class Pool:
         new = min(old + _GROWTH, self._limit)
         if new == old:
             return False
-        os.ftruncate(self._fd, new * PAGE)
+        os.ftruncate(self.fd, new * PAGE)
         self._use.extend(bytes(new - old))
         self._give(old, new - old)
         return True
@@ -205,18 +192,6 @@ class Pool:
 
     def _has_data(self, first: int, end: int) -> bool:
         try:
-            return os.lseek(self._fd, first * PAGE, os.SEEK_DATA) < end * PAGE
+            return os.lseek(self.fd, first * PAGE, os.SEEK_DATA) < end * PAGE
         except OSError:  # ENXIO: none from here to the end
             return False
-
-
-def _create(uid: int) -> tuple[str, int]:
-    made = _names.create_locked(_names.POOL, 0o400, 0)
-    try:
-        if uid != os.geteuid():
-            os.fchown(made.fd, uid, -1)
-    except BaseException:
-        _names.remove(made.name)
-        os.close(made.fd)
-        raise
-    return made.name, made.fd

@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sortedcontainers import SortedDict
 from xxhash import xxh3_64_intdigest
 
 from pagefold_server.books import Books
@@ -31,23 +30,29 @@ from pagefold_server.tables import (
     OVER_BUDGET,
     OWNED,
     PAGE,
+    PENDING,
     PROPOSED,
     QUEUED,
+    READING,
     REFUSED,
     WAITING,
+    WRITTEN,
     ZERO,
     ZERO_FRAME,
     PageTable,
+    any_of,
+    runs,
 )
 
 _CHUNK: Final = 64  # pages read with one call
 _ZEROS: Final = bytes(PAGE)
-_PAGE_BITS: Final = 32  # a place in the unstable tree is a table's base plus a page
+_GAP: Final = 4  # tracked pages so far apart are still read with one call
 _PROPOSAL_COST: Final = 8  # what a proposal takes, in pages digested (measured: 4 to 20)
 _FORGIVENESS: Final = 256  # passes after which every page is forgiven one break
 
-# tracemalloc over 200 k entries: digest, place, slots in the dict and in the sorted list.
-_ENTRY_BYTES: Final = 135
+_WRITTEN_PAGES: Final = any_of(bytes(value for value in range(256) if value & WRITTEN))
+_PENDING_PAGES: Final = any_of(bytes(value for value in range(256) if value & PENDING and not value & WRITTEN))
+_READING_PAGES: Final = any_of(bytes(value for value in range(256) if value & READING))
 
 
 @dataclass(slots=True)
@@ -77,24 +82,28 @@ class ReferenceEngine(Books):
         super().__init__(Frames(store), options or EngineOptions())
         self._seed = secrets.randbits(64) if seed is None else seed
         self._zero_digest = xxh3_64_intdigest(_ZEROS, self._seed)
-        self._unstable = SortedDict()  # digest -> place
         self._ahead: deque[PageTable] = deque()  # tables that this pass has still to finish
         self._page = 0  # where it is in the first of them
         self._pass: _Pass | None = None
         self._report = PassReport(0, 0, 0, 0, 0, 0, 0, 0)  # of the last pass
+        self._unshared = 0  # found by the last pass, tracked pages not included
         self._scanned = 0
         self._skipped = 0
+        self._refusal: OSError | None = None
         self._buffer = memoryview(bytearray(_CHUNK * PAGE))
         self._views = [self._buffer[n * PAGE : (n + 1) * PAGE] for n in range(_CHUNK)]
 
     def configure(self, options: EngineOptions) -> None:
         """See `Engine`. Frames that serve more pages than a new `max_page_sharing` go on doing so."""
-        self._options = options
+        before, self._options = self._options, options
+        more_room = options.max_page_sharing > before.max_page_sharing
+        if more_room or options.use_zero_pages > before.use_zero_pages:
+            self._unstable.read_tracked_again()  # what was like no other page may have an equal under these options
 
     # The scan
 
-    def scan(self, pages: int) -> Step:
-        """See `Engine`.
+    def scan(self, pages: int, threads: int = 1) -> Step:
+        """See `Engine`. One thread is all there is here.
 
         With no segments, a call is a whole pass. While unmerging nothing is read and no pass ends, but each call counts
         as one for the pages whose adoption failed: they are asked for again after some.
@@ -125,23 +134,38 @@ class ReferenceEngine(Books):
             for table in self._ahead:
                 table.forgive()
         self._pass = _Pass()
+        for table in self._ahead:
+            if table.tracked:
+                self._sift(self._pass, table)
         return self._pass
+
+    def _sift(self, current: _Pass, table: PageTable) -> None:
+        """Counts the pages of a tracked segment that were written since the last pass, and says which this one reads."""
+        for first, count in runs(_WRITTEN_PAGES, table.flags, 0, table.pages):
+            for page in range(first, first + count):
+                if table.states[page] == OWNED:
+                    current.volatile += 1
+                    current.fresh += not table.streaks[page]
+                    table.streaks[page] = min(table.streaks[page] + 1, 255)
+        table.sift()
 
     def _finish_pass(self, done: _Pass) -> PassReport:
         waiting = self._count(WAITING)
+        pending = self._count_pending()
         self._report = PassReport(
             number=self._report.number + 1,
             visited=done.visited,
             proposed=done.proposed,
             fresh=done.fresh,
             volatile=done.volatile,
-            unshared=done.unshared,
+            unshared=done.unshared + self._unstable.tracked(),
             waiting=waiting,
-            backlog=done.backlog,
+            backlog=done.backlog + pending,
         )
+        self._unshared = done.unshared
         self._scanned += done.visited
         self._skipped += waiting
-        self._unstable.clear()
+        self._unstable.forget_untracked()
         self._pass = None
         self._advance_clock()
         return self._report
@@ -150,62 +174,98 @@ class ReferenceEngine(Books):
         return not table.dropped and self._clients[table.client].listening
 
     def _next_table(self) -> None:
-        self._ahead.popleft()
+        table = self._ahead.popleft()
         self._page = 0
+        if table.tracked:
+            table.clear_flag(0, table.pages, READING)
 
     def _scan_chunk(self, current: _Pass, table: PageTable) -> int:
-        """Goes to the next owned page with data, and looks at it and up to 63 behind it.
+        """Reads the next up to 64 pages of a table, and looks at those of them that are to be looked at.
 
         Returns:
-            How many pages that was, or 1 for finding none.
+            How many pages were read, or 1 for finding none.
         """
-        states, digests, streaks = table.states, table.digests, table.streaks
-        owned = states.find(OWNED, self._page)
-        first = None if owned < 0 else _next_data(table, owned)
-        if first is None:
-            table.forget_readings(self._page, table.pages)
+        span = self._next_tracked(table) if table.tracked else self._next_untracked(table)
+        if span is None:
             self._next_table()
             return 1
-        table.forget_readings(owned, first)
+        first, end = span
         self._page = first
-        if states[first] != OWNED:
+        if first == end:
             return 1
-        last = states.rfind(OWNED, first, first + _CHUNK)
-        read = _read_into(table, self._buffer[: (last + 1 - first) * PAGE], first)
+        read = _read_into(table, self._buffer[: (end - first) * PAGE], first)
         if not read:
             self._next_table()
             return 1
         self._page = first + read
-
-        seed, zero_digest = self._seed, self._zero_digest
-        stable, unstable = self._frames.stable, self._unstable
+        look = self._look_at_tracked if table.tracked else self._look_at_untracked
         for page, view in zip(range(first, first + read), self._views, strict=False):
-            if states[page]:  # not OWNED
-                continue
-            digest = xxh3_64_intdigest(view, seed)
-            if digest == zero_digest and _next_data(table, page) != page:  # a hole reads as zeros
-                streaks[page] = 0
-                continue
-            current.visited += 1
-            if digest != digests[page]:
-                digests[page] = digest
-                current.volatile += 1
-                current.fresh += not streaks[page]
-                streaks[page] = min(streaks[page] + 1, 255)
-                continue
-            streaks[page] = 0
-            if digest in stable or digest in unstable or digest == zero_digest:
-                self._match(current, table, page, bytes(view), digest)
-            else:
-                unstable[digest] = table.base + page
-                current.unshared += 1
+            look(current, table, page, view)
         return read
+
+    def _next_untracked(self, table: PageTable) -> tuple[int, int] | None:
+        """From the next owned page with data on. Empty if holes led to a page that is not owned; None: there is none."""
+        owned = table.states.find(OWNED, self._page)
+        first = None if owned < 0 else _next_data(table, owned)
+        if first is None:
+            table.forget_readings(self._page, table.pages)
+            return None
+        table.forget_readings(owned, first)
+        if table.states[first] != OWNED:
+            return first, first
+        return first, table.states.rfind(OWNED, first, first + _CHUNK) + 1
+
+    def _next_tracked(self, table: PageTable) -> tuple[int, int] | None:
+        """From the next page on that this pass is to read, up to a gap."""
+        found = _READING_PAGES.search(table.flags, self._page)
+        if found is None:
+            return None
+        first = found.start()
+        end = min(found.end(), first + _CHUNK)
+        while (found := _READING_PAGES.search(table.flags, end, min(end + _GAP, first + _CHUNK))) is not None:
+            end = found.end()
+        return first, end
+
+    def _look_at_untracked(self, current: _Pass, table: PageTable, page: int, view: memoryview) -> None:
+        if table.states[page]:  # not OWNED
+            return
+        digest = xxh3_64_intdigest(view, self._seed)
+        if digest == self._zero_digest and _next_data(table, page) != page:  # a hole reads as zeros
+            table.streaks[page] = 0
+            return
+        current.visited += 1
+        if digest != table.digests[page]:
+            table.digests[page] = digest
+            current.volatile += 1
+            current.fresh += not table.streaks[page]
+            table.streaks[page] = min(table.streaks[page] + 1, 255)
+            return
+        table.streaks[page] = 0
+        self._match(current, table, page, view, digest)
+
+    def _look_at_tracked(self, current: _Pass, table: PageTable, page: int, view: memoryview) -> None:
+        if table.states[page] or not table.flags[page] & READING:
+            return
+        table.clear_flag(page, 1, READING)
+        if table.flags[page] & WRITTEN:  # it has just been reported again
+            return
+        table.streaks[page] = 0
+        self._unstable.remove(table, page, 1)
+        digest = xxh3_64_intdigest(view, self._seed)
+        if digest == self._zero_digest and _next_data(table, page) != page:
+            return
+        current.visited += 1
+        table.digests[page] = digest
+        self._match(current, table, page, view, digest)
 
     # The trees
 
-    def _match(self, current: _Pass, table: PageTable, page: int, content: bytes, digest: int) -> None:
+    def _match(self, current: _Pass, table: PageTable, page: int, view: memoryview, digest: int) -> None:
         """Looks for what a settled page equals: zeros, stable tree, unstable tree, in this order."""
-        book = self._clients[table.client]
+        if not (digest in self._frames.stable or digest in self._unstable or digest == self._zero_digest):
+            self._enter(current, table, page)
+            return
+        book, content = self._clients[table.client], bytes(view)
         if content == _ZEROS and self._options.use_zero_pages:
             self._propose_if_room(current, book, table, page, ZERO_FRAME)
             return
@@ -214,6 +274,11 @@ class ReferenceEngine(Books):
             self._propose_if_room(current, book, table, page, frame)
             return
         self._unstable_match(current, book, table, page, content, digest)
+
+    def _enter(self, current: _Pass, table: PageTable, page: int) -> None:
+        """It is like no other page, as far as is known."""
+        self._unstable.enter(table, page)
+        current.unshared += not table.tracked
 
     def _stable_match(self, content: bytes, digest: int) -> int | None:
         """A frame that has these bytes, and room."""
@@ -228,48 +293,89 @@ class ReferenceEngine(Books):
         self, current: _Pass, book: Client, table: PageTable, page: int, content: bytes, digest: int
     ) -> None:
         """Makes a frame for this page and the one that was seen before it with this digest."""
-        here = table.base + page
-        place = self._unstable.get(digest)
-        if place is None:
-            self._unstable[digest] = here
-            current.unshared += 1
+        found = self._unstable.find(digest)
+        if found is None:
+            self._enter(current, table, page)
             return
-        other, twin = self._tables.get(place >> _PAGE_BITS), place & ((1 << _PAGE_BITS) - 1)
-        # M1: nobody can change this copy any more. It is compared first, and only then costs a frame.
-        copy = other.read(twin) if other and self._can_be_scanned(other) and other.states[twin] == OWNED else None
-        if other is None or copy != content:
-            self._unstable[digest] = here  # that page was written since
+        other, twin = found
+        # Writes to a tracked page would have been reported. Any other may have been written since it was read.
+        if not other.tracked and other.read(twin) != content:
+            self._replace(current, other, twin, table, page)
             return
         other_book = self._clients[other.client]
         if self._room(book) < (2 if other_book is book else 1):
-            current.backlog += 1
+            self._postpone(current, table, page)
             return
         if not self._room(other_book):
-            current.backlog += 1
-            self._unstable[digest] = here  # so that the next of this content need not wait for that client
+            # The next of this content need not wait for that client.
+            self._replace(current, other, twin, table, page)
+            self._postpone(current, other, twin)
             return
         try:
+            # M1: nobody can change this copy any more.
             frame = self._frames.create(digest, content, _near(table, page, other, twin))
-        except OSError:  # no room for frames: both stay as they are
-            current.unshared += 1
+        except OSError as error:  # no room for frames: both stay as they are
+            self._refusal = error
+            if table.tracked:
+                self._schedule(table, page, 1, OWNED, 1)
+            else:
+                current.unshared += 1
             return
+        self._unstable.remove(other, twin, 1)
+        current.unshared -= not other.tracked
         self._propose(other_book, other, twin, frame)
         self._propose(book, table, page, frame)
         current.proposed += 2
-        current.unshared -= 1
-        del self._unstable[digest]
+
+    def _replace(self, current: _Pass, other: PageTable, twin: int, table: PageTable, page: int) -> None:
+        """This page takes the place of another one."""
+        self._unstable.remove(other, twin, 1)
+        current.unshared -= not other.tracked
+        self._enter(current, table, page)
 
     def _propose_if_room(self, current: _Pass, book: Client, table: PageTable, page: int, frame: int) -> None:
         if self._room(book) > 0:
             self._propose(book, table, page, frame)
             current.proposed += 1
         else:
+            self._postpone(current, table, page)
+
+    def _postpone(self, current: _Pass, table: PageTable, page: int) -> None:
+        """Its client has too much to do already: the next pass comes back to it."""
+        if table.tracked:
+            table.set_flag(page, 1, PENDING)  # and counted at the end of the pass
+        else:
             current.backlog += 1
 
     def _room(self, book: Client) -> int:
         return max(self._options.max_outstanding - book.proposed, 0)
 
+    def refusal(self) -> OSError | None:
+        """See `Engine`."""
+        refusal, self._refusal = self._refusal, None
+        return refusal
+
+    def flush(self) -> None:
+        """See `Engine`."""
+        self._frames.flush()
+
     # Counts
+
+    def remaining(self) -> int:
+        """See `Engine`. Holes count as owned pages do."""
+        if self._pass is None:
+            tables = [table for book in self._clients.values() if book.listening for table in book.segments.values()]
+            return sum(table.count_flag(PENDING) if table.tracked else table.counts[OWNED] for table in tables)
+        return sum(table.count_flag(READING) if table.tracked else table.counts[OWNED] for table in self._ahead)
+
+    def _count_pending(self) -> int:
+        """Tracked pages that became due for reading after the pass began."""
+        return sum(
+            table.states[first : first + count].count(OWNED)
+            for table in self._tables.values()
+            if table.tracked and self._clients[table.client].listening
+            for first, count in runs(_PENDING_PAGES, table.flags, 0, table.pages)
+        )
 
     def counters(self) -> EngineCounters:
         """See `Engine`.
@@ -280,7 +386,7 @@ class ReferenceEngine(Books):
         return EngineCounters(
             pages_shared=self._frames.shared,
             pages_sharing=max(self._count(MERGED) - self._frames.shared, 0),
-            pages_unshared=self._report.unshared,
+            pages_unshared=self._unshared + self._unstable.tracked(),
             pages_volatile=self._report.volatile,
             pages_skipped=self._skipped,
             pages_scanned=self._scanned + (self._pass.visited if self._pass else 0),
@@ -300,16 +406,17 @@ class ReferenceEngine(Books):
     def _bookkeeping_bytes(self) -> int:
         """Tables by the size of their arrays, trees by their entries; queues and the calendar are not counted."""
         columns = sum(table.bookkeeping_bytes() for table in self._tables.values())
-        return columns + self._frames.bookkeeping_bytes() + _ENTRY_BYTES * len(self._unstable)
+        return columns + self._frames.bookkeeping_bytes() + self._unstable.bookkeeping_bytes()
 
     def check(self) -> None:
         """See `Engine`."""
         super().check()
         current = self._pass
-        assert current is None or len(self._unstable) <= current.unshared, "unshared pages miscounted"
-        assert current is not None or not (self._unstable or self._ahead), "something is left of a finished pass"
-        assert all(place >> _PAGE_BITS <= self._tables_made for place in self._unstable.values())
-        self._unstable._check()
+        untracked = len(self._unstable) - self._unstable.tracked()
+        assert current is None or untracked <= current.unshared, "unshared pages miscounted"
+        assert current is not None or not (untracked or self._ahead), "something is left of a finished pass"
+        for table in self._tables.values():
+            assert table.tracked or not table.count_flag(WRITTEN), "an untracked page is flagged as written"
 
 
 def _near(table: PageTable, page: int, other: PageTable, twin: int) -> int:

@@ -166,7 +166,7 @@ class Server:
         """What is due about twice a second."""
         self._sessions.reap()
         for domain in self._domains:
-            domain.pool.flush()
+            domain.engine.flush()
         limit, since = self.configuration.now.idle_exit_seconds, self._sessions.empty_since
         if limit and since is not None and time.monotonic() - since >= limit:
             _log.info("nobody has been here for long, ending", seconds=limit)

@@ -6,7 +6,8 @@
       |    (rest for some passes)
       '--> EXCLUDED (the program does not want it merged) and back
 
-Only OWNED pages are scanned, so that finding the next one is one `find` over the states.
+Only OWNED pages are scanned, so that finding the next one is one `find` over the states. Where the client reports which
+pages were written (`tracked`), only those are, and flags say which.
 The table counts pages by state and knows nothing of frames' books, queues and clients.
 """
 
@@ -46,6 +47,11 @@ NO_FRAME: Final = -2
 UNWANTED: Final = 1  # EXCLUDED as soon as nothing else is going on with the page
 ADOPT_QUEUED: Final = 2
 ADOPT_SENT: Final = 4
+# Of tracked pages. A page passes from the first to the third, a step a pass, unless it is written again.
+WRITTEN: Final = 8  # since the pass began
+PENDING: Final = 16  # written before that, or of unknown content: if it stays quiet, the next pass reads it
+READING: Final = 32  # this pass reads it
+LISTED: Final = 64  # in the unstable tree
 
 MAX_BREAKS: Final = 6  # 2**6 = 64 passes is the longest wait
 
@@ -69,6 +75,7 @@ class PageTable:
         segment: the caller's number.
         fd: open for reading.
         pages: size.
+        tracked: the client reports which pages were written.
     """
 
     __slots__ = (
@@ -85,14 +92,16 @@ class PageTable:
         "segment",
         "states",
         "streaks",
+        "tracked",
     )
 
-    def __init__(self, number: int, client: int, segment: int, fd: int, pages: int) -> None:
+    def __init__(self, number: int, client: int, segment: int, fd: int, pages: int, tracked: bool = False) -> None:
         self.base = number << 32
         self.client = client
         self.segment = segment
         self.fd = fd
         self.pages = pages
+        self.tracked = tracked
         self.dropped = False
         self.states = bytearray(pages)
         self.flags = bytearray(pages)
@@ -120,6 +129,8 @@ class PageTable:
     def own(self, first: int, count: int) -> None:
         """The pages are in their segment again, and candidates unless the program does not want that."""
         self.set_states(first, count, OWNED)
+        if self.tracked:
+            self.set_flag(first, count, PENDING)
         for page, unwanted in runs(_UNWANTED, self.flags, first, first + count):
             self.set_states(page, unwanted, EXCLUDED)
 
@@ -137,6 +148,14 @@ class PageTable:
         after = before.translate(_CLEAR[flag])
         self.flags[first : first + count] = after
         return (sum(before) - sum(after)) // flag
+
+    def count_flag(self, flag: int) -> int:
+        """How many pages have a flag."""
+        return self.pages - len(self.flags.translate(None, _HAVING[flag]))
+
+    def sift(self) -> None:
+        """A pass begins: pages that were written since the last one wait, those that stayed quiet will be read."""
+        self.flags = self.flags.translate(_SIFT)
 
     def only(self, first: int, count: int, states: bytes) -> bool:
         """Whether every page of a run is in one of these states."""
@@ -190,8 +209,19 @@ class PageTable:
             assert flags & (ADOPT_QUEUED | ADOPT_SENT) != ADOPT_QUEUED | ADOPT_SENT, f"page {page} is asked for twice"
 
 
-_FLAGS: Final = (UNWANTED, ADOPT_QUEUED, ADOPT_SENT)
+_FLAGS: Final = (UNWANTED, ADOPT_QUEUED, ADOPT_SENT, WRITTEN, PENDING, READING, LISTED)
 _SET: Final = {flag: bytes(value | flag for value in range(256)) for flag in _FLAGS}
 _CLEAR: Final = {flag: bytes(value & ~flag for value in range(256)) for flag in _FLAGS}
+_HAVING: Final = {flag: bytes(value for value in range(256) if value & flag) for flag in _FLAGS}
 _FORGIVE: Final = bytes(max(value - 1, 0) for value in range(256))
-_UNWANTED: Final = any_of(bytes(value for value in range(8) if value & UNWANTED))
+_UNWANTED: Final = any_of(_HAVING[UNWANTED])
+
+
+def _sifted(flags: int) -> int:
+    rest = flags & ~(WRITTEN | PENDING | READING)
+    if flags & WRITTEN:
+        return rest | PENDING
+    return rest | READING if flags & (PENDING | READING) else rest
+
+
+_SIFT: Final = bytes(map(_sifted, range(256)))

@@ -47,6 +47,7 @@ class Engines(RuleBasedStateMachine):
         self.clients: list[FakeClient] = []  # that may answer
         self.departed: list[FakeClient] = []  # whose memory lives on
         self.made = 0
+        self.tracked = 0
         self.frames: dict[int, bytes | None] = {}
 
     def client(self, pick: int) -> FakeClient:
@@ -61,8 +62,10 @@ class Engines(RuleBasedStateMachine):
         sharing=st.sampled_from([2, 3, NEVER]),
         outstanding=st.sampled_from([1, 2, 5, NEVER]),
         zero_pages=st.booleans(),
+        tracked=st.sampled_from([0b00000, 0b11111, 0b10110]),
     )
-    def begin(self, sharing: int, outstanding: int, zero_pages: bool) -> None:
+    def begin(self, sharing: int, outstanding: int, zero_pages: bool, tracked: int) -> None:
+        self.tracked = tracked  # which of the clients report what was written
         self.options = EngineOptions(use_zero_pages=zero_pages, max_page_sharing=sharing, max_outstanding=outstanding)
         self.engine.configure(self.options)
         self.arrive()
@@ -74,7 +77,7 @@ class Engines(RuleBasedStateMachine):
     @rule()
     def arrive(self) -> None:
         self.made += 1
-        client = FakeClient(self.engine, self.store, self.made)
+        client = FakeClient(self.engine, self.store, self.made, bool(self.tracked >> self.made & 1))
         self.clients.append(client)
         client.add_segment(PAGES)
 

@@ -20,7 +20,7 @@ from pagefold_server.engine import Columns, Engine, FrameStore
 PAGE = mmap.PAGESIZE
 ZEROS = bytes(PAGE)
 
-MERGED, DECLINED, COPIED, RELEASED, NOT_ADOPTED, EXCLUDED, INCLUDED = range(1, 8)
+MERGED, DECLINED, COPIED, RELEASED, NOT_ADOPTED, EXCLUDED, INCLUDED, WRITTEN = range(1, 9)
 CHANGED, BUDGET, PINNED, STATE, FAILED, FORKED = range(1, 7)
 
 Event = tuple[int, int, int, int, int, int, int]  # kind, segment, first, count, pool, frame, detail
@@ -71,6 +71,9 @@ class FakeStore:
         del self.pages[frame]
         self.released.append(frame)
 
+    def flush(self) -> None:
+        """Nothing waits here."""
+
 
 @dataclass
 class FakeSegment:
@@ -81,6 +84,7 @@ class FakeSegment:
         frames: pages that map a frame, or the zero page (-1).
         copies: pages that the kernel copied, among those in `frames`.
         unharvested: those of them that the client has not noticed.
+        dirty: pages that were written, or may have been, since the client last reported them; of tracked clients only.
     """
 
     fd: int
@@ -90,13 +94,14 @@ class FakeSegment:
     copies: dict[int, bytes] = field(default_factory=dict)
     unharvested: set[int] = field(default_factory=set)
     excluded: set[int] = field(default_factory=set)
+    dirty: set[int] = field(default_factory=set)
 
 
 class FakeClient:
-    """One client: its program and its session."""
+    """One client: its program and its session. `tracked`: it reports which pages were written, when it harvests."""
 
-    def __init__(self, engine: Engine, store: FrameStore, number: int) -> None:
-        self.engine, self.store, self.number = engine, store, number
+    def __init__(self, engine: Engine, store: FrameStore, number: int, tracked: bool = False) -> None:
+        self.engine, self.store, self.number, self.tracked = engine, store, number, tracked
         self.segments: dict[int, FakeSegment] = {}
         self.merges: list[tuple[int, int, int, int]] = []  # taken, not yet done
         self.adopts: list[tuple[int, int, int]] = []
@@ -113,7 +118,7 @@ class FakeClient:
         fd = os.memfd_create(f"segment-{self.number}-{self.made}")
         os.ftruncate(fd, pages * PAGE)
         self.segments[self.made] = FakeSegment(fd, pages)
-        self.engine.add_segment(self.number, self.made, fd, pages)
+        self.engine.add_segment(self.number, self.made, fd, pages, self.tracked)
         return self.made
 
     def write(self, segment: int, page: int, data: bytes) -> None:
@@ -121,6 +126,7 @@ class FakeClient:
         view.wrote[page] = data
         if page not in view.frames:
             os.pwrite(view.fd, data, page * PAGE)
+            view.dirty.add(page)
             return
         if page not in view.copies:
             view.unharvested.add(page)
@@ -143,7 +149,10 @@ class FakeClient:
         view.wrote.pop(page, None)
         if page in view.frames:
             self._leave(segment, page, 1)
+        view.dirty.discard(page)
         punch_hole(view.fd, page * PAGE, PAGE)
+        if self.tracked:
+            self.journal.append((WRITTEN, segment, page, 1, 0, 0, 1))
 
     def exclude(self, segment: int, page: int, on: bool) -> None:
         excluded = self.segments[segment].excluded
@@ -197,6 +206,9 @@ class FakeClient:
             for page in sorted(view.unharvested):
                 self.journal.append((COPIED, number, page, 1, 0, 0, 0))
             view.unharvested.clear()
+            if self.tracked:
+                self.journal += [(WRITTEN, number, page, 1, 0, 0, 0) for page in sorted(view.dirty)]
+            view.dirty.clear()
 
     def report(self) -> None:
         events, self.journal = self.journal, []
@@ -229,7 +241,7 @@ class FakeClient:
     def _merge(self, segment: int, page: int, frame: int) -> None:
         view = self.segments.get(segment)
         event = (segment, page, 1, int(frame >= 0), max(frame, 0))
-        if view is None:
+        if view is None or page not in view.wrote:  # a hole is never compared: reading it would allocate it
             self.journal.append((DECLINED, *event, STATE))
             return
         assert page not in view.frames, "a page is proposed that maps a frame already"
@@ -237,6 +249,7 @@ class FakeClient:
             self.journal.append((DECLINED, *event, CHANGED))
             return
         view.frames[page] = frame
+        view.dirty.discard(page)
         punch_hole(view.fd, page * PAGE, PAGE)
         self.journal.append((MERGED, *event, 0))
 
@@ -245,6 +258,8 @@ class FakeClient:
         if view is not None and page in view.frames:
             os.pwrite(view.fd, self.read(segment, page), page * PAGE)
             self._leave(segment, page, 0)
+            if self.tracked:
+                self.journal.append((WRITTEN, segment, page, 1, 0, 0, 1))
 
     def _leave(self, segment: int, page: int, detail: int) -> None:
         view = self.segments[segment]

@@ -36,6 +36,7 @@ class Tracker(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     TRACKER_UNSPECIFIED: _ClassVar[Tracker]
     TRACKER_CHECKSUM: _ClassVar[Tracker]
+    TRACKER_PAGEMAP: _ClassVar[Tracker]
 
 class EventKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -47,6 +48,7 @@ class EventKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     EVENT_KIND_NOT_ADOPTED: _ClassVar[EventKind]
     EVENT_KIND_EXCLUDED: _ClassVar[EventKind]
     EVENT_KIND_INCLUDED: _ClassVar[EventKind]
+    EVENT_KIND_WRITTEN: _ClassVar[EventKind]
 
 class DeclineReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -79,6 +81,7 @@ TIER_USER: Tier
 TIER_OFF: Tier
 TRACKER_UNSPECIFIED: Tracker
 TRACKER_CHECKSUM: Tracker
+TRACKER_PAGEMAP: Tracker
 EVENT_KIND_UNSPECIFIED: EventKind
 EVENT_KIND_MERGED: EventKind
 EVENT_KIND_DECLINED: EventKind
@@ -87,6 +90,7 @@ EVENT_KIND_RELEASED: EventKind
 EVENT_KIND_NOT_ADOPTED: EventKind
 EVENT_KIND_EXCLUDED: EventKind
 EVENT_KIND_INCLUDED: EventKind
+EVENT_KIND_WRITTEN: EventKind
 DECLINE_REASON_UNSPECIFIED: DeclineReason
 DECLINE_REASON_CHANGED: DeclineReason
 DECLINE_REASON_BUDGET: DeclineReason
@@ -192,18 +196,20 @@ class Gauges(_message.Message):
     def __init__(self, owned_pages: _Optional[int] = ..., merged_pages: _Optional[int] = ..., zero_pages: _Optional[int] = ..., copied_pages: _Optional[int] = ..., mappings: _Optional[int] = ..., mapping_budget: _Optional[int] = ..., windows: _Optional[int] = ..., window_p99_micros: _Optional[int] = ..., window_max_micros: _Optional[int] = ...) -> None: ...
 
 class ExchangeRequest(_message.Message):
-    __slots__ = ("session", "sequence", "events", "gauges", "settling")
+    __slots__ = ("session", "sequence", "events", "gauges", "settling", "looked")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     EVENTS_FIELD_NUMBER: _ClassVar[int]
     GAUGES_FIELD_NUMBER: _ClassVar[int]
     SETTLING_FIELD_NUMBER: _ClassVar[int]
+    LOOKED_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     sequence: int
     events: Events
     gauges: Gauges
     settling: int
-    def __init__(self, session: _Optional[bytes] = ..., sequence: _Optional[int] = ..., events: _Optional[_Union[Events, _Mapping]] = ..., gauges: _Optional[_Union[Gauges, _Mapping]] = ..., settling: _Optional[int] = ...) -> None: ...
+    looked: int
+    def __init__(self, session: _Optional[bytes] = ..., sequence: _Optional[int] = ..., events: _Optional[_Union[Events, _Mapping]] = ..., gauges: _Optional[_Union[Gauges, _Mapping]] = ..., settling: _Optional[int] = ..., looked: _Optional[int] = ...) -> None: ...
 
 class MergeBatch(_message.Message):
     __slots__ = ("segment", "first", "count", "pool", "frame")
@@ -276,20 +282,22 @@ class DomainTotals(_message.Message):
     def __init__(self, pages_shared: _Optional[int] = ..., pages_sharing: _Optional[int] = ..., zero_pages: _Optional[int] = ...) -> None: ...
 
 class ExchangeReply(_message.Message):
-    __slots__ = ("pools", "merges", "adopts", "more", "settle_report", "totals")
+    __slots__ = ("pools", "merges", "adopts", "more", "settle_report", "totals", "look")
     POOLS_FIELD_NUMBER: _ClassVar[int]
     MERGES_FIELD_NUMBER: _ClassVar[int]
     ADOPTS_FIELD_NUMBER: _ClassVar[int]
     MORE_FIELD_NUMBER: _ClassVar[int]
     SETTLE_REPORT_FIELD_NUMBER: _ClassVar[int]
     TOTALS_FIELD_NUMBER: _ClassVar[int]
+    LOOK_FIELD_NUMBER: _ClassVar[int]
     pools: _containers.RepeatedCompositeFieldContainer[PoolInfo]
     merges: MergeBatch
     adopts: AdoptBatch
     more: bool
     settle_report: SettleReport
     totals: DomainTotals
-    def __init__(self, pools: _Optional[_Iterable[_Union[PoolInfo, _Mapping]]] = ..., merges: _Optional[_Union[MergeBatch, _Mapping]] = ..., adopts: _Optional[_Union[AdoptBatch, _Mapping]] = ..., more: bool = ..., settle_report: _Optional[_Union[SettleReport, _Mapping]] = ..., totals: _Optional[_Union[DomainTotals, _Mapping]] = ...) -> None: ...
+    look: int
+    def __init__(self, pools: _Optional[_Iterable[_Union[PoolInfo, _Mapping]]] = ..., merges: _Optional[_Union[MergeBatch, _Mapping]] = ..., adopts: _Optional[_Union[AdoptBatch, _Mapping]] = ..., more: bool = ..., settle_report: _Optional[_Union[SettleReport, _Mapping]] = ..., totals: _Optional[_Union[DomainTotals, _Mapping]] = ..., look: _Optional[int] = ...) -> None: ...
 
 class DropSegmentRequest(_message.Message):
     __slots__ = ("session", "segment")

@@ -1,0 +1,25 @@
+"""Which engine a domain gets, by name, and the pool that goes with it."""
+
+from __future__ import annotations
+
+from pagefold_server.engine import Engine, EngineOptions
+from pagefold_server.pool import Pool
+from pagefold_server.pool_file import PoolFile
+from pagefold_server.reference import ReferenceEngine
+
+
+def make(name: str, uid: int, options: EngineOptions) -> tuple[PoolFile, Engine]:
+    """A new engine and its pool.
+
+    Args:
+        name: "reference".
+        uid: whose processes are to map the frames.
+        options: to begin with.
+
+    Raises:
+        OSError: the pool cannot be made.
+    """
+    if name != ReferenceEngine.name:
+        raise ValueError(f"there is no engine {name!r}")
+    pool = Pool(uid)
+    return pool, ReferenceEngine(pool, options)
