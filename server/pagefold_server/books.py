@@ -325,7 +325,7 @@ class Books:
         table.own(first, count)
 
     def _offer(self, frame: int) -> None:
-        """A frame was let go of. If it had been full, a page may be listed that was left over: there is room for it now."""
+        """A frame was let go of. If it had been full, there is room now for a page that may be listed for lack of it."""
         if self._frames.users(frame) + 1 != self._options.max_page_sharing:
             return
         found = self._unstable.find(self._frames.digest(frame))
@@ -477,8 +477,7 @@ class Books:
                 assert (table.states[page], table.frames[page]) == (QUEUED, frame), "a wrong entry in the queue"
         self._frames.check(references, reservations)
         self._unstable.check()
-        assert all(
-            self._clients[table.client].listening or not table.count_flag(LISTED) for table in self._tables.values()
-        )
+        for table in self._tables.values():
+            assert self._clients[table.client].listening or not table.count_flag(LISTED), "a departed client's page"
         known = {table.base >> 32: table for book in self._clients.values() for table in book.segments.values()}
         assert self._tables == known, "tables and segments differ"

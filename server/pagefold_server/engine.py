@@ -196,7 +196,8 @@ class Engine(Protocol):
         """Makes a segment part of the scan. The caller owns `fd` and keeps it open until the segment is dropped.
 
         Args:
-            client, segment: the caller's numbers.
+            client: the caller's number.
+            segment: the caller's number, new for this client.
             fd: open for reading.
             pages: size.
             tracked: the client reports which pages were written; only those are read.

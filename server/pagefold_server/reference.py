@@ -140,7 +140,7 @@ class ReferenceEngine(Books):
         return self._pass
 
     def _sift(self, current: _Pass, table: PageTable) -> None:
-        """Counts the pages of a tracked segment that were written since the last pass, and says which this one reads."""
+        """Counts the pages of a tracked segment that were written since the last pass; says which this one reads."""
         for first, count in runs(_WRITTEN_PAGES, table.flags, 0, table.pages):
             for page in range(first, first + count):
                 if table.states[page] == OWNED:
@@ -204,7 +204,7 @@ class ReferenceEngine(Books):
         return read
 
     def _next_untracked(self, table: PageTable) -> tuple[int, int] | None:
-        """From the next owned page with data on. Empty if holes led to a page that is not owned; None: there is none."""
+        """From the next owned page with data on. Empty if holes led to a page that is not owned; None: no more."""
         owned = table.states.find(OWNED, self._page)
         first = None if owned < 0 else _next_data(table, owned)
         if first is None:
