@@ -26,6 +26,7 @@ from pagefold._errors import (
     ServerRefused,
     ServerUnavailable,
     SessionLost,
+    TrackerUnavailable,
 )
 from pagefold._reports import SettleReport, Stats
 from pagefold._transport import LocalTransport, Transport
@@ -49,6 +50,7 @@ __all__ = [
     "SessionLost",
     "SettleReport",
     "Stats",
+    "TrackerUnavailable",
     "Transport",
     "__version__",
     "connect",

@@ -139,7 +139,14 @@ def _is_ready(fd: int, deadline: float) -> bool:
 
 def _environment() -> dict[str, str]:
     # The server is told its address; what steers this client's own memory is not meant for it.
-    ours = ("PAGEFOLD_ADDRESS", "PAGEFOLD_AUTOSTART", "PAGEFOLD_BARRIER", "PAGEFOLD_DISABLE", "PAGEFOLD_MAPPING_BUDGET")
+    ours = (
+        "PAGEFOLD_ADDRESS",
+        "PAGEFOLD_AUTOSTART",
+        "PAGEFOLD_BARRIER",
+        "PAGEFOLD_DISABLE",
+        "PAGEFOLD_MAPPING_BUDGET",
+        "PAGEFOLD_TRACKER",
+    )
     return {key: value for key, value in os.environ.items() if key not in ours}
 
 

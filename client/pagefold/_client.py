@@ -50,6 +50,7 @@ class Parts:
     conversation: Conversation
     session: Session
     trouble: str
+    tracker: str
 
 
 class Client:
@@ -179,7 +180,7 @@ class Client:
             mappings=counts.mappings,
             mapping_budget=counts.budget,
             tier=parts.space.tier,
-            tracker="checksum",
+            tracker=parts.tracker,
             connected=not (session.lost or session.trouble),
             trouble="; ".join(text for text in troubles if text),
             windows=windows.windows,

@@ -16,7 +16,7 @@ import posix_ipc
 from pagefold_core import Doorbell, Space
 from pagefold_proto.v1 import memory_pb2 as pb
 
-from pagefold import _address, _autostart, _fork, _names, _tier
+from pagefold import _address, _autostart, _fork, _names, _tier, _tracker
 from pagefold._address import Address
 from pagefold._arena import Arena, no_segment
 from pagefold._buffer import Buffer
@@ -38,6 +38,7 @@ def connect(
     domain: str = "",
     autostart: bool | None = None,
     barrier: str | None = None,
+    tracker: str | None = None,
     mapping_budget: int | None = None,
     token: str | None = None,
     ca: str | os.PathLike[str] | None = None,
@@ -52,6 +53,9 @@ def connect(
         barrier: how writes are held while pages are switched: "uffd"; "user", which makes system calls that write
             into a page at that very moment fail with EFAULT; "off": nothing merges. Default: $PAGEFOLD_BARRIER,
             else "uffd" where the kernel allows it and "off" elsewhere; `Client.stats().trouble` says why.
+        tracker: how written pages are found: "pagemap" asks the kernel, so that only those are read; with "checksum"
+            the server reads everything again and again. Default: $PAGEFOLD_TRACKER, else "pagemap" where the kernel
+            has it (Linux 6.7).
         mapping_budget: most kernel mappings that memory may be cut into. Default: $PAGEFOLD_MAPPING_BUDGET, else
             half of what a process may have (vm.max_map_count).
         token: the server's bearer token, for TCP. Default: $PAGEFOLD_TOKEN.
@@ -62,6 +66,7 @@ def connect(
         ServerUnavailable: no server answers, and none could be started.
         ServerRefused: the server does not want this client; its subclasses say what to do.
         BarrierUnavailable: the barrier that was asked for cannot be had.
+        TrackerUnavailable: the tracker that was asked for cannot be had.
         OutOfSharedMemory: not even the small objects of a client can be made in /dev/shm.
         ValueError: an argument is out of its range.
 
@@ -77,6 +82,9 @@ def connect(
     disabled = [name for name in os.environ.get("PAGEFOLD_DISABLE", "").replace(" ", "").split(",") if name]
     features = pagefold_core.probe(disabled)
     tier, trouble = _tier.choose(asked_tier, features)
+    asked_tracker = tracker if tracker is not None else os.environ.get("PAGEFOLD_TRACKER") or None
+    asked_tracker = None if asked_tracker is None else _tracker.checked(asked_tracker)
+    way = _tracker.choose(asked_tracker, features, tier)
     budget = _budget(mapping_budget, features.max_map_count)
     named = address or os.environ.get("PAGEFOLD_ADDRESS") or None
     where = _address.parse(named or _address.default_address())
@@ -94,11 +102,11 @@ def connect(
         release = _Release(lease)
         undo.callback(release)
         try:
-            space = Space(tier, lease.fd, budget, disabled=disabled)
+            space = Space(tier, lease.fd, budget, disabled=disabled, tracker=way)
         except OSError as error:
             if asked_tier is not None:
                 raise BarrierUnavailable(f"barrier={tier!r} cannot be had here: {error}") from error
-            tier, trouble = "off", f"nothing is merged: {error}"
+            tier, trouble, way = "off", f"nothing is merged: {error}", "checksum"
             space = Space(tier, lease.fd, budget, disabled=disabled)
         bell = release.make_doorbell()
         kin = _fork.Kin(space, can_thaw=tier != "off")
@@ -109,13 +117,13 @@ def connect(
             kin.in_child = used.forget
         undo.callback(_close_locked, kin, used)
         conversation = Conversation(space, used, bell.ring)
-        _hello(kin, conversation, where, _hello_request(lease.name, tier, domain), autostart)
+        _hello(kin, conversation, where, _hello_request(lease.name, tier, way, domain), autostart)
         arena = Arena(kin, space, conversation, Buffer)
         conversation.watch(arena)
         session = Session(Wiring(kin, space, arena, conversation, used, bell, release))
         session.start()
         undo.pop_all()
-    return Client(Parts(kin, space, arena, conversation, session, trouble))
+    return Client(Parts(kin, space, arena, conversation, session, trouble, way))
 
 
 class _Release:
@@ -142,7 +150,7 @@ class _Release:
         os.close(self._lease.fd)
 
 
-def _hello_request(lease: str, tier: _tier.Barrier, domain: str) -> pb.HelloRequest:
+def _hello_request(lease: str, tier: _tier.Barrier, way: _tracker.Tracker, domain: str) -> pb.HelloRequest:
     tiers: dict[_tier.Barrier, pb.Tier] = {"uffd": pb.TIER_UFFD, "user": pb.TIER_USER, "off": pb.TIER_OFF}
     return pb.HelloRequest(
         protocol=PROTOCOL,
@@ -154,7 +162,7 @@ def _hello_request(lease: str, tier: _tier.Barrier, domain: str) -> pb.HelloRequ
         lease=lease,
         doorbell=_names.doorbell_for(lease),
         tier=tiers[tier],
-        tracker=pb.TRACKER_CHECKSUM,
+        tracker=pb.TRACKER_PAGEMAP if way == "pagemap" else pb.TRACKER_CHECKSUM,
     )
 
 

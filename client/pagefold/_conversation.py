@@ -68,7 +68,7 @@ class ConversationSpace(Protocol):
     def adopt(self, segment: list[int], first: list[int], count: list[int], /) -> int: ...
     def exclude(self, segment: int, first: int, count: int, excluded: bool, /) -> None: ...
     def add_pool(self, pool: int, fd: int, /) -> None: ...
-    def harvest(self) -> int: ...
+    def harvest(self, all: bool = ..., /) -> int: ...
     def drain(self, limit: int, /) -> Any: ...
     def pending(self) -> int: ...
     def counts(self) -> Any: ...
@@ -122,6 +122,9 @@ class Conversation:
         self._outbox: deque[Any] = deque()
         self._outbox_sent = 0
         self._drained = self._sent = 0
+        # Looks that the server has asked for, made, and been told of; how much of the journal the last one left behind.
+        self._look_wanted = self._look_made = self._look_told = 0
+        self._look_mark = 0
         self._added: deque[Segment] = deque()
         self._dropped: deque[Segment] = deque()
         self._dropping: list[_Dropping] = []
@@ -161,6 +164,7 @@ class Conversation:
             or self._dropped
             or any(dropping.not_before <= time.monotonic() for dropping in self._dropping)
             or not self.settles.is_current
+            or self._look_told < self._look_wanted
             or self._space.pending()
         )
 
@@ -178,15 +182,17 @@ class Conversation:
         """
         if self._request is None:
             self._request = self._next_request(timeout)
-        carried = len(self._request.events.kind)
+        carried, looked = len(self._request.events.kind), self._request.looked
         reply = self._transport.call(EXCHANGE, self._request, timeout)
         self._sequence = self._request.sequence
         self._request = None
         self._sent += self._outbox_sent
         self._outbox_sent = 0
+        self._look_told = max(self._look_told, looked)
+        self._look_wanted = max(self._look_wanted, reply.look)
         busy = self._carry_out(reply)
         self._drop_segments(timeout)
-        return bool(carried) or busy
+        return bool(carried) or busy or self._look_told < self._look_wanted
 
     def adopt(self, segment: int, first: int, pages: int) -> None:
         """Takes pages back at once, for advise().
@@ -239,7 +245,7 @@ class Conversation:
 
     def _next_request(self, timeout: float) -> pb.ExchangeRequest:
         number, _ = self.settles.number()
-        self._space.harvest()  # what was written so far is news, and part of every settle()'s question
+        self._look()
         gauges = self._gauges()
         while self._dropped:
             mark = self._drained + self._space.pending()
@@ -259,7 +265,16 @@ class Conversation:
             events=events,
             gauges=gauges,
             settling=number,
+            looked=self._look_made if self._sent + self._outbox_sent >= self._look_mark else self._look_told,
         )
+
+    def _look(self) -> None:
+        """Finds out what was written: everywhere, if the server has asked for that, else where it is time for it."""
+        asked = self._look_made < self._look_wanted
+        self._space.harvest(asked)
+        if asked:
+            self._look_made = self._look_wanted
+            self._look_mark = self._drained + self._space.pending()
 
     def _fill_outbox(self, everything: bool = False) -> None:
         while (everything or not self._outbox) and self._space.pending():

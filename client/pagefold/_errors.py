@@ -11,7 +11,8 @@
      |-- ClientClosed                               the client was closed before
      |-- ForkedClient                               the client belongs to the parent of this process
      |-- OutOfSharedMemory       (MemoryError)      /dev/shm, descriptors or address space are used up
-     `-- BarrierUnavailable                         writes cannot be held in the way that was asked for
+     |-- BarrierUnavailable                         writes cannot be held in the way that was asked for
+     `-- TrackerUnavailable                         written pages cannot be found in the way that was asked for
 
 Wrong arguments are ValueError and TypeError, as everywhere. Which of the server's reasons becomes which of these
 is one table, in `_transport.py`.
@@ -77,3 +78,7 @@ class OutOfSharedMemory(PagefoldError, MemoryError):
 
 class BarrierUnavailable(PagefoldError):
     """Writes cannot be held in the way that was asked for, so nothing could be merged safely."""
+
+
+class TrackerUnavailable(PagefoldError):
+    """Written pages cannot be found in the way that was asked for."""

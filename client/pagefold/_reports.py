@@ -25,7 +25,7 @@ class Stats:
         mappings: kernel mappings (VMAs) that the memory uses now.
         mapping_budget: most that it may use; beyond it pages stay unmerged.
         tier: how writes are held: "uffd", "user" or "off" (nothing merges).
-        tracker: how changed pages are found: "checksum".
+        tracker: how written pages are found: "pagemap" (the kernel tells) or "checksum" (the server reads everything).
         connected: the server answered the last time, and knows this client.
         trouble: what is not as it should be, and what to do; empty if all is well.
         windows: how often writes were held so far.

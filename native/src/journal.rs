@@ -24,6 +24,8 @@ pub enum Kind {
     Excluded = 6,
     /// May be merged again.
     Included = 7,
+    /// Was written, or may have been, and is to be read again.
+    Written = 8,
 }
 
 /// The numbers of `DeclineReason` in memory.proto.

@@ -8,6 +8,7 @@
 //! equal (I2), a window ends on every path (I8), and no number that a caller passes can change what a page reads.
 //! Which pages to merge, and when, is not decided here.
 
+pub mod bits;
 pub mod error;
 pub mod freed;
 pub mod histogram;
@@ -17,10 +18,12 @@ pub mod states;
 pub mod sys;
 
 mod adopt;
+mod harvest;
 mod merge;
 mod pool;
 pub mod space;
 mod thaw;
+mod tracker;
 mod view;
 mod window;
 

@@ -131,6 +131,10 @@ impl Inner {
         let barrier = self.barrier.as_mut().expect("no refusal, so there is a barrier");
         let mut events: Vec<Event> = Vec::with_capacity(taken.len());
         let mut merged: Vec<Run> = Vec::new();
+        if let Some(tracker) = &self.tracker {
+            tracker.let_go(view, span); // a mapping takes one userfaultfd
+        }
+        view.agenda.stir();
         match barrier.window(view.address(span.first), bytes(span.count)) {
             Err(error) => {
                 let reason = Reason::Failed as u32;

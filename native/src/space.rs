@@ -14,9 +14,10 @@ use crate::states::State;
 use crate::sys::doorbell::Doorbell;
 use crate::sys::forklock::ForkLock;
 use crate::sys::mmap::{Lease, Look, ViewRange};
-use crate::sys::pagemap::{Pagemap, ZeroPage};
+use crate::sys::pagemap::Pagemap;
 use crate::sys::shm;
 use crate::sys::uffd::Scope;
+use crate::tracker::Tracker;
 use crate::view::{Memory, View};
 use crate::window::Barrier;
 use std::collections::BTreeMap;
@@ -38,7 +39,12 @@ pub struct Options {
     pub unpopulated: bool,
     /// Use PAGEMAP_SCAN where the kernel has it.
     pub pagemap_scan: bool,
+    /// Find out which owned pages are written.
+    pub track: bool,
 }
+
+/// Time between two looks for written pages, until `wait` says otherwise.
+const POLL: Duration = Duration::from_millis(500);
 
 /// Most pages that a window holds, whatever it is told: I8.
 const MAX_WINDOW_PAGES: usize = 256;
@@ -50,6 +56,9 @@ pub(crate) struct Inner {
     pub journal: Journal,
     pub barrier: Option<Barrier>,
     pub pagemap: Option<Pagemap>,
+    pub tracker: Option<Tracker>,
+    /// How long between two looks at a view, as a rule.
+    pub poll: Duration,
     pub zeros: Look,
     pub budget: usize,
     pub window_pages: usize,
@@ -121,12 +130,18 @@ impl Space {
             (Err(_), None) => None,
             (Err(error), Some(_)) => return Err(Error::System("/proc/self/pagemap", error)),
         };
+        let tracker = match options.scope {
+            Some(scope) if options.track => Some(Tracker::open(scope)?),
+            _ => None,
+        };
         let inner = Inner {
             views: BTreeMap::new(),
             pools: BTreeMap::new(),
             journal: Journal::default(),
             barrier,
             pagemap,
+            tracker,
+            poll: POLL,
             zeros: Look::zeros(page_size()).map_err(|e| Error::System("mapping a page of zeros", e))?,
             budget: options.budget,
             window_pages: options.window_pages.clamp(1, MAX_WINDOW_PAGES),
@@ -156,7 +171,10 @@ impl Space {
         }
         let range = ViewRange::map_segment(segment.as_fd(), bytes(pages))
             .map_err(|e| Error::System("mapping the segment", e))?;
-        let view = View::new(Memory { range, segment, _lease: self.lease.clone() }, pages);
+        let mut view = View::new(Memory { range, segment, _lease: self.lease.clone() }, pages);
+        if let Some(tracker) = &inner.tracker {
+            tracker.watch_new(&mut view);
+        }
         let address = view.address(0);
         inner.views.insert(number, view);
         Ok(address)
@@ -278,6 +296,9 @@ impl Space {
                 journal.push(Event { detail: 1, ..Event::new(Kind::Released, number, part) });
             }
         }
+        if view.table.watches() {
+            view.traces.forget(journal, number, run);
+        }
         pieces(
             run,
             |page| view.table.is_excluded(page),
@@ -326,9 +347,9 @@ impl Space {
         })
     }
 
-    /// Finds merged pages that were written. How many there were.
-    pub fn harvest(&self) -> Result<usize> {
-        self.open()?.harvest()
+    /// Finds pages that were written, in views that are due for it or in all. How many there were.
+    pub fn harvest(&self, all: bool) -> Result<usize> {
+        self.open()?.harvest(all)
     }
 
     /// Takes at most `limit` events out.
@@ -373,22 +394,18 @@ impl Space {
     /// Waits for the doorbell, or for news of our own.
     pub fn wait(&self, doorbell: &Doorbell, poll: Duration, timeout: Duration) -> Result<Woken> {
         let end = Instant::now() + timeout;
-        let mut step = poll;
+        self.inner.lock().poll = poll;
         loop {
             if !self.freed.is_empty() || self.pending() > 0 {
                 return Ok(Woken::News);
             }
             let left = end.saturating_duration_since(Instant::now());
-            if doorbell.wait(step.min(left)).map_err(|e| Error::System("waiting for the doorbell", e))? {
-                // Whoever rings wants to know how things stand: a settle() counts on it.
-                self.harvest()?;
+            let pause = self.inner.lock().pause().min(left);
+            if doorbell.wait(pause).map_err(|e| Error::System("waiting for the doorbell", e))? {
                 return Ok(Woken::Rung);
             }
-            if self.harvest()? == 0 {
-                if Instant::now() >= end && self.freed.is_empty() {
-                    return Ok(Woken::Idle);
-                }
-                step = (step * 2).min(poll * 8);
+            if self.harvest(false)? == 0 && Instant::now() >= end && self.freed.is_empty() {
+                return Ok(Woken::Idle);
             }
         }
     }
@@ -453,38 +470,12 @@ impl Inner {
         self.views.values().map(|view| view.table.mappings()).sum()
     }
 
-    fn harvest(&mut self) -> Result<usize> {
-        let Some(pagemap) = &self.pagemap else { return Ok(0) };
-        let mut found = 0;
-        for (number, view) in &mut self.views {
-            let mergeable = view.table.count(State::Merged) + view.table.count(State::Zero);
-            if view.shared || mergeable == 0 {
-                continue;
-            }
-            let copies = pagemap
-                .copies(view.address(0), view.table.pages(), ZeroPage::IsNone)
-                .map_err(|e| Error::System("reading /proc/self/pagemap", e))?;
-            for page in copies.runs.into_iter().flat_map(|run| run.first..run.end()) {
-                let copied = match view.table.state(page) {
-                    State::Merged => true,
-                    State::Zero => copies.exact || !view.memory.range.is_zero(bytes(page), page_size()),
-                    _ => false,
-                };
-                if copied {
-                    view.table.set_copied(page);
-                    self.journal.push(Event::new(Kind::Copied, *number, Run { first: page, count: 1 }));
-                    found += 1;
-                }
-            }
-        }
-        Ok(found)
-    }
-
     fn shut(&mut self) {
         self.closed = true;
         // A child's copies of these belong to the parent's address space; closed, they cannot hold anything up there.
         self.barrier = None;
         self.pagemap = None;
+        self.tracker = None;
         self.pools.clear();
         // The views stay: blocks may live in them, and a fork must freeze those as well.
     }

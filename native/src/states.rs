@@ -57,6 +57,8 @@ impl State {
 }
 
 const EXCLUDED: u8 = 0x80;
+const UNWATCHED: u8 = 0x40;
+const STATE: u8 = !(EXCLUDED | UNWATCHED);
 
 /// States, frames and flags of a view's pages: 7 bytes a page, touched only where used.
 pub struct PageTable {
@@ -67,6 +69,8 @@ pub struct PageTable {
     pins: Vec<Run>,
     counts: [usize; STATES],
     mappings: usize,
+    watches: bool,
+    unwatched: usize,
 }
 
 impl PageTable {
@@ -81,6 +85,46 @@ impl PageTable {
             pins: Vec::new(),
             counts,
             mappings: 1,
+            watches: false,
+            unwatched: 0,
+        }
+    }
+
+    /// The pages are watched for writes from now on: whatever is mapped anew counts as unwatched.
+    pub fn begin_to_watch(&mut self) {
+        self.watches = true;
+    }
+
+    /// Whether writes to the pages are watched for, as a rule.
+    pub fn watches(&self) -> bool {
+        self.watches
+    }
+
+    /// Owned pages whose writes nobody would notice.
+    pub fn unwatched(&self) -> usize {
+        self.unwatched
+    }
+
+    /// Whether a page is one of them.
+    pub fn is_unwatched(&self, page: usize) -> bool {
+        self.state[page] & UNWATCHED != 0
+    }
+
+    /// Writes to the owned pages of a run are not noticed any more.
+    pub fn set_unwatched(&mut self, run: Run) {
+        for flags in self.state[run.first..run.end()].iter_mut().filter(|_| self.watches) {
+            if *flags & (STATE | UNWATCHED) == State::Owned as u8 {
+                *flags |= UNWATCHED;
+                self.unwatched += 1;
+            }
+        }
+    }
+
+    /// Writes to a run are noticed again.
+    pub fn set_watched(&mut self, run: Run) {
+        for flags in &mut self.state[run.first..run.end()] {
+            self.unwatched -= usize::from(*flags & UNWATCHED != 0);
+            *flags &= !UNWATCHED;
         }
     }
 
@@ -91,7 +135,7 @@ impl PageTable {
 
     /// What a page maps.
     pub fn state(&self, page: usize) -> State {
-        State::ALL[(self.state[page] & !EXCLUDED) as usize]
+        State::ALL[(self.state[page] & STATE) as usize]
     }
 
     /// A page's pool and frame; meaningful where the state has a frame.
@@ -175,7 +219,11 @@ impl PageTable {
             let old = self.state(page);
             self.counts[old as usize] -= 1;
             self.counts[state as usize] += 1;
-            self.state[page] = self.state[page] & EXCLUDED | state as u8;
+            let unwatched = self.watches && state == State::Owned;
+            self.unwatched += usize::from(unwatched);
+            self.unwatched -= usize::from(self.state[page] & UNWATCHED != 0);
+            let flags = self.state[page] & EXCLUDED | if unwatched { UNWATCHED } else { 0 };
+            self.state[page] = flags | state as u8;
             self.pool[page] = pool as u16;
             self.frame[page] = if state.has_frame() { frame + offset as u32 } else { 0 };
         }
@@ -217,6 +265,9 @@ impl PageTable {
             let counted = (0..self.pages()).filter(|page| self.state(*page) == state).count();
             assert_eq!(self.count(state), counted, "{state:?}");
         }
+        let unwatched: Vec<usize> = (0..self.pages()).filter(|page| self.is_unwatched(*page)).collect();
+        assert_eq!(self.unwatched, unwatched.len(), "unwatched");
+        assert!(unwatched.iter().all(|page| self.state(*page) == State::Owned), "only owned pages are watched");
     }
 }
 
@@ -275,6 +326,7 @@ mod tests {
         #[test]
         fn books_equal_a_recount(steps in prop::collection::vec((0usize..24, 1usize..24, 0u8..6, 1u32..3, 0u32..30), 1..40)) {
             let mut t = PageTable::new(24);
+            t.begin_to_watch();
             for (first, count, kind, pool, frame) in steps {
                 let run = Run { first, count: count.min(24 - first) };
                 let state = [State::Owned, State::Merged, State::Zero, State::Frozen][kind as usize % 4];
@@ -282,6 +334,11 @@ mod tests {
                     t.set_copied(first);
                     t.check();
                     continue;
+                }
+                if kind > 4 {
+                    t.set_watched(Run { first: 0, count: 12 });
+                    t.set_unwatched(Run { first: 8, count: 8 });
+                    t.check();
                 }
                 let (pool, frame) = if state.has_frame() { (pool, frame) } else { (0, 0) };
                 let expected = t.mappings() as isize + t.cost(run, state, pool, frame);

@@ -1,9 +1,11 @@
 //! A view: the address range over one segment, and the books about it.
 
+use crate::harvest::Agenda;
 use crate::journal::{Event, Journal, Kind};
 use crate::page::{Run, bytes, pieces};
 use crate::states::PageTable;
 use crate::sys::mmap::{Lease, ViewRange};
+use crate::tracker::Traces;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -29,6 +31,10 @@ pub struct View {
     pub stale: bool,
     /// A pin kept pages from being merged or adopted: when it ends, the server is told.
     pub held_back: bool,
+    /// When to look for written pages next.
+    pub agenda: Agenda,
+    /// What is known of writes to it; empty where they are not watched.
+    pub traces: Traces,
     /// No page before this one is frozen.
     pub thawed: usize,
     /// During a fork: runs that were not frozen, and their bytes, of which the child makes memory of its own.
@@ -46,6 +52,8 @@ impl View {
             shared: false,
             stale: false,
             held_back: false,
+            agenda: Agenda::default(),
+            traces: Traces::new(0),
             thawed: 0,
             copies: Vec::new(),
             withheld: Vec::new(),

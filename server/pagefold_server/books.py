@@ -35,6 +35,7 @@ from pagefold_server.tables import (
     PENDING,
     PROPOSED,
     QUEUED,
+    READING,
     REFUSED,
     UNHELD,
     UNWANTED,
@@ -48,10 +49,12 @@ from pagefold_server.tables import (
 )
 from pagefold_server.unstable import Unstable
 
-# Numbers of EventKind, DeclineReason and Released.detail in memory.proto.
+# Numbers of EventKind, DeclineReason, Released.detail and Written.detail in memory.proto.
 _CHANGED: Final = 1
 _BUDGET: Final = 2
 _DISCARDED: Final = 1
+_MAY_HAVE_BEEN: Final = 1
+_GIVEN_BACK: Final = 2
 _ZERO_POOL: Final = 0
 _POOL: Final = 1
 
@@ -279,8 +282,13 @@ class Books:
     def _book_written(self, event: _Event) -> None:
         if not event.table.tracked:
             raise ProtocolViolation("written pages are reported by a client that does not track them")
-        self._unstable.remove(event.table, event.first, event.count)
-        event.table.set_flag(event.first, event.count, PENDING if event.detail else WRITTEN)
+        table, first, count = event.table, event.first, event.count
+        self._unstable.remove(table, first, count)
+        if event.detail == _GIVEN_BACK:
+            for flag in (WRITTEN, PENDING, READING):
+                table.clear_flag(first, count, flag)
+        else:
+            table.set_flag(first, count, PENDING if event.detail == _MAY_HAVE_BEEN else WRITTEN)
 
     # Proposals and references
 
@@ -325,7 +333,7 @@ class Books:
         table.own(first, count)
 
     def _offer(self, frame: int) -> None:
-        """A frame was let go of. If it had been full, there is room now for a page that may be listed for lack of it."""
+        """A frame was let go of. If it had been full, there is room for a page that may be listed for lack of it."""
         if self._frames.users(frame) + 1 != self._options.max_page_sharing:
             return
         found = self._unstable.find(self._frames.digest(frame))

@@ -6,6 +6,7 @@ for `pacing` to say. A domain lives as long as one of its sessions; its counts s
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import fields
@@ -44,14 +45,22 @@ class Member(Protocol):
 
     client: int
 
+    @property
+    def tracked(self) -> bool:
+        """Whether it reports which pages were written."""
+
+    @property
+    def looking(self) -> bool:
+        """Whether it was asked to look for written pages, and has not reported yet."""
+
     def answers(self, now: float) -> bool:
         """Whether it takes part, and is not silent in spite of having work."""
 
     def is_working(self) -> bool:
-        """Whether it was sent instructions, and has not called since."""
+        """Whether it was sent instructions, or asked for a look, and has not called since."""
 
-    def ask(self, now: float) -> None:
-        """Has the client look for written pages and call; until then it is working."""
+    def ask(self, look: int, now: float) -> None:
+        """Has the client look for written pages and report them; until then it is working."""
 
     def ring_if_due(self, now: float) -> None:
         """Rings its doorbell, unless that has just been done."""
@@ -79,42 +88,81 @@ class Domain:
         self.due = 0.0  # when to go on scanning
         self.served = 0.0  # when it was scanned last; who waited longest comes first
         self.full: OSError | None = None  # why the last pass had no room for frames
-        self._passes = 0
+        self.percent = 0.0  # of one core, for the pass under way; the pacer's
         self._mid_pass = False
         self._idle = 0.0
+        self._quiet_until = 0.0  # everyday passes that are to find written pages quiet are so far apart
+        self._look = 0  # number of the last look that clients were asked for
+        self._looked = 0  # of the last that was complete when the pass under way began
 
     def __str__(self) -> str:
         return f"{self.uid}/{self.label}" if self.label else str(self.uid)
 
     # Scanning
 
-    def scan(self, pages: int, pause: float) -> Step:
+    @property
+    def between_passes(self) -> bool:
+        """Whether the next slice begins a pass."""
+        return not self._mid_pass
+
+    def next_slice(self, now: float) -> float:
+        """When to scan the next slice. Never, while a pass for somebody who waits has to wait for what clients find."""
+        if self.settlers and not self._mid_pass and not self.unmerging and not self._is_looked(now):
+            return math.inf
+        return self.due
+
+    def scan(self, pages: int, pause: float, quiet: float, threads: int = 1) -> Step:
         """Scans one slice, and says by `due` when to go on.
 
         Args:
             pages: most pages to read.
             pause: seconds between two passes, at least.
+            quiet: the same, where clients report which pages they wrote, and did: longer than they take between two
+                looks, so that a page that was not reported in between is quiet.
+            threads: most threads to read with.
         """
-        step = self.engine.scan(pages)
+        if not self._mid_pass and self._is_looked(time.monotonic()):
+            self._looked = self._look
+        step = self.engine.scan(pages, threads)
         self.served = time.monotonic()
         self._mid_pass = step.finished is None and not self.unmerging
         if step.finished is not None:
-            self._finish_pass(step.finished, pause)
+            self._finish_pass(step.finished, pause, quiet)
         return step
 
-    def _finish_pass(self, found: PassReport, pause: float) -> None:
-        self._passes = found.number
+    def _finish_pass(self, found: PassReport, pause: float, quiet: float) -> None:
         self.full = self.engine.refusal()
         look = self.look()
         if self.settlers:
-            self.settlers.passed(found, self.engine.counters(), look)
-        if found.proposed or found.fresh:
+            self.settlers.passed(found, self.engine.counters(), look, self._looked)
+        if self.settlers:
+            self._ask_all()
+        elif found.volatile and any(member.tracked for member in self.members.values()):
+            pause = max(pause, quiet)
+        if found.proposed or found.fresh or (found.backlog and not look.full):
             self._idle = 0.0
         elif look.busy:
             pause = max(pause, _ANSWER_PAUSE)
         elif not self.settlers:
             self._idle = min(self._idle * 2, _IDLE_MOST) or _IDLE_FIRST
+        self._quiet_until = self.served + pause
         self.due = self.served + max(pause, self._idle)
+
+    def _ask_all(self) -> None:
+        """Has all clients look: what a pass is to say for certain must be known before it begins."""
+        self._look += 1
+        now = time.monotonic()
+        for member in self.members.values():
+            member.ask(self._look, now)
+
+    def _is_looked(self, now: float) -> bool:
+        """Whether all clients that answer have made the last look."""
+        return not any(member.looking and member.answers(now) for member in self.members.values())
+
+    def stir(self) -> None:
+        """There may be something new to find: no pause longer than the shortest."""
+        self._idle = 0.0
+        self.due = min(self.due, self._quiet_until)
 
     def wake(self) -> None:
         """Something has changed: the next pass begins now."""
@@ -159,13 +207,9 @@ class Domain:
 
     def settle(self, key: Hashable, number: int, done: Callable[[pb.SettleReport], None]) -> None:
         """Calls `done` once there is nothing left to merge; see `Settlers.start`."""
-        # Pages that were written since their client looked last are merged by the books, and nobody would read them.
-        now, requester = time.monotonic(), id(key)  # who has looked before it asked
-        for client, member in self.members.items():
-            if id(member) != requester and self.engine.merged_pages(client)[0]:
-                member.ask(now)
-        begun = self._passes + self._mid_pass
-        self.settlers.start(key, number, begun, self.engine.counters(), done)
+        # Pages that were written since their client looked last are merged, or unchanged, by the books.
+        self._ask_all()
+        self.settlers.start(key, number, self._look, self.engine.counters(), done)
         self.wake()
 
     def answered(self) -> None:

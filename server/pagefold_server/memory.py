@@ -67,7 +67,7 @@ class MemoryServicer(memory_pb2_grpc.MemoryServicer):
         """Events go up, instructions come down."""
         gauges = request.gauges if request.HasField("gauges") else None
         return self._sessions.exchange(
-            request.session, request.sequence, lambda: columns(request.events), gauges, request.settling
+            request.session, request.sequence, lambda: columns(request.events), gauges, request.settling, request.looked
         )
 
     @answered

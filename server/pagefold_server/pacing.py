@@ -3,8 +3,9 @@
     slice (pages_to_scan)  = [ sub-slice <= 2 ms ] calls are answered [ sub-slice ] calls are answered ...
     pause                  = what keeps the ceiling, and sleep_millisecs at least
 
-Two ceilings: one for everyday work, one, higher, for domains in which somebody waits in settle(). A domain in
-which a pass finds nothing new is left alone for 1, 2, 4, ... 16 seconds, until something wakes it.
+Everyday passes get what makes them last `target_merge_seconds` (see `advisor`), up to a ceiling; those for which
+somebody waits in settle() have a ceiling of their own, and above 100 % read with several threads. A domain in which a
+pass finds nothing new is left alone for 1, 2, 4, ... 16 seconds, until something wakes it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -19,6 +21,7 @@ from typing import Final
 
 import structlog
 
+from pagefold_server.advisor import Advisor
 from pagefold_server.domain import Domain, Domains
 from pagefold_server.settings import Configuration
 
@@ -26,6 +29,7 @@ _TARGET: Final = 0.001  # seconds that a sub-slice aims at; half of what it may 
 _FEWEST: Final = 16  # pages in a sub-slice
 _MOST: Final = 4096
 _UNMERGE_SECONDS: Final = 1.0  # between looks at pages whose adoption failed, while unmerging
+_QUIET_POLLS: Final = 1.2  # looks of its client that a page must not have been found written in
 _WINDOW: Final = 5.0  # seconds over which CPU use is averaged
 
 _log = structlog.get_logger("pagefold.pacing")
@@ -46,7 +50,7 @@ class Throttle:
             now: when it ended.
             least: seconds to pause in any case.
         """
-        self.free_at = now + max(least, cpu * (100 / percent - 1))
+        self.free_at = now + max(least, cpu * (100 / min(percent, 100) - 1))
 
 
 class CpuMeter:
@@ -88,6 +92,7 @@ class Pacer:
         self._settling = Throttle()
         self._pages = 64  # in the next sub-slice
         self._meter = CpuMeter(time.monotonic())
+        self._advisor = Advisor()
 
     def wake(self) -> None:
         """Something has become due earlier than it was."""
@@ -118,7 +123,7 @@ class Pacer:
             if domain.fault or not domain.members:
                 continue
             throttle = self._settling if domain.settlers else self._everyday
-            at = max(domain.due, throttle.free_at)
+            at = max(domain.next_slice(now), throttle.free_at)
             rank = (at if at > now else -math.inf, domain.served)
             if rank < best:
                 chosen, best = domain, rank
@@ -126,14 +131,21 @@ class Pacer:
 
     async def _slice(self, domain: Domain) -> None:
         settings = self._configuration.now
-        pause = settings.sleep_millisecs / 1000
+        pause, quiet = settings.sleep_millisecs / 1000, _QUIET_POLLS * settings.poll_millisecs / 1000
         settling = bool(domain.settlers)
-        left, spent = settings.pages_to_scan, 0.0
+        threads = 1
+        if settling:
+            threads = max(1, min(int(settings.settle_cpu_percent // 100), os.cpu_count() or 1))
+        elif domain.between_passes:
+            domain.percent = self._advisor.percent(
+                domain.engine.remaining(), settings.target_merge_seconds, settings.cpu_ceiling_percent
+            )
+        left, spent, visited = settings.pages_to_scan, 0.0, 0
         while left > 0 and not domain.closed:
             pages = min(self._pages, left)
             cpu, began = time.thread_time(), time.monotonic()
             try:
-                step = domain.scan(pages, pause)
+                step = domain.scan(pages, pause, quiet, threads)
                 domain.ring()
             except Exception as error:
                 _log.exception("a domain cannot be scanned", domain=str(domain))
@@ -141,6 +153,7 @@ class Pacer:
                 return
             took = time.monotonic() - began
             spent += time.thread_time() - cpu
+            visited += step.visited
             self._adapt(pages, took)
             left -= pages
             if domain.unmerging:
@@ -151,10 +164,11 @@ class Pacer:
             await asyncio.sleep(0)
         now = time.monotonic()
         self._meter.add(spent, now)
+        self._advisor.learn(visited, spent)
         if settling:
             self._settling.spent(spent, settings.settle_cpu_percent, now, 0)
         else:
-            self._everyday.spent(spent, settings.cpu_ceiling_percent, now, pause)
+            self._everyday.spent(spent, domain.percent or settings.cpu_ceiling_percent, now, pause)
         await asyncio.sleep(0)
 
     def _adapt(self, pages: int, took: float) -> None:

@@ -35,6 +35,7 @@ class Session:
         sequence: of the last Exchange that was carried out; `reply` is what it got.
         heard: when the client called last.
         working: instructions were sent, and it has not called since.
+        wanted: the last look that it was asked for; `looked` is the last that it has made.
         owing: merges were among them, and no answer has come.
         waiting: since when it has work, queued or sent; None: it has none.
         rung: when it was rung last since its last Exchange.
@@ -58,7 +59,8 @@ class Session:
     sequence: int = 0
     reply: pb.ExchangeReply | None = None
     working: bool = False
-    asked: bool = False
+    wanted: int = 0
+    looked: int = 0
     owing: bool = False
     waiting: float | None = None
     rung: float | None = None
@@ -78,12 +80,22 @@ class Session:
 
     def is_working(self) -> bool:
         """See `Member`."""
-        return self.working or self.asked
+        return self.working or self.looking
 
-    def ask(self, now: float) -> None:
-        """See `Member`. Clients look for written pages before they call."""
+    @property
+    def looking(self) -> bool:
+        """See `Member`."""
+        return self.looked < self.wanted
+
+    @property
+    def tracked(self) -> bool:
+        """See `Member`."""
+        return self.hello.tracker == pb.TRACKER_PAGEMAP
+
+    def ask(self, look: int, now: float) -> None:
+        """See `Member`."""
         if self.state == "active":
-            self.asked = True
+            self.wanted = look
             if self.waiting is None:
                 self.waiting = now
             self.ring(now)
@@ -122,12 +134,11 @@ class Session:
         self.reply = reply
         self.announced = True
         self.rung = None
-        self.asked = False
         if self.owing and not news:
             return
         self.owing = bool(reply.merges.count)
         self.working = self.owing or bool(reply.adopts.count)
-        self.waiting = now if self.working or reply.more else None
+        self.waiting = now if self.is_working() or reply.more else None
 
     def maps_frames(self) -> bool:
         """Whether its memory maps frames, by the books, or may yet do so: copies of frames are mapped too."""

@@ -128,12 +128,12 @@ class Sessions:
             raise LimitReached(f"{settings.max_segment_pages} pages are a session's limit: raise max_segment_pages")
         segment = Segment(name, session.lease.uid, pages, settings.max_segment_pages)
         try:
-            session.domain.engine.add_segment(session.client, number, segment.fd, pages)
+            session.domain.engine.add_segment(session.client, number, segment.fd, pages, session.tracked)
         except BaseException:
             segment.close()
             raise
         session.segments[number] = segment
-        session.domain.wake()
+        session.domain.stir()
         self._wake()
 
     def drop_segment(self, token: bytes, number: int) -> None:
@@ -152,6 +152,7 @@ class Sessions:
         read_events: Callable[[], Columns],
         gauges: pb.Gauges | None,
         settling: int,
+        looked: int = 0,
     ) -> pb.ExchangeReply:
         """Books what a client reports, and says what it is to do next.
 
@@ -161,6 +162,7 @@ class Sessions:
             read_events: gives what is reported; what it raises counts as said by the client.
             gauges: levels; None: unchanged.
             settling: number of the settle() that waits, 0 for none.
+            looked: the last look that it has made.
         """
         session = self._find(token)
         if sequence == session.sequence and session.reply is not None:
@@ -178,13 +180,17 @@ class Sessions:
             session.gauges.CopyFrom(gauges)
         answers = any(kind in _ANSWERS for kind in events.kind)
         session.working = session.owing and not answers
+        session.looked = max(session.looked, min(looked, session.wanted))
         self._settle(session, settling)
         told = engine.take(session.client, self._configuration.now.max_batch_pages)
         reply = self._reply(session, told)
         session.answered(time.monotonic(), reply, answers)
         if events.kind:
+            domain.stir()
             domain.answered()
             domain.ring()
+        if events.kind or domain.settlers:
+            self._wake()
         if session.report is not None:  # this very call was the answer that was missing
             reply.settle_report.CopyFrom(session.report)
         return reply
@@ -208,6 +214,8 @@ class Sessions:
         for domain in self._domains:
             domain.ring()
             domain.answered()
+            if domain.settlers:  # which may have waited for somebody who is silent by now
+                self._wake()
 
     def close(self) -> None:
         """Lets all go. The clients go on with plain memory."""
@@ -249,7 +257,7 @@ class Sessions:
         self._wake()
 
     def _reply(self, session: Session, told: Instructions) -> pb.ExchangeReply:
-        reply = pb.ExchangeReply(more=told.more)
+        reply = pb.ExchangeReply(more=told.more, look=session.wanted if session.looking else 0)
         if not session.announced:
             reply.pools.add(pool=POOL, name=session.domain.pool.name)
         if told.merges:
@@ -283,7 +291,7 @@ class Sessions:
         session.state = "departed"
         session.domain.settlers.stop(session)
         session.domain.engine.depart_client(session.client)
-        session.settling, session.waiting, session.reply = 0, None, None
+        session.settling, session.waiting, session.reply, session.looked = 0, None, None, session.wanted
         session.domain.answered()
 
     def _remove(self, session: Session, why: str) -> None:

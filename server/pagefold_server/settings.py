@@ -66,7 +66,7 @@ class Settings(BaseSettings):
 
     run: int = Field(1, ge=0, le=2, description="0: no scanning, 1: scanning, 2: unmerge all", json_schema_extra=_LIVE)
     pages_to_scan: int = Field(
-        2048, ge=1, le=1 << 24, description="pages in a slice of scanning", json_schema_extra=_LIVE
+        16384, ge=1, le=1 << 24, description="pages in a slice of scanning", json_schema_extra=_LIVE
     )
     sleep_millisecs: int = Field(
         20,
@@ -76,10 +76,21 @@ class Settings(BaseSettings):
         json_schema_extra=_LIVE,
     )
     cpu_ceiling_percent: float = Field(
-        10, gt=0, le=100, description="most of one core to spend on scanning", json_schema_extra=_LIVE
+        70, gt=0, le=100, description="most of one core to spend on scanning", json_schema_extra=_LIVE
+    )
+    target_merge_seconds: float = Field(
+        1,
+        gt=0,
+        le=3600,
+        description="time that a pass over what was written is to take, as far as the ceiling allows",
+        json_schema_extra=_LIVE,
     )
     settle_cpu_percent: float = Field(
-        100, gt=0, le=100, description="the same, while a client waits in settle()", json_schema_extra=_LIVE
+        200,
+        gt=0,
+        le=6400,
+        description="the ceiling while a client waits in settle(); above 100: as many threads read",
+        json_schema_extra=_LIVE,
     )
     use_zero_pages: bool = Field(
         True, description="merge pages of zeros with the kernel's zero page", json_schema_extra=_LIVE
@@ -93,7 +104,7 @@ class Settings(BaseSettings):
         json_schema_extra=_LIVE,
     )
     max_outstanding: int = Field(
-        16384,
+        65536,
         ge=1,
         le=1 << 20,
         description="most unanswered proposals to a client, in pages",
@@ -106,14 +117,14 @@ class Settings(BaseSettings):
         1 << 28, ge=1, le=1 << 32, description="most pages in a session's segments together", json_schema_extra=_LIVE
     )
     max_batch_pages: int = Field(
-        4096,
+        16384,
         ge=1,
         le=1 << 15,
         description="most pages that a reply proposes to merge",
         json_schema_extra=_LIVE,
     )
     poll_millisecs: int = Field(
-        500, ge=10, le=60_000, description="how often clients look for written pages", json_schema_extra=_LIVE
+        250, ge=10, le=60_000, description="how often clients look for written pages", json_schema_extra=_LIVE
     )
     silent_seconds: float = Field(
         3,

@@ -1,6 +1,7 @@
 """Who waits for a domain to settle, and when there is nothing left to wait for (docs/design.md, "settle()").
 
-Time and scanning are somebody else's. This counts passes: those that began after a request count for it.
+Time and scanning are somebody else's. This counts passes. Those count for a request that began when all clients had
+looked for written pages after it: looks have numbers too.
 
     pass found    nothing proposed, fresh or in backlog, nobody busy  -> settled
                   the same, but a client still works on proposals     -> settled when all its answers are yes
@@ -38,7 +39,7 @@ class Look:
 @dataclass(slots=True)
 class _Settle:
     number: int
-    after: int  # passes up to this number began before the request
+    look: int  # passes that began before it was complete do not count
     merged_before: int
     done: Callable[[pb.SettleReport], None]
     passes: int = 0
@@ -60,7 +61,7 @@ class Settlers:
         self,
         key: Hashable,
         number: int,
-        after: int,
+        look: int,
         counters: EngineCounters,
         done: Callable[[pb.SettleReport], None],
     ) -> None:
@@ -69,24 +70,24 @@ class Settlers:
         Args:
             key: who waits.
             number: repeated in the report.
-            after: number of the last pass that began before this request.
+            look: number of the look that clients are asked for now.
             counters: the books as they are now.
             done: called once with the report, and never after `stop`.
         """
-        self._waiting[key] = _Settle(number, after, counters.pages_merged, done)
+        self._waiting[key] = _Settle(number, look, counters.pages_merged, done)
 
     def stop(self, key: Hashable) -> None:
         """Forgets whoever waits under that key."""
         self._waiting.pop(key, None)
 
-    def passed(self, found: PassReport, counters: EngineCounters, look: Look) -> None:
-        """Weighs a pass that has just ended."""
+    def passed(self, found: PassReport, counters: EngineCounters, look: Look, looked: int) -> None:
+        """Weighs a pass that has just ended; `looked` is the last look that was complete when it began."""
         busy = look.busy
         merged_nothing = found.proposed == 0 and counters.pages_merged == self._merged_at_pass and not busy
         self._merged_at_pass = counters.pages_merged
         nothing_left = found.proposed == 0 and found.fresh == 0 and found.backlog == 0
         for key, settle in list(self._waiting.items()):
-            if found.number <= settle.after:
+            if looked < settle.look:
                 continue
             settle.passes += 1
             settle.quiet = settle.quiet + 1 if merged_nothing else 0

@@ -10,7 +10,7 @@ from support.worker import Worker
 
 pytestmark = pytest.mark.needs("uffd")
 
-SECONDS = 30
+SECONDS = 15
 
 # Runs in the worker. Pages hold one of four contents, so that there is always something to merge; each writer has pages
 # of its own, knows what it wrote there last, and looks at all of it before it writes again.
@@ -21,7 +21,7 @@ from support.worker import PAGE
 
 PAGES, CONTENTS, WRITERS = 96, 4, 6
 
-def run(remote, seconds, seed):
+def run(remote, seconds, seed, rest):
     client = remote.client
     buffer = client.allocate(PAGES * PAGE)
     bytes_ = memoryview(buffer)
@@ -55,7 +55,9 @@ def run(remote, seconds, seed):
         last = {page: page % CONTENTS for page in mine}
         ways = [store, copy, multiply, pread, recv]
         while not stop.is_set():
-            page = rng.choice(mine)
+            # With `rest`, half of the pages are left alone in turns: the tracker "pagemap" takes no others.
+            turn = int(time.monotonic() / rest) % 2 if rest else 0
+            page = rng.choice(mine[turn * len(mine) // 2 :][: len(mine) // 2] if rest else mine)
             if not (words[page] == last[page]).all():
                 lost.append((page, last[page], sorted(set(words[page].tolist()))))
                 return
@@ -78,13 +80,14 @@ def run(remote, seconds, seed):
 """
 
 
+@pytest.mark.parametrize(("tracker", "rest"), [("checksum", 0), ("pagemap", 0.08)])
 def test_no_byte_is_lost_to_writers_that_hammer_merging_pages(
-    serve: Callable[..., Server], capsys: pytest.CaptureFixture[str]
+    serve: Callable[..., Server], capsys: pytest.CaptureFixture[str], tracker: str, rest: float
 ) -> None:
     server = serve(cpu_ceiling_percent=100, sleep_millisecs=0, poll_millisecs=10, smart_scan=False)
-    with Worker(server.address) as one, Worker(server.address) as two:
+    with Worker(server.address, tracker=tracker) as one, Worker(server.address, tracker=tracker) as two:
         for number, worker in enumerate((one, two)):
-            worker.send("execute", HAMMER, SECONDS, number)
+            worker.send("execute", HAMMER, SECONDS, number, rest)
         results = [worker.receive() for worker in (one, two)]
         counters = server.status().counters
         with capsys.disabled():
@@ -101,5 +104,5 @@ def test_no_byte_is_lost_to_writers_that_hammer_merging_pages(
             assert stats["windows"] > 100
             # Preemption can stretch a window, with two cores and a dozen threads; a window that hangs is another thing.
             assert stats["window_max_micros"] < 1_000_000
-        assert counters.pages_merged > 1000
-        assert counters.pages_broken > 500
+        assert counters.pages_merged > 300
+        assert counters.pages_broken > 200

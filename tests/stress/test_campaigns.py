@@ -32,10 +32,13 @@ def test_I7_the_memory_model_for_long(tmp_path: Path) -> None:
         world.close()
 
 
-def test_hammering_for_long(serve: Callable[..., Server], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("tracker", "rest"), [("checksum", 0), ("pagemap", 0.08)])
+def test_hammering_for_long(
+    serve: Callable[..., Server], capsys: pytest.CaptureFixture[str], tracker: str, rest: float
+) -> None:
     server = serve(poll_millisecs=10, smart_scan=False)
-    with Worker(server.address) as worker:
-        written, lost, stats = worker.call("execute", HAMMER, MINUTES * 60, 1)
+    with Worker(server.address, tracker=tracker) as worker:
+        written, lost, stats = worker.call("execute", HAMMER, MINUTES * 30, 1, rest)
     assert lost == []
     with capsys.disabled():
         print(

@@ -152,7 +152,7 @@ class FakeClient:
         view.dirty.discard(page)
         punch_hole(view.fd, page * PAGE, PAGE)
         if self.tracked:
-            self.journal.append((WRITTEN, segment, page, 1, 0, 0, 1))
+            self.journal.append((WRITTEN, segment, page, 1, 0, 0, 2))
 
     def exclude(self, segment: int, page: int, on: bool) -> None:
         excluded = self.segments[segment].excluded

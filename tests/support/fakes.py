@@ -79,7 +79,7 @@ class FakeSpace:
     def add_pool(self, pool: int, fd: int) -> None:
         self.calls.append(("add_pool", pool))
 
-    def harvest(self) -> int:
+    def harvest(self, all: bool = True) -> int:
         self.calls.append(("harvest",))
         return 0
 

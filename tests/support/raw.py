@@ -33,6 +33,7 @@ class Raw:
         self.label = ""
         self.news: pb.Events | None = None  # what settle_with did, and has not reported yet
         self.sequence = 0
+        self.looked = 0
         self.segments = 0
 
     def hello(self, **changes: object) -> pb.HelloReply:
@@ -71,7 +72,10 @@ class Raw:
     def exchange(self, events: pb.Events | None = None, settling: int = 0, **changes: object) -> pb.ExchangeReply:
         self.sequence += 1
         said = {"session": self.token, "sequence": self.sequence, "events": events, "settling": settling}
-        return self.stub.Exchange(pb.ExchangeRequest(**(said | changes)), timeout=TIMEOUT)
+        said["looked"] = self.looked
+        reply = self.stub.Exchange(pb.ExchangeRequest(**(said | changes)), timeout=TIMEOUT)
+        self.looked = max(self.looked, reply.look)  # nothing that it merges is ever written: there is nothing to find
+        return reply
 
     def wait(self, seconds: float = TIMEOUT) -> None:
         """Until the doorbell rings."""
@@ -80,7 +84,8 @@ class Raw:
     def instructions(self, settling: int = 0) -> pb.ExchangeReply:
         """The first reply that tells it to do something."""
         while obey(reply := self.exchange(settling=settling)) is None:
-            self.wait()
+            if not reply.look:
+                self.wait()
         return reply
 
     def settle(self, number: int = 1, timeout: float = TIMEOUT) -> pb.SettleReport:
@@ -91,7 +96,7 @@ class Raw:
             if reply.HasField("settle_report"):
                 return reply.settle_report
             events = obey(reply)
-            if events is None and not reply.more:
+            if events is None and not reply.more and not reply.look:
                 self.wait(timeout)
 
     def settle_with(self, *others: Raw, timeout: float = TIMEOUT) -> pb.SettleReport:

@@ -12,19 +12,19 @@ BUSY = Look(busy=True, unanswered=0, full=False)
 
 
 class Waiting:
-    """One who waits since before pass 1, in a domain that is told about by hand."""
+    """One who waits since before pass 1, in a domain that is told about by hand; before pass n, look n was complete."""
 
-    def __init__(self, after: int = 0) -> None:
+    def __init__(self, look: int = 1) -> None:
         self.reports: list[pb.SettleReport] = []
         self.settlers = Settlers()
         self.books = EngineCounters()
         self.passes = 0
-        self.settlers.start("me", 7, after, self.books, self.reports.append)
+        self.settlers.start("me", 7, look, self.books, self.reports.append)
 
     def passed(self, look: Look = QUIET, **found: int) -> bool:
         self.passes += 1
         fields = dict.fromkeys(PassReport.__slots__, 0) | found | {"number": self.passes}
-        self.settlers.passed(PassReport(**fields), self.books, look)
+        self.settlers.passed(PassReport(**fields), self.books, look, self.passes)
         return bool(self.reports)
 
     def answered(self, look: Look = QUIET) -> bool:
@@ -40,8 +40,8 @@ def test_a_pass_that_found_nothing_is_the_answer() -> None:
     assert len(waiting.settlers) == 0
 
 
-def test_a_pass_that_began_before_the_request_does_not_count() -> None:
-    waiting = Waiting(after=1)
+def test_a_pass_that_began_before_all_clients_had_looked_does_not_count() -> None:
+    waiting = Waiting(look=2)
     assert not waiting.passed()
     assert waiting.passed()
 
@@ -117,8 +117,8 @@ def test_no_room_is_not_settled() -> None:
 def test_several_wait_and_each_may_stop() -> None:
     waiting = Waiting()
     others: list[pb.SettleReport] = []
-    waiting.settlers.start("you", 8, 1, waiting.books, others.append)
-    waiting.settlers.start("them", 9, 0, waiting.books, others.append)
+    waiting.settlers.start("you", 8, 2, waiting.books, others.append)
+    waiting.settlers.start("them", 9, 1, waiting.books, others.append)
     waiting.settlers.stop("them")
     assert waiting.passed()
     assert others == []

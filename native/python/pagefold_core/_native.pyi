@@ -96,6 +96,7 @@ class Space:
         window_pages: int = 256,
         window_micros: int = 500,
         disabled: Sequence[str] = (),
+        tracker: Literal["pagemap", "checksum"] = "checksum",
     ) -> None:
         """Makes the space and, unless the tier is "off", its userfaultfd.
 
@@ -107,9 +108,11 @@ class Space:
             window_pages: most pages in one window.
             window_micros: after so many microseconds a window takes up no further page.
             disabled: see `probe`.
+            tracker: "pagemap": owned pages that were written are found by looking, with a second userfaultfd. In tier
+                "off" it does nothing.
 
         Raises:
-            OSError: the tier cannot be had here.
+            OSError: the tier or the tracker cannot be had here.
         """
 
     @property
@@ -174,8 +177,13 @@ class Space:
     def switched(self, segment: int, first: int, count: int) -> int:
         """How many pages of a run map a frame or the zero page, or were copied from there: not owned."""
 
-    def harvest(self) -> int:
-        """Finds merged pages that were written, and journals them as Copied. Returns how many."""
+    def harvest(self, all: bool = True) -> int:
+        """Finds pages that were written; returns how many. Journals merged ones as Copied, watched ones as Written.
+
+        With all=False only in views whose time has come: those in which nothing was found are looked at less often, and
+        so are those that are large, or so hot that to protect their pages again would cost the program more than 1 % of
+        a core.
+        """
 
     def freed(self) -> list[tuple[int, int, int]]:
         """Takes the extents (segment, first, pages) of blocks that died since the last call."""
@@ -191,8 +199,7 @@ class Space:
     def wait(self, doorbell: Doorbell, poll_seconds: float, timeout_seconds: float) -> Literal["rung", "news", "idle"]:
         """Waits without the GIL: for the doorbell ("rung"), for events or freed blocks ("news"), or in vain ("idle").
 
-        Looks for copied pages (a harvest) after `poll_seconds`, then ever more rarely while there are none, but
-        at least once in 8 x poll_seconds.
+        Looks for written pages meanwhile (`harvest(all=False)`), as a rule every `poll_seconds`.
         """
 
     def before_fork(self) -> None:

@@ -79,8 +79,9 @@ impl Events {
 #[pymethods]
 impl Space {
     #[new]
-    #[pyo3(signature = (tier, lease, budget, window_pages = 256, window_micros = 500, disabled = Vec::new()))]
+    #[pyo3(signature = (tier, lease, budget, window_pages = 256, window_micros = 500, disabled = Vec::new(), tracker = "checksum"))]
     #[expect(clippy::needless_pass_by_value, reason = "PyO3 extracts owned values")]
+    #[expect(clippy::too_many_arguments, reason = "Python passes most of them by name, or not at all")]
     fn new(
         py: Python<'_>,
         tier: &str,
@@ -89,6 +90,7 @@ impl Space {
         window_pages: usize,
         window_micros: u64,
         disabled: Vec<String>,
+        tracker: &str,
     ) -> PyResult<Space> {
         let off = |name: &str| disabled.iter().any(|d| d == name);
         let (tier, scope) = match tier {
@@ -97,6 +99,17 @@ impl Space {
             "off" => ("off", None),
             other => return Err(PyValueError::new_err(format!("tier {other:?}: it is \"uffd\", \"user\" or \"off\""))),
         };
+        let track = match tracker {
+            "pagemap" => true,
+            "checksum" => false,
+            other => {
+                return Err(PyValueError::new_err(format!("tracker {other:?}: it is \"pagemap\" or \"checksum\"")));
+            }
+        };
+        if track && ["wp_async", "pagemap_scan"].into_iter().any(off) {
+            let disabled = std::io::Error::from_raw_os_error(libc::ENOSYS);
+            return Err(Error::System("tracking writes is disabled by request", disabled).into());
+        }
         if off(tier) {
             let disabled = std::io::Error::from_raw_os_error(libc::ENOSYS);
             return Err(Error::System("userfaultfd is disabled by request", disabled).into());
@@ -108,6 +121,7 @@ impl Space {
             window_time: Duration::from_micros(window_micros),
             unpopulated: !off("wp_unpopulated"),
             pagemap_scan: !off("pagemap_scan"),
+            track,
         };
         let space = py.detach(|| space::Space::new(take(lease, "the lease")?, &options))?;
         Ok(Space { space, tier })
@@ -180,8 +194,9 @@ impl Space {
         Ok(py.detach(|| self.space.switched(segment, Run { first, count }))?)
     }
 
-    fn harvest(&self, py: Python<'_>) -> PyResult<usize> {
-        Ok(py.detach(|| self.space.harvest())?)
+    #[pyo3(signature = (all = true))]
+    fn harvest(&self, py: Python<'_>, all: bool) -> PyResult<usize> {
+        Ok(py.detach(|| self.space.harvest(all))?)
     }
 
     fn freed(&self) -> Vec<(u32, usize, usize)> {

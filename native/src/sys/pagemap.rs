@@ -12,6 +12,9 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
 const PAGEMAP_SCAN: libc::c_ulong = 0xC060_6610;
+const PM_SCAN_WP_MATCHING: u64 = 1 << 0;
+const PAGE_IS_WPALLOWED: u64 = 1 << 0;
+const PAGE_IS_WRITTEN: u64 = 1 << 1;
 const PAGE_IS_FILE: u64 = 1 << 2;
 const PAGE_IS_PRESENT: u64 = 1 << 3;
 const PAGE_IS_SWAPPED: u64 = 1 << 4;
@@ -30,7 +33,7 @@ struct Region {
 }
 
 #[repr(C)]
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 struct ScanArgument {
     size: u64,
     flags: u64,
@@ -96,13 +99,43 @@ impl Pagemap {
         }
     }
 
+    /// Which of `pages` pages from `address` on were written since the last such question, where an asynchronous
+    /// userfaultfd is registered; protects them, so that the next question finds what is written from now on.
+    ///
+    /// Pages that were never touched are not among them, and stay unprotected: to touch one is to write it.
+    pub fn written(&self, address: usize, pages: usize) -> io::Result<Vec<Run>> {
+        let query = ScanArgument {
+            flags: PM_SCAN_WP_MATCHING,
+            category_mask: PAGE_IS_WPALLOWED | PAGE_IS_WRITTEN,
+            // Without this, untouched pages count as written where their page table is there.
+            category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+            return_mask: PAGE_IS_WRITTEN,
+            ..ScanArgument::default()
+        };
+        self.scan(address, pages, query)
+    }
+
     fn scan_ranges(&self, address: usize, pages: usize, zero: ZeroPage) -> io::Result<Vec<Run>> {
-        let mut regions = [Region::default(); 512]; // never empty: an empty vector has crashed kernels
-        let end = (address + pages * page_size()) as u64;
         let others = match zero {
             ZeroPage::IsCopy => PAGE_IS_FILE,
             ZeroPage::IsNone => PAGE_IS_FILE | PAGE_IS_PFNZERO,
         };
+        let query = ScanArgument {
+            // neither a file's page nor (as a rule) the zero page ...
+            category_inverted: others,
+            category_mask: others,
+            // ... but there. A page that is being migrated counts as swapped, and so does one that a window
+            // protects and that was never touched.
+            category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+            return_mask: PAGE_IS_PRESENT,
+            ..ScanArgument::default()
+        };
+        self.scan(address, pages, query)
+    }
+
+    fn scan(&self, address: usize, pages: usize, query: ScanArgument) -> io::Result<Vec<Run>> {
+        let mut regions = [Region::default(); 512]; // never empty: an empty vector has crashed kernels
+        let end = (address + pages * page_size()) as u64;
         let mut start = address as u64;
         let mut runs: Vec<Run> = Vec::new();
         while start < end {
@@ -112,17 +145,10 @@ impl Pagemap {
                 end,
                 vec: regions.as_mut_ptr() as u64,
                 vec_len: regions.len() as u64,
-                // neither a file's page nor (as a rule) the zero page ...
-                category_inverted: others,
-                category_mask: others,
-                // ... but there. A page that is being migrated counts as swapped, and so does one that a window
-                // protects and that was never touched.
-                category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
-                return_mask: PAGE_IS_PRESENT,
-                ..ScanArgument::default()
+                ..query
             };
             // SAFETY: the argument is the structure that the number encodes, and its vector is `regions`, of just that
-            // length, alive for the call. Flags are 0: nothing is changed.
+            // length, alive for the call. What flags may change is protection that the kernel takes off by itself.
             let found = check(unsafe { libc::ioctl(self.file.as_raw_fd(), PAGEMAP_SCAN as _, &mut argument) })?;
             for region in &regions[..found as usize] {
                 let first = (region.start as usize - address) / page_size();

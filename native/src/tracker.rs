@@ -1,0 +1,133 @@
+//! The tracker: which owned pages the program has written since the last look.
+//!
+//! A userfaultfd of its own, in asynchronous mode: the kernel takes protection off by itself at the first write, and the
+//! look (PAGEMAP_SCAN) finds what has none and protects it again. One mapping takes one userfaultfd, so a window lets its
+//! span go from here first; what stays owned is watched again at the next look, and counts as written by then.
+//!
+//! ```text
+//!   watched    -- window, or a new mapping -->  not watched
+//!      ^                                             |
+//!      '-- the next look: registered, protected, reported as "may have been written" --'
+//! ```
+//!
+//! A page without an entry in the page table was not written since the last look: to write it makes one. (Reclaim can take
+//! the entry of a written page away before it was seen, where there is swap. Then the server keeps an old digest of it, and
+//! that page is not found or is declined, until it is written again.)
+
+use crate::bits::Bits;
+use crate::error::{Error, Result};
+use crate::journal::{Event, Journal, Kind};
+use crate::page::{Run, bytes, pieces};
+use crate::sys::pagemap::Pagemap;
+use crate::sys::uffd::{FEATURE_WP, FEATURE_WP_ASYNC, FEATURE_WP_SHMEM, FEATURE_WP_UNPOPULATED, Scope, Uffd};
+use crate::view::View;
+
+/// `detail` of a Written event: written, as far as the kernel can tell.
+const WAS: u32 = 0;
+/// `detail` of a Written event: it was not watched for a while.
+const MAY_HAVE_BEEN: u32 = 1;
+/// `detail` of a Written event: it is a hole now.
+const GIVEN_BACK: u32 = 2;
+
+/// The tracker's half of the kernel's state.
+pub struct Tracker {
+    uffd: Uffd,
+}
+
+impl Tracker {
+    /// Opens it. After a fork the child must not use it.
+    pub fn open(scope: Scope) -> Result<Tracker> {
+        // WP_UNPOPULATED: the kernel does not take asynchronous protection of shared memory without it.
+        let wanted = FEATURE_WP | FEATURE_WP_SHMEM | FEATURE_WP_ASYNC | FEATURE_WP_UNPOPULATED;
+        let (uffd, _) = Uffd::open(scope, wanted).map_err(|e| Error::System("userfaultfd", e))?;
+        if [FEATURE_WP_SHMEM, FEATURE_WP_ASYNC, FEATURE_WP_UNPOPULATED].iter().all(|feature| uffd.has(*feature)) {
+            Ok(Tracker { uffd })
+        } else {
+            let absent = std::io::Error::from_raw_os_error(libc::ENOSYS);
+            Err(Error::System("this kernel cannot track writes (Linux 6.7 can)", absent))
+        }
+    }
+
+    /// Watches a view from its beginning on.
+    pub fn watch_new(&self, view: &mut View) {
+        let whole = Run { first: 0, count: view.table.pages() };
+        view.table.begin_to_watch();
+        view.traces = Traces::new(whole.count);
+        if self.uffd.register(view.address(0), bytes(whole.count)).is_err() {
+            view.table.set_unwatched(whole); // the next look tries again
+        }
+    }
+
+    /// Lets a span go, for a window. Should the kernel refuse, the window will not open.
+    pub fn let_go(&self, view: &mut View, span: Run) {
+        let _ = self.uffd.unregister(view.address(span.first), bytes(span.count));
+        view.table.set_unwatched(span);
+    }
+
+    /// Looks, and writes down what it finds. How many pages that were watched were written, and how many of those had been
+    /// written before the last look too: protecting them was in vain, and cost their writers a fault each.
+    pub fn look(
+        &self,
+        pagemap: &Pagemap,
+        journal: &mut Journal,
+        number: u32,
+        view: &mut View,
+    ) -> Result<(usize, usize)> {
+        if view.table.unwatched() > 0 {
+            self.watch_again(pagemap, journal, number, view)?;
+        }
+        let found = pagemap
+            .written(view.address(0), view.table.pages())
+            .map_err(|e| Error::System("looking for written pages", e))?;
+        let in_vain = found.iter().map(|run| view.traces.hot.count(*run)).sum();
+        view.traces.hot.clear();
+        for run in &found {
+            view.traces.hot.insert(*run);
+            view.traces.told.insert(*run);
+            journal.push(Event { detail: WAS, ..Event::new(Kind::Written, number, *run) });
+        }
+        Ok((found.iter().map(|run| run.count).sum(), in_vain))
+    }
+
+    fn watch_again(&self, pagemap: &Pagemap, journal: &mut Journal, number: u32, view: &mut View) -> Result<()> {
+        let whole = Run { first: 0, count: view.table.pages() };
+        let mut lost = Vec::new();
+        pieces(whole, |page| view.table.is_unwatched(page), |run, is| lost.extend(is.then_some(run)));
+        for run in lost {
+            // Protected before it is reported, so what is written later is found by a later look. If it cannot be watched
+            // (out of mappings), it is reported again at every look.
+            if self.uffd.register(view.address(run.first), bytes(run.count)).is_ok() {
+                pagemap
+                    .written(view.address(run.first), run.count)
+                    .map_err(|e| Error::System("looking for written pages", e))?;
+                view.table.set_watched(run);
+            }
+            view.traces.told.insert(run);
+            journal.push(Event { detail: MAY_HAVE_BEEN, ..Event::new(Kind::Written, number, run) });
+        }
+        Ok(())
+    }
+}
+
+/// What is known of the writes to a view. Two bits a page.
+pub struct Traces {
+    /// Found written by the last look.
+    pub hot: Bits,
+    /// Reported at least once since it was given back: the server may know a digest of it.
+    pub told: Bits,
+}
+
+impl Traces {
+    /// Nothing, of so many pages.
+    pub fn new(pages: usize) -> Traces {
+        Traces { hot: Bits::new(pages), told: Bits::new(pages) }
+    }
+
+    /// Owned pages were given back: what was reported of them is not so any more.
+    pub fn forget(&mut self, journal: &mut Journal, number: u32, run: Run) {
+        if self.told.remove(run) > 0 {
+            journal.push(Event { detail: GIVEN_BACK, ..Event::new(Kind::Written, number, run) });
+        }
+        self.hot.remove(run);
+    }
+}
