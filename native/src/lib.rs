@@ -1,14 +1,16 @@
-//! The native half of pagefold: everything that touches the address space of a client.
+//! The native half of pagefold: everything that touches the address space of a client, and the server's engine.
 //!
 //! The ladder, each step knowing only those before it:
 //! `page` (sizes and runs) -> `sys` (every system call) -> `freed`, `histogram`, `journal`, `states` (pure books)
 //! -> `pool`, `view`, `window` -> `merge`, `adopt`, `thaw` -> `space` -> `py`.
+//! `engine` stands beside it, on `page` and `sys` alone, and has a ladder of its own.
 //!
 //! What this crate keeps true: a page is switched to a frame only while writes to it are held and the bytes are
 //! equal (I2), a window ends on every path (I8), and no number that a caller passes can change what a page reads.
-//! Which pages to merge, and when, is not decided here.
+//! Which pages to merge is decided in `engine`; when, in neither.
 
 pub mod bits;
+pub mod engine;
 pub mod error;
 pub mod freed;
 pub mod histogram;

@@ -27,6 +27,7 @@ from pagefold_server._fallocate import punch_hole
 from pagefold_server.pool_file import PoolFile
 
 PAGE: Final = mmap.PAGESIZE
+MOST_FRAMES: Final = 1 << 26
 
 # What a frame number is doing. A byte each.
 _FREE: Final = 0
@@ -50,7 +51,7 @@ class Pool(PoolFile):
         OSError: the object cannot be made.
     """
 
-    def __init__(self, uid: int, limit: int = 1 << 26) -> None:
+    def __init__(self, uid: int, limit: int = MOST_FRAMES) -> None:
         super().__init__(uid)
         self._limit = limit
         self._use = bytearray()

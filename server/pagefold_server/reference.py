@@ -47,6 +47,7 @@ from pagefold_server.tables import (
 _CHUNK: Final = 64  # pages read with one call
 _ZEROS: Final = bytes(PAGE)
 _GAP: Final = 4  # tracked pages so far apart are still read with one call
+_GAP_KEPT: Final = 8  # pages without a frame that a run is kept room for
 _PROPOSAL_COST: Final = 8  # what a proposal takes, in pages digested (measured: 4 to 20)
 _FORGIVENESS: Final = 256  # passes after which every page is forgiven one break
 
@@ -313,7 +314,7 @@ class ReferenceEngine(Books):
             return
         try:
             # M1: nobody can change this copy any more.
-            frame = self._frames.create(digest, content, _near(table, page, other, twin))
+            frame = self._frames.create(digest, content, self._near(table, page, other, twin))
         except OSError as error:  # no room for frames: both stay as they are
             self._refusal = error
             if table.tracked:
@@ -326,6 +327,24 @@ class ReferenceEngine(Books):
         self._propose(other_book, other, twin, frame)
         self._propose(book, table, page, frame)
         current.proposed += 2
+
+    def _near(self, table: PageTable, page: int, other: PageTable, twin: int) -> int:
+        """The frame that would continue the run before either page, -1 if there is none (M2).
+
+        Neighbouring pages get neighbouring frames, for a run of both is one mapping. A run may have gaps: pages without
+        a frame, that become mergeable later perhaps. Behind a gap, as many frames are left out as it has pages, so that
+        they fit in between then, and the run is one. To bound what is left out to half of all numbers, that is done
+        only if as many frames before the gap are in use, and for no more than `_GAP_KEPT` pages; otherwise the
+        frame follows the last one. The page's own neighbours come first, then those of its twin.
+        """
+        for pages, number in ((table, page), (other, twin)):
+            for gap in range(min(_GAP_KEPT + 1, number)):
+                before = number - gap - 1
+                if pages.states[before] in (QUEUED, PROPOSED, MERGED) and pages.frames[before] >= 0:
+                    frame = pages.frames[before]
+                    filled = gap <= frame + 1 and all(self._frames.users(frame - n) for n in range(gap))
+                    return frame + 1 + (gap if filled else 0)
+        return -1
 
     def _replace(self, current: _Pass, other: PageTable, twin: int, table: PageTable, page: int) -> None:
         """This page takes the place of another one."""
@@ -366,7 +385,8 @@ class ReferenceEngine(Books):
         if self._pass is None:
             tables = [table for book in self._clients.values() if book.listening for table in book.segments.values()]
             return sum(table.count_flag(PENDING) if table.tracked else table.counts[OWNED] for table in tables)
-        return sum(table.count_flag(READING) if table.tracked else table.counts[OWNED] for table in self._ahead)
+        tables = [table for table in self._ahead if self._can_be_scanned(table)]
+        return sum(table.count_flag(READING) if table.tracked else table.counts[OWNED] for table in tables)
 
     def _count_pending(self) -> int:
         """Tracked pages that became due for reading after the pass began."""
@@ -417,14 +437,6 @@ class ReferenceEngine(Books):
         assert current is not None or not (untracked or self._ahead), "something is left of a finished pass"
         for table in self._tables.values():
             assert table.tracked or not table.count_flag(WRITTEN), "an untracked page is flagged as written"
-
-
-def _near(table: PageTable, page: int, other: PageTable, twin: int) -> int:
-    """The frame that would continue the run before either page, -1 if there is none (M2)."""
-    for pages, number in ((table, page), (other, twin)):
-        if number and pages.states[number - 1] in (QUEUED, PROPOSED, MERGED) and pages.frames[number - 1] >= 0:
-            return pages.frames[number - 1] + 1
-    return -1
 
 
 def _next_data(table: PageTable, page: int) -> int | None:

@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     token_file: Path | None = Field(None, description="file with the bearer token that TCP callers must show")
     tls_cert: Path | None = Field(None, description="file with the certificate chain (PEM) for TCP")
     tls_key: Path | None = Field(None, description="file with the certificate's private key (PEM)")
-    engine: Literal["reference"] = Field("reference", description="which engine finds identical pages")
+    engine: Literal["native", "reference"] = Field("native", description="which engine finds identical pages")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least severe messages to log", json_schema_extra=_LIVE
     )

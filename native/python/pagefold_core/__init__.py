@@ -1,6 +1,6 @@
-"""The native half of pagefold: everything that touches the address space.
+"""The native half of pagefold: everything that touches the address space, and the server's engine.
 
-Windows, merge, adopt, discard and harvest, with the GIL released throughout. This package takes numbers and
+Windows, merge, adopt, discard and harvest; the scan and its books; with the GIL released throughout. This package takes numbers and
 file descriptors; names, defaults and policy live in `pagefold` and `pagefold_server`. The manual is `_native.pyi`.
 """
 
@@ -9,6 +9,7 @@ from pagefold_core._native import (
     Block,
     Counts,
     Doorbell,
+    Engine,
     Events,
     Features,
     Space,
@@ -21,6 +22,7 @@ __all__ = [
     "Block",
     "Counts",
     "Doorbell",
+    "Engine",
     "Events",
     "Features",
     "Space",

@@ -278,3 +278,76 @@ class Doorbell:
     def ring(self) -> bool: ...
     def wait(self, timeout_seconds: float) -> bool:
         """True if it rang. Takes the ring."""
+
+@final
+class Engine:
+    """One domain's page tables, digests, trees and frames: what `pagefold_server.native` makes an engine of.
+
+    The methods are those of `Engine` in `pagefold_server.engine`, with columns and tuples for its classes; what each
+    promises is said there. Calls take turns. Clients and segments are the caller's numbers, and one that is not known
+    is a `KeyError`.
+    """
+
+    def __init__(self, pool: int, seed: int, limit: int) -> None:
+        """An engine without clients.
+
+        Args:
+            pool: descriptor of an empty shared-memory object, open for reading and writing. It is duplicated, and
+                nobody else writes to the object.
+            seed: of the digests (XXH3-64).
+            limit: most frames, used or not.
+        """
+
+    def configure(
+        self, use_zero_pages: bool, max_page_sharing: int, smart_scan: bool, max_outstanding: int
+    ) -> None: ...
+    def add_client(self, client: int) -> None:
+        """Raises `ValueError` if the number is taken."""
+
+    def add_segment(self, client: int, segment: int, fd: int, pages: int, tracked: bool) -> None:
+        """Makes a segment part of the scan; duplicates `fd`.
+
+        Raises:
+            ValueError: the number is taken, the client has departed, or there are no pages.
+            OverflowError: the segments of an engine would have more than 2**32 pages together.
+        """
+
+    def drop_segment(self, client: int, segment: int) -> bool: ...
+    def depart_client(self, client: int) -> None: ...
+    def remove_client(self, client: int) -> None: ...
+    def apply(
+        self,
+        client: int,
+        kind: Sequence[int],
+        segment: Sequence[int],
+        first: Sequence[int],
+        count: Sequence[int],
+        pool: Sequence[int],
+        frame: Sequence[int],
+        detail: Sequence[int],
+    ) -> str | None:
+        """Books events. Returns what is wrong with the first that does not fit; it and the rest are not booked."""
+
+    def take(self, client: int, pages: int) -> tuple[list[tuple[int, int, int, int]], list[tuple[int, int, int]], bool]:
+        """Merges, adopts, and whether there is more."""
+
+    def queued(self) -> list[int]: ...
+    def outstanding(self) -> int: ...
+    def scan(self, pages: int, threads: int) -> tuple[int, tuple[int, int, int, int, int, int, int, int] | None]:
+        """Pages visited, and the fields of `PassReport` if a pass has ended."""
+
+    def remaining(self) -> int: ...
+    def refusal(self) -> int | None:
+        """The errno for which there was no room for a frame, if so, since this was asked last."""
+
+    def flush(self) -> None: ...
+    def unmerge(self, on: bool) -> None: ...
+    def counters(self) -> dict[str, int]:
+        """The fields of `EngineCounters`."""
+
+    def segment_counts(self, client: int, segment: int) -> tuple[int, int, int, int]: ...
+    def merged_pages(self, client: int) -> tuple[int, int]: ...
+    def frames(self) -> list[int]:
+        """Numbers of the frames in use, in order."""
+
+    def check(self) -> None: ...

@@ -4,6 +4,7 @@
 
 mod block;
 mod doorbell;
+mod engine;
 mod features;
 mod space;
 
@@ -32,6 +33,8 @@ mod _native {
     use super::block::Block;
     #[pymodule_export]
     use super::doorbell::Doorbell;
+    #[pymodule_export]
+    use super::engine::Engine;
     #[pymodule_export]
     use super::features::{Features, probe};
     #[pymodule_export]

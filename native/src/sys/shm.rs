@@ -1,7 +1,7 @@
 //! Shared-memory objects, seen through their descriptors: size, holes, room.
 
 use super::{check, retry};
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// The object's size in bytes.
@@ -22,15 +22,46 @@ pub fn punch(object: BorrowedFd<'_>, offset: usize, bytes: usize) -> io::Result<
     retry(|| check(unsafe { libc::fallocate(object.as_raw_fd(), mode, offset as _, bytes as _) }).map(drop))
 }
 
-/// Whether the page at `offset` has memory, and is no hole.
-pub fn is_data(object: BorrowedFd<'_>, offset: usize) -> io::Result<bool> {
+/// Sets the object's size; what is added is a hole.
+pub fn resize(object: BorrowedFd<'_>, bytes: usize) -> io::Result<()> {
+    // SAFETY: no memory of ours is passed. That nobody maps what would be cut off is the caller's business.
+    retry(|| check(unsafe { libc::ftruncate(object.as_raw_fd(), bytes as libc::off_t) }).map(drop))
+}
+
+/// Where the first memory is from `offset` on, None if there is nothing but a hole up to the end. Touches nothing.
+pub fn next_data(object: BorrowedFd<'_>, offset: usize) -> io::Result<Option<usize>> {
     // SAFETY: no memory of ours is passed. The file offset that this moves is used by nobody: reads and writes name theirs.
     let found = unsafe { libc::lseek(object.as_raw_fd(), offset as libc::off_t, libc::SEEK_DATA) };
     if found >= 0 {
-        return Ok(found as usize == offset);
+        return Ok(Some(found as usize));
     }
     match io::Error::last_os_error() {
-        error if error.raw_os_error() == Some(libc::ENXIO) => Ok(false), // nothing but a hole up to the end
+        error if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
         error => Err(error),
     }
+}
+
+/// Whether the page at `offset` has memory, and is no hole.
+pub fn is_data(object: BorrowedFd<'_>, offset: usize) -> io::Result<bool> {
+    Ok(next_data(object, offset)? == Some(offset))
+}
+
+/// Reads at `offset` without touching holes. Returns how many bytes: fewer at the end of the object.
+pub fn read(object: BorrowedFd<'_>, buffer: &mut [u8], offset: usize) -> io::Result<usize> {
+    let (data, length) = (buffer.as_mut_ptr().cast(), buffer.len());
+    retry(|| {
+        // SAFETY: the kernel writes at most `length` bytes to `data`, which is a live, exclusive buffer of that length.
+        let done = unsafe { libc::pread(object.as_raw_fd(), data, length, offset as libc::off_t) };
+        usize::try_from(done).map_err(|_| io::Error::last_os_error())
+    })
+}
+
+/// Writes at most 1024 slices one behind the other from `offset` on. Returns how many bytes: fewer when memory runs out.
+pub fn write(object: BorrowedFd<'_>, slices: &[IoSlice<'_>], offset: usize) -> io::Result<usize> {
+    let count = slices.len() as libc::c_int;
+    retry(|| {
+        // SAFETY: IoSlice is an iovec by its documentation; the kernel reads the slices, which outlive the call.
+        let done = unsafe { libc::pwritev(object.as_raw_fd(), slices.as_ptr().cast(), count, offset as libc::off_t) };
+        usize::try_from(done).map_err(|_| io::Error::last_os_error())
+    })
 }

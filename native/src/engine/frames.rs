@@ -1,0 +1,149 @@
+//! The frames of a domain: who uses them, and the stable tree by which they are found.
+//!
+//! A frame has references (pages that map it, or are copies of it) and reservations (proposals that name it). It leaves
+//! tree and store with the last of both (I1, I3).
+
+use super::allocator::reserve;
+use super::stable::Stable;
+use super::store::Store;
+use std::collections::HashMap;
+use std::io;
+
+/// See the head of this file. Columns by frame number, 16 bytes each.
+pub struct Frames {
+    pub store: Store,
+    stable: Stable,
+    digests: Vec<u64>,
+    references: Vec<u32>,
+    reservations: Vec<u32>,
+    /// Frames with a reference.
+    pub shared: usize,
+}
+
+impl Frames {
+    pub fn new(store: Store) -> Frames {
+        Frames {
+            store,
+            stable: Stable::default(),
+            digests: Vec::new(),
+            references: Vec::new(),
+            reservations: Vec::new(),
+            shared: 0,
+        }
+    }
+
+    /// Makes a frame that nobody uses yet, and whose bytes are still to be written: reserve it, and write it before
+    /// anybody hears of it.
+    pub fn create(&mut self, digest: u64, near: Option<u32>) -> io::Result<u32> {
+        let frame = self.store.allocate(near)?;
+        let number = frame as usize;
+        if number >= self.digests.len() {
+            let more = number + 1 - self.digests.len();
+            reserve(&mut self.digests, more);
+            reserve(&mut self.references, more);
+            reserve(&mut self.reservations, more);
+            self.digests.resize(number + 1, 0);
+            self.references.resize(number + 1, 0);
+            self.reservations.resize(number + 1, 0);
+        }
+        self.digests[number] = digest;
+        self.stable.insert(digest, frame, &self.digests);
+        Ok(frame)
+    }
+
+    /// The oldest frame with this digest that serves fewer than `most` pages.
+    pub fn find(&mut self, digest: u64, most: u32) -> Option<u32> {
+        let (references, reservations) = (&self.references, &self.reservations);
+        let users = |frame: u32| references[frame as usize] + reservations[frame as usize];
+        self.stable.find(digest, &self.digests, |frame| users(frame) < most)
+    }
+
+    /// The digest of a frame, or what it was before the frame was released.
+    pub fn digest(&self, frame: u32) -> u64 {
+        self.digests[frame as usize]
+    }
+
+    /// References and reservations together.
+    pub fn users(&self, frame: u32) -> u32 {
+        let number = frame as usize;
+        if number < self.digests.len() { self.references[number] + self.reservations[number] } else { 0 }
+    }
+
+    /// A proposal names the frame (M1).
+    pub fn reserve(&mut self, frame: u32) {
+        self.reservations[frame as usize] += 1;
+    }
+
+    /// A proposal came to nothing.
+    pub fn cancel(&mut self, frame: u32) {
+        self.reservations[frame as usize] -= 1;
+        self.release_unused(frame);
+    }
+
+    /// A proposal was carried out: its reservation becomes a reference (M8).
+    pub fn commit(&mut self, frame: u32) {
+        let number = frame as usize;
+        self.reservations[number] -= 1;
+        self.shared += usize::from(self.references[number] == 0);
+        self.references[number] += 1;
+    }
+
+    /// A mapping of the frame is proven gone.
+    pub fn drop_reference(&mut self, frame: u32) {
+        let number = frame as usize;
+        self.references[number] -= 1;
+        self.shared -= usize::from(self.references[number] == 0);
+        self.release_unused(frame);
+    }
+
+    fn release_unused(&mut self, frame: u32) {
+        let digest = self.digest(frame);
+        if self.users(frame) == 0 {
+            self.stable.remove(digest, frame);
+            self.store.release(frame);
+        } else {
+            self.stable.has_room_again(digest);
+        }
+    }
+
+    /// What counts as room has changed.
+    pub fn forget_fullness(&mut self) {
+        self.stable.forget_fullness();
+    }
+
+    /// Frames beyond the first of each digest.
+    pub fn duplicates(&self) -> usize {
+        self.stable.duplicates()
+    }
+
+    pub fn bookkeeping_bytes(&self) -> usize {
+        let columns = 8 * self.digests.capacity() + 4 * (self.references.capacity() + self.reservations.capacity());
+        columns + self.stable.bookkeeping_bytes() + self.store.bookkeeping_bytes()
+    }
+
+    /// Compares the books with what the page tables say, by frame: references and reservations.
+    pub fn check(&self, users: &HashMap<u32, (u32, u32)>) -> Result<(), String> {
+        self.store.check()?;
+        self.stable.check(&self.digests)?;
+        let mut in_tree: Vec<u32> = self.stable.iter().map(|(_, frame)| frame).collect();
+        in_tree.sort_unstable();
+        let mut in_use: Vec<u32> = users.keys().copied().collect();
+        in_use.sort_unstable();
+        if in_tree != in_use {
+            return Err("frames of the tree are not those in use".into());
+        }
+        if self.store.used() != in_use {
+            return Err("frames of the pool are not those in use".into());
+        }
+        for frame in 0..self.digests.len() {
+            let counted = users.get(&(frame as u32)).copied().unwrap_or_default();
+            if (self.references[frame], self.reservations[frame]) != counted {
+                return Err(format!("references or reservations of frame {frame}"));
+            }
+        }
+        if self.shared != users.values().filter(|(references, _)| *references > 0).count() {
+            return Err("frames in use miscounted".into());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,52 @@
+//! The engine: one domain's page tables, digests, two trees and frames. The port of `pagefold_server.reference`.
+//!
+//! It makes the decisions that the reference makes, in the same order; a property test compares the two after every
+//! step. What differs is how: pages are digested in chunks, on several threads if so wanted; frames that are founded
+//! within a chunk are written together at its end; and equal digests are taken for equal pages where the reference
+//! compares bytes, for the client compares them anyhow, with writes held (M4).
+//!
+//! ```text
+//!   columns, table, queues, calendar, allocator, stable, places      pure books
+//!   segment, store                                                   a table, an allocator, and their descriptors
+//!   tables, frames, unstable, clients                                all of a kind
+//!   books (events, adopts)                                           what events do to them
+//!   engine (pass, matching, founding), chunk, digest                 the scan
+//!   check                                                            counts everything again
+//! ```
+//!
+//! Nothing here knows of Python. An engine is used by one thread at a time; `py` holds a lock around it.
+
+mod adopts;
+mod allocator;
+mod books;
+mod calendar;
+mod check;
+mod chunk;
+mod clients;
+mod columns;
+mod digest;
+mod error;
+mod events;
+mod founding;
+mod frames;
+mod matching;
+mod pass;
+mod places;
+mod queues;
+mod report;
+mod scan;
+mod segment;
+mod stable;
+mod store;
+mod table;
+mod tables;
+mod unstable;
+
+#[cfg(test)]
+mod tests;
+
+pub use error::{Error, Result, Violation};
+pub use events::Columns;
+pub use queues::Instructions;
+pub use report::{Counters, Options, PassReport, SegmentCounts, Step};
+pub use scan::Engine;
