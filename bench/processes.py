@@ -20,6 +20,7 @@ from machine import cpu_seconds
 from pagefold_proto.v1 import admin_pb2, admin_pb2_grpc
 
 _HERE = Path(__file__).parent
+_ORPHANED = 300  # seconds after which a server ends by itself, should we have been killed
 
 
 class Worker:
@@ -76,8 +77,7 @@ class Server:
     """A pagefold server on a socket of its own, with default settings but for those given."""
 
     def __init__(self, engine: str = "", **settings: object) -> None:
-        if engine:
-            settings["engine"] = engine
+        settings = {"idle_exit_seconds": _ORPHANED, **settings} | ({"engine": engine} if engine else {})
         self._directory = tempfile.TemporaryDirectory(prefix="pagefold-bench-")
         self.address = f"unix:{self._directory.name}/server.sock"
         log = Path(self._directory.name, "log")
