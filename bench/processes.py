@@ -186,7 +186,8 @@ def settled(report: dict[str, Any], **expected: int) -> dict[str, Any]:
 
 def cpu(server: Server | None, crew: Sequence[Worker]) -> float:
     """CPU seconds of server and clients so far."""
-    return sum(cpu_seconds(process.pid) for process in (*([server] if server else []), *crew))
+    pids = [worker.pid for worker in crew] + ([server.pid] if server else [])
+    return sum(map(cpu_seconds, pids))
 
 
 def _environment() -> dict[str, str]:

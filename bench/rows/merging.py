@@ -127,7 +127,9 @@ def _floor(job: _Job, steps: floor.Steps) -> float:
 
 
 def _wall(key: str, title: str, ours: _Took, theirs: _Took | None, at_least: float, target: Target | None) -> Figure:
-    return Figure(f"{key}.wall", f"{title}: until merged", "s", ours.wall, theirs and theirs.wall, at_least, target)
+    return Figure(
+        f"{key}.wall", f"{title}: until merged", "s", ours.wall, theirs.wall if theirs else None, at_least, target
+    )
 
 
 def _cpu(
@@ -139,7 +141,7 @@ def _cpu(
         f"{title}: CPU of everybody, a page saved",
         "us",
         ours.cpu * by_page,
-        theirs and theirs.cpu * by_page,
+        theirs.cpu * by_page if theirs else None,
         at_least * by_page,
         target,
     )

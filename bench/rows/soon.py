@@ -56,7 +56,7 @@ def _measure(plan: Plan, key: str, size: int) -> list[Figure]:
             f"2 x {size // MIB} MiB identical, default settings: until 95 % are saved",
             "s",
             ours.seconds,
-            theirs and theirs.seconds,
+            theirs.seconds if theirs else None,
             pages * steps.merge(2) / 1e6,
             Target(2, "pagefold"),
             pagefold_over=ours.over,
