@@ -92,12 +92,18 @@ class Server:
                 process_group=0,
             )
         os.close(tell)
-        with os.fdopen(ready, "rb") as pipe:
-            if not pipe.read(1):
-                said = log.read_text()[-500:].strip()
+        answers = False
+        try:
+            with os.fdopen(ready, "rb") as pipe:
+                answers = bool(pipe.read(1))
+        finally:  # an interruption too: nobody else would end it
+            if not answers:
+                self._process.terminate()
                 _end(self._process)
+                said = log.read_text()[-500:].strip()
                 self._directory.cleanup()
-                raise RuntimeError(f"the server did not start: {said}")
+        if not answers:
+            raise RuntimeError(f"the server did not start: {said}")
         self.pid = self._process.pid
         self._channel = grpc.insecure_channel(self.address)
         self._stub = admin_pb2_grpc.AdminStub(self._channel)  # type: ignore[no-untyped-call]
