@@ -1,111 +1,164 @@
-"""`make bench`: one table, and the same as JSON in bench/results/.
+"""`make bench`: measures, and shows one table; the same as JSON in bench/results/.
 
-Every figure is the median of several runs; the spread (least to most) stands beside it. Absolute figures are of this
-machine; the ratio to the kernel's KSM, measured in the same run, is what means something elsewhere.
+Every figure is the median of several runs; the spread (least .. most) stands beside it. Absolute figures are of this
+machine; the ratio to the kernel's KSM, measured in the same run, is what means something elsewhere. docs/benchmarks.md
+says what each row measures, and how it is made fair.
+
+Exit codes: 0 every row was measured, whether it reached its target or not; 1 a row failed; 2 usage; 130 interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import signal
-import statistics
+import logging
 import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
+from typing import Any
 
+import interruption
 import ksm
+import machine
+import structlog
+import table
+from figure import Figure, Plan, Row
+from pagefold_server.sweep import sweep
 from rich.console import Console
-from rich.table import Table
-from rows import ROWS, Figure
+from rows import ROWS
 
 _RESULTS = Path(__file__).parent / "results"
+_BEGIN, _END = "<!-- measured: begin -->\n", "<!-- measured: end -->\n"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of it: figures of all runs, and the runs that failed."""
+
+    figures: list[Figure]
+    failed: list[dict[str, Any]]
 
 
 def main() -> int:
-    """Runs what the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=3, help="runs of each row (default 3)")
-    parser.add_argument("--mib", type=int, default=1024, help="MiB of each process that is merged (default 1024)")
+    """Does what the command line asks for."""
+    given = _arguments()
+    console = Console(stderr=True, highlight=False)
+    if given.list:
+        for row in ROWS:
+            print(f"{row.name:14}{row.about}{' (once)' if row.once else ''}")
+        return 0
+    if given.result:
+        result = _merged([json.loads(path.read_text()) for path in given.result])
+    else:
+        interruption.watch()
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))  # of the sweep
+        try:
+            result = _measure(given, console)
+        except KeyboardInterrupt:
+            console.print("interrupted; the kernel's settings are as they were before")
+            return 130
+        finally:
+            sweep()  # names of workers that had to be killed
+        path = given.json or _RESULTS / f"{datetime.now(UTC):%Y%m%d-%H%M%S}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=2) + "\n")
+        console.print(f"as JSON: {path}")
+    table.show(result["rows"], result["failed"], Console(width=None if sys.stdout.isatty() else 180))
+    if given.markdown:
+        _write_markdown(given.markdown, result)
+    return 1 if result["failed"] else 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=_rows, default=ROWS, metavar="NAME[,NAME]", help="only these; see --list")
+    parser.add_argument("--list", action="store_true", help="name the rows, and do nothing")
+    parser.add_argument("--runs", type=int, help="runs of each row (3; --quick: 1); rows that --list marks run once")
+    parser.add_argument("--mib", type=int, help="MiB of each process in the largest merge (1024; --quick: 16)")
+    parser.add_argument("--quick", action="store_true", help="small and short: does everything work?")
     parser.add_argument("--no-kernel", action="store_true", help="leave KSM alone")
+    parser.add_argument("--engine", choices=("native", "reference"), default="", help="the server's (its default)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where the result goes (bench/results/TIME.json)")
+    parser.add_argument("--result", type=Path, nargs="+", metavar="FILE", help="measure nothing, show these results")
+    parser.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="write the table there too: between the marks that the file has"
+    )
     given = parser.parse_args()
-    signal.signal(signal.SIGTERM, _interrupt)  # so that KSM is put back then too
-    console = Console(stderr=True)
+    given.runs = given.runs or (1 if given.quick else 3)
+    given.mib = given.mib or (16 if given.quick else 1024)
+    if given.runs < 1 or given.mib < 16 or given.mib % 16:
+        parser.error("--runs is at least 1, --mib a multiple of 16")
+    return given
+
+
+def _rows(names: str) -> Sequence[Row]:
+    known = {row.name: row for row in ROWS}
+    wrong = [name for name in names.split(",") if name not in known]
+    if wrong:
+        raise argparse.ArgumentTypeError(f"{', '.join(wrong)}: no such row; there are {', '.join(known)}")
+    return [known[name] for name in names.split(",")]
+
+
+def _measure(given: argparse.Namespace, console: Console) -> dict[str, Any]:
     refused = "asked to leave it alone" if given.no_kernel else ksm.why_not()
     if refused:
         console.print(f"without the kernel's KSM: {refused}")
-    sizes = {"merge": given.mib << 20, "unique": given.mib << 21}
-    figures: list[Figure] = []
-    try:
-        for row in ROWS:
-            for run in range(given.runs):
-                console.print(f"{row.__name__}, run {run + 1} of {given.runs} ...")
-                figures += row(sizes, not refused)
-    except KeyboardInterrupt:
-        console.print("interrupted; the kernel's settings are as they were")
-        return 130
-    summary = _summarise(figures)
-    _print(summary)
-    _RESULTS.mkdir(exist_ok=True)
-    path = _RESULTS / f"{datetime.now(UTC):%Y%m%d-%H%M%S}.json"
-    machine = {"kernel": platform.release(), "cores": os.cpu_count(), "python": platform.python_version()}
-    path.write_text(json.dumps({"machine": machine, "runs": given.runs, "rows": summary}, indent=2) + "\n")
-    console.print(f"as JSON: {path}")
-    return 0
-
-
-def _summarise(figures: list[Figure]) -> list[dict[str, object]]:
-    names = dict.fromkeys(figure.row for figure in figures)
-    return [_row([figure for figure in figures if figure.row == name]) for name in names]
-
-
-def _row(runs: list[Figure]) -> dict[str, object]:
-    ours = [run.pagefold for run in runs]
-    theirs = [run.kernel for run in runs if run.kernel is not None]
-    ratios = [run.pagefold / run.kernel for run in runs if run.kernel]
+    began = datetime.now(UTC)
+    plan = Plan(mib=given.mib, quick=given.quick, engine=given.engine, kernel=not refused)
+    outcome = Outcome([], [])
+    for row in given.rows:
+        for run in range(1 if row.once else given.runs):
+            kernel = plan.kernel and (run == 0 or not row.kernel_once)
+            _run(row, run, replace(plan, kernel=kernel), outcome, console)
     return {
-        "row": runs[0].row,
-        "unit": runs[0].unit,
-        "pagefold": statistics.median(ours),
-        "pagefold_spread": [min(ours), max(ours)],
-        "kernel": statistics.median(theirs) if theirs else None,
-        "kernel_spread": [min(theirs), max(theirs)] if theirs else None,
-        "ratio": statistics.median(ratios) if ratios else None,
+        "machine": machine.description(),
+        "began": f"{began:%Y-%m-%dT%H:%M:%SZ}",
+        "options": {"mib": given.mib, "quick": given.quick, "engine": given.engine, "runs": given.runs},
+        "without_kernel": refused,
+        "rows": table.summarise(outcome.figures),
+        "failed": outcome.failed,
     }
 
 
-def _print(summary: list[dict[str, object]]) -> None:
-    table = Table(title="pagefold beside the kernel's KSM")
-    for heading in ("", "unit"):
-        table.add_column(heading)
-    for heading in ("pagefold", "spread", "KSM", "spread", "ratio"):
-        table.add_column(heading, justify="right")
-    for row in summary:
-        table.add_row(
-            str(row["row"]),
-            str(row["unit"]),
-            _number(row["pagefold"]),
-            _spread(row["pagefold_spread"]),
-            _number(row["kernel"]),
-            _spread(row["kernel_spread"]),
-            _number(row["ratio"]),
-        )
-    Console(width=140 if not sys.stdout.isatty() else None).print(table)
+def _run(row: Row, run: int, plan: Plan, outcome: Outcome, console: Console) -> None:
+    began = time.monotonic()
+
+    def say(text: str) -> None:
+        console.print(f"{row.name}, run {run + 1}, after {time.monotonic() - began:.0f} s: {text}")
+
+    try:
+        outcome.figures.extend(row.measure(replace(plan, say=say)))
+    except Exception as error:  # the other rows are measured all the same
+        console.print("".join(traceback.format_exception(error)[-3:]), style="red", markup=False)
+        say("FAILED")
+        outcome.failed.append({"row": row.name, "run": run + 1, "error": f"{type(error).__name__}: {error}"})
+    else:
+        say("done")
 
 
-def _number(value: object) -> str:
-    return f"{value:,.3g}" if isinstance(value, float) and value < 1000 else "-" if value is None else f"{value:,.0f}"
+def _merged(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Results of several calls as one; of a line that is in two of them the later counts."""
+    lines = {line["key"]: line for result in results for line in result["rows"]}
+    failed = [failure for result in results for failure in result["failed"]]
+    return {**results[-1], "rows": list(lines.values()), "failed": failed}
 
 
-def _spread(value: object) -> str:
-    return f"{_number(value[0])} .. {_number(value[1])}" if isinstance(value, list) else "-"
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def _write_markdown(path: Path, result: dict[str, Any]) -> None:
+    where = result["machine"]
+    text = (
+        f"{result['began'][:10]}, Linux {where['kernel']} on {where['architecture']}, {where['cores']} cores, "
+        f"{where['memory_bytes'] / (1 << 30):.0f} GiB, Python {where['python']}; median of {result['options']['runs']} "
+        f"runs (least .. most).\n\n{table.markdown(result['rows'], result['failed'])}"
+    )
+    before = path.read_text() if path.exists() else ""
+    if _BEGIN in before and _END in before:
+        head, tail = before.partition(_BEGIN)[0], before.partition(_END)[2]
+        text = f"{head}{_BEGIN}\n{text}\n{_END}{tail}"
+    path.write_text(text)
 
 
 if __name__ == "__main__":
