@@ -56,6 +56,10 @@ bench: $(STAMP) ## measures, beside the kernel's KSM where it may
 
 stress: $(STAMP) ## the long campaigns
 	$(BIN)/python -m pytest -m stress --timeout=3600 $(ARGS)
+	for engine in native reference; do for tracker in pagemap checksum; do \
+		PAGEFOLD_TEST_ENGINE=$$engine PAGEFOLD_TEST_TRACKER=$$tracker \
+			$(BIN)/python -m pytest -m 'not stress' tests/integration tests/property; \
+	done; done
 
 docs: $(STAMP) ## makes docs/cli.md and docs/configuration.md from the sources
 	$(BIN)/python tools/make_docs.py
@@ -93,6 +97,8 @@ test-rust: $(STAMP)
 
 test-python: $(STAMP) test-rust
 	$(BIN)/python -m pytest -m 'not stress' $(ARGS)
+	PAGEFOLD_TEST_ENGINE=reference PAGEFOLD_TEST_TRACKER=checksum \
+		$(BIN)/python -m pytest -m 'variants and not stress' $(ARGS)
 
 proto-check: $(PROTO_STAMP)
 	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && cd protos && \

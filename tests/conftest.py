@@ -32,6 +32,7 @@ def _has(feature: str) -> bool:
         "uffd": lambda: features.userfaultfd == "full" and features.wp_shmem,
         "user-uffd": lambda: features.userfaultfd != "none" and features.wp_shmem,
         "pagemap_scan": lambda: features.pagemap_scan,
+        "wp_async": lambda: features.wp_async and features.pagemap_scan,
         "root": lambda: os.geteuid() == 0,
         "ksm": lambda: Path("/sys/kernel/mm/ksm/run").exists(),
     }[feature]()

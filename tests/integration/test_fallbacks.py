@@ -10,9 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import kernel
+from support import kernel, variant
 from support.server import Server
 from support.worker import PAGE, Worker
+
+pytestmark = pytest.mark.variants
 
 Work = Callable[..., Worker]
 PAGES = 128
@@ -51,10 +53,21 @@ def test_a_barrier_that_cannot_be_had_is_refused_when_asked_for(work: Work) -> N
 
 
 @pytest.mark.needs("uffd")
+def test_a_tracker_that_cannot_be_had_is_refused_when_asked_for(work: Work) -> None:
+    with pytest.raises(Exception, match=r"Linux 6\.7"):
+        work(env={"PAGEFOLD_DISABLE": "wp_async"}, tracker="pagemap")
+    with pytest.raises(ValueError, match="tracker 'soft-dirty'"):
+        work(tracker="soft-dirty")
+    assert work(env={"PAGEFOLD_TRACKER": "checksum"}).call("stats").tracker == "checksum"
+
+
+@pytest.mark.needs("uffd")
 @pytest.mark.parametrize("absent", ["pagemap_scan", "wp_unpopulated", "pagemap_scan,wp_unpopulated,wp_async"])
 def test_older_kernels_merge_and_break_all_the_same(absent: str, server: Server, work: Work) -> None:
     one, two = sharing(work, env={"PAGEFOLD_DISABLE": absent})
     assert one.call("settle").settled
+    has_tracker = absent == "wp_unpopulated" and not variant.TRACKER
+    assert one.call("stats").tracker == ("pagemap" if has_tracker else "checksum")
     assert one.call("stats").merged_bytes == (PAGES - 1) * PAGE
     assert one.call("stats").zero_bytes == PAGE
     before = two.call("digest", "a")

@@ -19,7 +19,7 @@ from support.server import Server
 from support.waiting import until
 from support.worker import PAGE, Worker, page_of
 
-pytestmark = pytest.mark.needs("uffd")
+pytestmark = [pytest.mark.needs("uffd"), pytest.mark.variants]
 
 PAGES = 256
 Work = Callable[..., Worker]

@@ -18,7 +18,7 @@ from support.server import Server
 from support.waiting import until
 from support.worker import PAGE, Worker
 
-pytestmark = pytest.mark.needs("uffd")
+pytestmark = [pytest.mark.needs("uffd"), pytest.mark.variants]
 
 PAGES = 512
 Work = Callable[..., Worker]

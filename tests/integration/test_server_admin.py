@@ -9,7 +9,7 @@ import grpc
 import pytest
 from pagefold_proto.v1 import admin_pb2 as pb
 from pagefold_proto.v1 import memory_pb2
-from support import kernel
+from support import kernel, variant
 from support.raw import PAGE, Raw, noise, obey, reason
 from support.server import Server
 from support.waiting import until
@@ -62,7 +62,7 @@ def test_everything_is_counted(shared: Server, client: Raw) -> None:
     assert {s.name for s in reply.segments} <= {s.name for s in everything}
 
     status = shared.status()
-    assert (status.pid, status.address, status.engine) == (shared.pid, shared.address, "reference")
+    assert (status.pid, status.address, status.engine) == (shared.pid, shared.address, variant.ENGINE)
     assert (status.run, status.protocol, status.page_size) == (1, 1, PAGE)
     assert status.saved_bytes >= 10 * PAGE
     assert status.pool_bytes >= 8 * PAGE

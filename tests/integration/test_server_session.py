@@ -19,6 +19,8 @@ from support.raw import PAGE, Raw, event, noise, obey, reason
 from support.server import Server
 from support.waiting import until
 
+pytestmark = pytest.mark.variants
+
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:

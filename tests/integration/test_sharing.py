@@ -11,7 +11,7 @@ from support.server import Server
 from support.waiting import until
 from support.worker import PAGE, Worker
 
-pytestmark = pytest.mark.needs("uffd")
+pytestmark = [pytest.mark.needs("uffd"), pytest.mark.variants]
 
 MIB = 1 << 20
 Work = Callable[..., Worker]

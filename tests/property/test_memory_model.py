@@ -19,7 +19,7 @@ from support.server import Server
 from support.waiting import until
 from support.worker import PAGE, Worker, page_of
 
-pytestmark = pytest.mark.needs("uffd")
+pytestmark = [pytest.mark.needs("uffd"), pytest.mark.variants]
 
 SEEDS = st.integers(0, 5)
 WAYS = st.sampled_from(["store", "numpy", "readinto", "recv_into"])

@@ -12,6 +12,8 @@ from types import TracebackType
 import grpc
 from pagefold_proto.v1 import admin_pb2, admin_pb2_grpc
 
+from support import variant
+
 
 class Server:
     """`python -m pagefold_server` on a socket in a directory of its own. Quick by default: tests have no time."""
@@ -21,7 +23,8 @@ class Server:
         self.directory = directory
         self.address = address or f"unix:{directory}/server.sock"
         self.log = directory / "server.log"
-        self.settings = {"cpu_ceiling_percent": 100, "sleep_millisecs": 0, "log_format": "json"} | settings
+        quick = {"cpu_ceiling_percent": 100, "sleep_millisecs": 0, "log_format": "json", "engine": variant.ENGINE}
+        self.settings: dict[str, object] = quick | settings
         self.process: subprocess.Popen[bytes] | None = None
         self._channel: grpc.Channel | None = None
         self.start()

@@ -12,7 +12,7 @@ from support.worker import page_of
 
 PAGE = mmap.PAGESIZE
 
-MERGED, DECLINED, COPIED, RELEASED, NOT_ADOPTED, EXCLUDED, INCLUDED = range(1, 8)
+MERGED, DECLINED, COPIED, RELEASED, NOT_ADOPTED, EXCLUDED, INCLUDED, WRITTEN = range(1, 9)
 CHANGED, BUDGET, PINNED, STATE, FAILED, FORKED = range(1, 7)
 
 
@@ -82,6 +82,7 @@ __all__ = [
     "PINNED",
     "RELEASED",
     "STATE",
+    "WRITTEN",
     "Bench",
     "Doorbell",
     "page_of",

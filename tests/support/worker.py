@@ -17,6 +17,8 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any
 
+from support import variant
+
 PAGE = mmap.PAGESIZE
 
 
@@ -35,7 +37,8 @@ class Worker:
         theirs.close()
         self.connection = Connection(mine.detach())
         try:
-            self.call("connect", address, connect)
+            asked = {} if not variant.TRACKER or "PAGEFOLD_TRACKER" in (env or {}) else {"tracker": variant.TRACKER}
+            self.call("connect", address, asked | connect)
         except BaseException:
             self.kill()
             raise

@@ -1,0 +1,8 @@
+"""Which engine and tracker the tests run with; `make test` runs a part of them a second time with the other two."""
+
+from __future__ import annotations
+
+import os
+
+ENGINE = os.environ.get("PAGEFOLD_TEST_ENGINE", "native")
+TRACKER = os.environ.get("PAGEFOLD_TEST_TRACKER", "")  # empty: what the machine has
