@@ -148,11 +148,12 @@ def _merged(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _write_markdown(path: Path, result: dict[str, Any]) -> None:
-    where = result["machine"]
+    where, runs = result["machine"], sorted({line["runs"] for line in result["rows"]}) or [0]
+    times = f"{runs[0]}" if len(runs) == 1 else f"{runs[0]} to {runs[-1]}"
     text = (
         f"{result['began'][:10]}, Linux {where['kernel']} on {where['architecture']}, {where['cores']} cores, "
-        f"{where['memory_bytes'] / (1 << 30):.0f} GiB, Python {where['python']}; median of {result['options']['runs']} "
-        f"runs (least .. most).\n\n{table.markdown(result['rows'], result['failed'])}"
+        f"{where['memory_bytes'] / (1 << 30):.0f} GiB, Python {where['python']}; median (least .. most) "
+        f"of {times} runs.\n\n{table.markdown(result['rows'], result['failed'])}"
     )
     before = path.read_text() if path.exists() else ""
     if _BEGIN in before and _END in before:
