@@ -8,8 +8,8 @@ use crate::states::State;
 use crate::view::View;
 use std::os::fd::AsFd;
 
-/// Most pages between two looks at the clock; saving one costs about 1 us, mapping it back as much.
-const CLOCK_PAGES: usize = 32;
+/// Most pages between two looks at the clock: saving one costs 1 us, or 10 where the kernel has to find memory first.
+const CLOCK_PAGES: usize = 8;
 
 impl Inner {
     /// Adopts what one window holds of a run. How many pages of the run are dealt with, and how many were adopted.

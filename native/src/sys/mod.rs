@@ -10,6 +10,7 @@ pub mod mmap;
 pub mod pagemap;
 #[cfg(feature = "python")]
 pub mod pybuffer;
+pub mod sched;
 pub mod shm;
 pub mod uffd;
 
