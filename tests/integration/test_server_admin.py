@@ -62,7 +62,7 @@ def test_everything_is_counted(shared: Server, client: Raw) -> None:
     assert {s.name for s in reply.segments} <= {s.name for s in everything}
 
     status = shared.status()
-    assert (status.pid, status.address, status.engine) == (shared.pid, shared.address, "reference")
+    assert (status.pid, status.address, status.engine) == (shared.pid, shared.address, "native")
     assert (status.run, status.protocol, status.page_size) == (1, 1, PAGE)
     assert status.saved_bytes >= 10 * PAGE
     assert status.pool_bytes >= 8 * PAGE

@@ -34,5 +34,6 @@ mod tests {
         }
     }
 
-    const DIGESTS: [(u64, u64); 3] = [(0, 0x7135_ffa5_04f1_bc71), (1, 0x15a6_b456_e8dc_f716), (u64::MAX, 0x039e_b698_c0de_41cb)];
+    const DIGESTS: [(u64, u64); 3] =
+        [(0, 0x7135_ffa5_04f1_bc71), (1, 0x15a6_b456_e8dc_f716), (u64::MAX, 0x039e_b698_c0de_41cb)];
 }

@@ -118,10 +118,11 @@ impl Books {
     fn expect_proposal(&self, event: &Event) -> std::result::Result<(), Violation> {
         self.expect_states(event, State::Proposed.bit())?;
         let table = self.tables.table(event.id);
-        let right = (event.run.first..event.run.end()).zip(event.frame..).all(|(page, frame)| match table.frame(page) {
-            Some(held) => event.pool == POOL && i64::from(held) == frame,
-            None => event.pool == ZERO_POOL,
-        });
+        let right =
+            (event.run.first..event.run.end()).zip(event.frame..).all(|(page, frame)| match table.frame(page) {
+                Some(held) => event.pool == POOL && i64::from(held) == frame,
+                None => event.pool == ZERO_POOL,
+            });
         if right { Ok(()) } else { Err(Violation::Frames(event.run.first as i64, event.run.count as i64)) }
     }
 

@@ -97,8 +97,8 @@ impl Engine {
         let (key, other) = (self.client_of(here.0), self.client_of(twin.0));
         // Writes to a tracked page would have been reported. Any other may have been written since it was read (M1).
         let segment = self.books.tables.segment(twin.0);
-        let stale = !segment.table.tracked
-            && segment.digest_now(twin.1, &self.digester, &mut self.spare) != Some(digest);
+        let stale =
+            !segment.table.tracked && segment.digest_now(twin.1, &self.digester, &mut self.spare) != Some(digest);
         if stale {
             self.replace(current, twin, here);
             return;
@@ -194,7 +194,8 @@ impl Engine {
     fn continued(&self, (id, page): (TableId, usize)) -> Option<u32> {
         let table = self.books.tables.table(id);
         let before = page.saturating_sub(GAP + 1)..page;
-        let (gap, frame) = before.rev().enumerate().find_map(|(gap, page)| Some((gap as u32, table.run_frame(page)?)))?;
+        let (gap, frame) =
+            before.rev().enumerate().find_map(|(gap, page)| Some((gap as u32, table.run_frame(page)?)))?;
         let filled = frame + 1 >= gap && (frame + 1 - gap..=frame).all(|used| self.books.frames.users(used) > 0);
         Some(if filled { frame + gap + 1 } else { frame + 1 })
     }

@@ -46,7 +46,7 @@ impl Merge {
 #[derive(Default)]
 pub struct MergeQueue {
     runs: VecDeque<Merge>,
-    taken: u64,                             // runs that were in front of these: a run's number is this plus its place
+    taken: u64, // runs that were in front of these: a run's number is this plus its place
     ends: HashMap<(TableId, usize), u64>, // the page after a run -> its number
 }
 

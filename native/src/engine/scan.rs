@@ -194,7 +194,10 @@ impl Engine {
             })
         };
         match self.pass {
-            Some(_) => self.ahead.tables.iter().map(|id| count(*id, READING)).sum(),
+            Some(_) => {
+                let ahead = self.ahead.tables.iter().filter(|id| self.can_be_scanned(**id));
+                ahead.map(|id| count(*id, READING)).sum()
+            }
             None => self.scannable().iter().map(|id| count(*id, PENDING)).sum(),
         }
     }

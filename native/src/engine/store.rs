@@ -37,8 +37,7 @@ impl Store {
         let mut written = 0;
         while written < pages.len() {
             // A frame that was written in part is written again, whole: bytes are the same.
-            let slices: Vec<IoSlice<'_>> =
-                pages[written..].iter().map(|page| IoSlice::new(page)).collect();
+            let slices: Vec<IoSlice<'_>> = pages[written..].iter().map(|page| IoSlice::new(page)).collect();
             match shm::write(self.fd.as_fd(), &slices, bytes(first as usize + written)) {
                 Ok(count) if count >= page_size() => written += count / page_size(),
                 // tmpfs takes what fits; that even a page does not is its way to be full.

@@ -121,7 +121,8 @@ impl Unstable {
             if table.state(page) != State::Owned {
                 return Err("a page is listed that cannot be merged".into());
             }
-            if table.digest(page) & UPPER != entry & UPPER || self.find(tables, table.digest(page)) != Some((id, page)) {
+            if table.digest(page) & UPPER != entry & UPPER || self.find(tables, table.digest(page)) != Some((id, page))
+            {
                 return Err("a page is listed under another digest, or two under one".into());
             }
             if table.flags[page] & LISTED == 0 {

@@ -12,6 +12,7 @@ pub mod pagemap;
 pub mod pybuffer;
 pub mod shm;
 pub mod uffd;
+pub mod zeroed;
 
 use std::io;
 

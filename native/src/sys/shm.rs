@@ -61,8 +61,7 @@ pub fn write(object: BorrowedFd<'_>, slices: &[IoSlice<'_>], offset: usize) -> i
     let count = slices.len() as libc::c_int;
     retry(|| {
         // SAFETY: IoSlice is an iovec by its documentation; the kernel reads the slices, which outlive the call.
-        let done =
-            unsafe { libc::pwritev(object.as_raw_fd(), slices.as_ptr().cast(), count, offset as libc::off_t) };
+        let done = unsafe { libc::pwritev(object.as_raw_fd(), slices.as_ptr().cast(), count, offset as libc::off_t) };
         usize::try_from(done).map_err(|_| io::Error::last_os_error())
     })
 }
