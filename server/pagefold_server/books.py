@@ -325,7 +325,7 @@ class Books:
         table.own(first, count)
 
     def _offer(self, frame: int) -> None:
-        """A frame was let go of. If it had been full, there is room now for a page that may be listed for lack of it."""
+        """A frame was let go of. If it had been full, there is room now for a page that is listed for lack of it."""
         if self._frames.users(frame) + 1 != self._options.max_page_sharing:
             return
         found = self._unstable.find(self._frames.digest(frame))

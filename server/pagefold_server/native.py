@@ -1,4 +1,4 @@
-"""The engine in Rust, as the server uses it. What it promises is in `engine`; what it decides, `reference` says in Python.
+"""The engine in Rust, as the server uses it. What it promises is in `engine`, what it decides in `reference`.
 
 It reads, digests and keeps its books with the GIL released, takes 12 bytes a page and some 17 for each page in a tree,
 and allocates the frames of its pool itself.

@@ -28,3 +28,11 @@ pub fn zeroed<T: Number>(count: usize) -> Option<Vec<T>> {
     // them are initialised: zeros are a value of these types, which the trait is sealed to.
     Some(unsafe { Vec::from_raw_parts(memory, count, count) })
 }
+
+/// Bytes of the heap in use, all threads together; for tests that measure.
+#[cfg(all(test, target_env = "gnu"))]
+pub fn heap_in_use() -> usize {
+    // SAFETY: mallinfo2 takes nothing and returns plain numbers.
+    let info = unsafe { libc::mallinfo2() };
+    info.uordblks + info.hblkhd
+}
