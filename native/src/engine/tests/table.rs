@@ -199,10 +199,12 @@ proptest! {
     }
 }
 
+type Spoil = fn(&mut PageTable, Run);
+
 #[test]
 fn the_check_finds_what_is_wrong() {
     let run = Run { first: 1, count: 2 };
-    let wrong: [(&str, fn(&mut PageTable, Run)); 4] = [
+    let wrong: [(&str, Spoil); 4] = [
         ("nothing to adopt", |table, run| table.set_flag(run, ADOPT_QUEUED)),
         ("asked for twice", |table, run| {
             table.hold(run.first, Some(1));
