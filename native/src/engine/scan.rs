@@ -272,6 +272,7 @@ impl Engine {
             backlog: done.backlog + self.count_pending() as u64,
         };
         self.unshared = done.unshared;
+        self.chunks.truncate(1); // those of other threads are a quarter of a megabyte each
         self.scanned += done.visited;
         self.skipped += waiting;
         self.books.unstable.forget_untracked(&mut self.books.tables);

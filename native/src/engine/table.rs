@@ -210,6 +210,16 @@ impl PageTable {
         next_of(&self.states, from, end, states)
     }
 
+    /// The first owned page from here on.
+    pub fn next_owned(&self, from: usize) -> Option<usize> {
+        columns::find_zero(&self.states, from)
+    }
+
+    /// The first page from here on with a flag.
+    pub fn find_flagged(&self, from: usize, end: usize, flags: u8) -> Option<usize> {
+        columns::find_bits(&self.flags, from, end, flags)
+    }
+
     /// The next run of pages with a flag, within `from..end`.
     pub fn next_flagged(&self, from: usize, end: usize, flags: u8) -> Option<Run> {
         next_bits(&self.flags, from, end, flags)
