@@ -1,4 +1,4 @@
-"""The engine in Rust, as the server uses it. What it promises is in `engine`; what it decides, `reference` says in Python.
+"""The engine in Rust, as the server uses it. What it promises is in `engine`, what it decides in `reference`.
 
 It reads, digests and keeps its books with the GIL released, takes 12 bytes a page and some 17 for each page in a tree,
 and allocates the frames of its pool itself.
@@ -70,13 +70,16 @@ class NativeEngine:
         """See `Engine`. The descriptor is duplicated; the scan comes to the segment in the next pass.
 
         Raises:
-            LimitReached: the segments of one domain would have more than 2**32 pages together.
+            LimitReached: the segments of one domain would have more than 2**32 pages together, or there is no memory
+                for the page table.
             OSError: there is no descriptor left.
         """
         try:
             self._engine.add_segment(client, segment, fd, pages, tracked)
         except OverflowError as error:
             raise LimitReached(f"{error}: use another label for a part of them") from error
+        except MemoryError as error:
+            raise LimitReached(f"{error}: make it smaller, or give the server more memory") from error
 
     def drop_segment(self, client: int, segment: int) -> bool:
         """See `Engine`."""

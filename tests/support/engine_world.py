@@ -13,9 +13,10 @@ import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from pagefold_server._fallocate import punch_hole
-from pagefold_server.engine import Columns, Engine, FrameStore
+from pagefold_server.engine import Columns, Engine
 
 PAGE = mmap.PAGESIZE
 ZEROS = bytes(PAGE)
@@ -34,6 +35,12 @@ def content(number: int) -> bytes:
 def columns(*events: Event) -> Columns:
     """Events as an engine takes them."""
     return Columns(*([event[n] for event in events] for n in range(7)))
+
+
+class Frames(Protocol):
+    """What has the frames that clients map."""
+
+    def read(self, frame: int) -> bytes: ...
 
 
 class FakeStore:
@@ -100,7 +107,7 @@ class FakeSegment:
 class FakeClient:
     """One client: its program and its session. `tracked`: it reports which pages were written, when it harvests."""
 
-    def __init__(self, engine: Engine, store: FrameStore, number: int, tracked: bool = False) -> None:
+    def __init__(self, engine: Engine, store: Frames, number: int, tracked: bool = False) -> None:
         self.engine, self.store, self.number, self.tracked = engine, store, number, tracked
         self.segments: dict[int, FakeSegment] = {}
         self.merges: list[tuple[int, int, int, int]] = []  # taken, not yet done
@@ -113,10 +120,12 @@ class FakeClient:
 
     # The program
 
-    def add_segment(self, pages: int) -> int:
+    def add_segment(self, pages: int, fd: int = -1) -> int:
+        """Adds a segment, new or with a descriptor that it takes over."""
         self.made += 1
-        fd = os.memfd_create(f"segment-{self.number}-{self.made}")
-        os.ftruncate(fd, pages * PAGE)
+        if fd < 0:
+            fd = os.memfd_create(f"segment-{self.number}-{self.made}")
+            os.ftruncate(fd, pages * PAGE)
         self.segments[self.made] = FakeSegment(fd, pages)
         self.engine.add_segment(self.number, self.made, fd, pages, self.tracked)
         return self.made

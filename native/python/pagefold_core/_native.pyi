@@ -309,6 +309,7 @@ class Engine:
 
         Raises:
             ValueError: the number is taken, the client has departed, or there are no pages.
+            MemoryError: there is none for the page table.
             OverflowError: the segments of an engine would have more than 2**32 pages together.
         """
 

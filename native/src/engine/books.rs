@@ -60,7 +60,8 @@ impl Books {
             return Err(Error::SegmentRefused(client, number));
         }
         let base = self.tables.place_for(pages)?;
-        let id = self.tables.add(Segment::new(key, number, base, fd, PageTable::new(pages, tracked)));
+        let table = PageTable::new(pages, tracked)?;
+        let id = self.tables.add(Segment::new(key, number, base, fd, table));
         book.add_segment(number, id);
         Ok(())
     }

@@ -6,7 +6,7 @@
 
 use super::digest::Digester;
 use super::segment::Segment;
-use super::table::{READING, State, WRITTEN};
+use super::table::{READING, WRITTEN};
 use super::tables::{TableId, Tables};
 use crate::page::{Run, bytes, page_size};
 
@@ -34,7 +34,7 @@ pub fn next(segment: &Segment, page: usize) -> Next {
 /// From the next owned page with data on.
 fn next_untracked(segment: &Segment, page: usize) -> Next {
     let (table, end) = (&segment.table, segment.table.pages());
-    let owned = table.next_of(page, end, State::Owned.bit()).map(|run| run.first);
+    let owned = table.next_owned(page);
     let Some((owned, first)) = owned.and_then(|owned| Some((owned, segment.next_data(owned)?))) else {
         return Next::End { holes: Run { first: page, count: end.saturating_sub(page) } };
     };
@@ -50,14 +50,12 @@ fn next_untracked(segment: &Segment, page: usize) -> Next {
 fn next_tracked(segment: &Segment, page: usize) -> Next {
     let (table, end) = (&segment.table, segment.table.pages());
     let nothing = Run { first: page, count: 0 };
-    let Some(found) = table.next_flagged(page, end, READING) else { return Next::End { holes: nothing } };
-    let most = found.first + CHUNK;
-    let mut last = found.end().min(most);
-    while let Some(more) = table.next_flagged(last, (last + GAP).min(most).min(end), READING) {
-        // The run may go on behind where was looked for its start.
-        last = table.next_flagged(more.first, most.min(end), READING).map_or(more.end(), Run::end);
+    let Some(first) = table.find_flagged(page, end, READING) else { return Next::End { holes: nothing } };
+    let (mut last, most) = (first, end.min(first + CHUNK));
+    while let Some(more) = table.find_flagged(last, most.min(last + GAP), READING) {
+        last = table.next_flagged(more, most, READING).map_or(more + 1, Run::end);
     }
-    Next::Read { holes: nothing, pages: Run { first: found.first, count: last - found.first } }
+    Next::Read { holes: nothing, pages: Run { first, count: last - first } }
 }
 
 /// See the head of this file.

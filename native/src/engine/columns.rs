@@ -32,6 +32,11 @@ pub fn next_of(column: &[u8], from: usize, end: usize, set: u16) -> Option<Run> 
     Some(run_from(column, first, end, wanted))
 }
 
+/// The first entry that is 0 from `from` on.
+pub fn find_zero(column: &[u8], from: usize) -> Option<usize> {
+    Some(from + column.get(from..)?.iter().position(|&value| value == 0)?)
+}
+
 fn run_from(column: &[u8], first: usize, end: usize, wanted: impl Fn(u8) -> bool) -> Run {
     let count = column[first..end].iter().position(|&value| !wanted(value)).unwrap_or(end - first);
     Run { first, count }
@@ -75,6 +80,7 @@ mod tests {
                 prop_assert!((run.first..run.end()).all(|n| column[n] & mask != 0));
                 prop_assert!(run.end() == end || column[run.end()] & mask == 0);
             }
+            prop_assert_eq!(find_zero(&column, from), (from..end).find(|&n| column[n] == 0));
             let set = 0b10_0000_0010u16;
             let found = next_of(&column, from, end, set);
             prop_assert_eq!(found.map(|r| r.first), (from..end).find(|&n| set >> column[n] & 1 != 0));

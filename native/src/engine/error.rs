@@ -56,6 +56,8 @@ pub enum Error {
     SegmentRefused(i64, i64),
     /// All segments of a domain together may have 2**32 pages, and this one is too many.
     NoPlace,
+    /// There is no memory for a page table.
+    NoMemory,
     /// The client is at fault. Its earlier events are booked.
     Violation(Violation),
     /// A system call failed; the text says which.
@@ -72,6 +74,7 @@ impl fmt::Display for Error {
                 write!(f, "segment {segment} cannot be added to client {client}")
             }
             Error::NoPlace => f.write_str("the segments of a domain have 2**32 pages together at most"),
+            Error::NoMemory => f.write_str("there is no memory for the page table of a segment"),
             Error::Violation(violation) => violation.fmt(f),
             Error::System(what, source) => write!(f, "{what}: {source}"),
         }

@@ -125,7 +125,7 @@ impl Frames {
     pub fn check(&self, users: &HashMap<u32, (u32, u32)>) -> Result<(), String> {
         self.store.check()?;
         self.stable.check(&self.digests)?;
-        let mut in_tree: Vec<u32> = self.stable.iter().map(|(_, frame)| frame).collect();
+        let mut in_tree = self.stable.frames();
         in_tree.sort_unstable();
         let mut in_use: Vec<u32> = users.keys().copied().collect();
         in_use.sort_unstable();

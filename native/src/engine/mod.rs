@@ -6,9 +6,9 @@
 //! compares bytes, for the client compares them anyhow, with writes held (M4).
 //!
 //! ```text
-//!   columns, table, queues, calendar, allocator, stable, places      pure books
+//!   columns, table, queues, calendar, allocator, tree, places        pure books
 //!   segment, store                                                   a table, an allocator, and their descriptors
-//!   tables, frames, unstable, clients                                all of a kind
+//!   tables, stable, frames, unstable, clients                        all of a kind
 //!   books (events, adopts)                                           what events do to them
 //!   engine (pass, matching, founding), chunk, digest                 the scan
 //!   check                                                            counts everything again
@@ -40,6 +40,7 @@ mod stable;
 mod store;
 mod table;
 mod tables;
+mod tree;
 mod unstable;
 
 #[cfg(test)]

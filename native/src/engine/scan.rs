@@ -194,7 +194,10 @@ impl Engine {
             })
         };
         match self.pass {
-            Some(_) => self.ahead.tables.iter().map(|id| count(*id, READING)).sum(),
+            Some(_) => {
+                let ahead = self.ahead.tables.iter().filter(|id| self.can_be_scanned(**id));
+                ahead.map(|id| count(*id, READING)).sum()
+            }
             None => self.scannable().iter().map(|id| count(*id, PENDING)).sum(),
         }
     }
@@ -269,6 +272,7 @@ impl Engine {
             backlog: done.backlog + self.count_pending() as u64,
         };
         self.unshared = done.unshared;
+        self.chunks.truncate(1); // those of other threads are a quarter of a megabyte each
         self.scanned += done.visited;
         self.skipped += waiting;
         self.books.unstable.forget_untracked(&mut self.books.tables);

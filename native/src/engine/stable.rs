@@ -1,16 +1,10 @@
 //! The stable tree: frames by the digest of their bytes, which never change.
 //!
-//! An entry is eight bytes: the upper half of the digest, and the frame, whose whole digest stands in the column of
-//! `frames`. A digest has one frame as a rule; those beyond `max_page_sharing` pages have several, and these are kept
-//! aside as well, in the order in which they were made.
+//! A digest has one frame as a rule; those beyond `max_page_sharing` pages have several: then the oldest stands in the
+//! tree, and all of them in a list, in the order in which they were made. Whole digests are in the column of `frames`.
 
-use std::collections::{BTreeSet, HashMap};
-
-/// What an entry of a `BTreeSet<u64>` takes, filled in no order: measured (`tests::an_entry_takes_so_much`).
-pub const ENTRY_BYTES: usize = 17;
-
-/// Upper half of a digest: the part by which trees are ordered.
-pub const UPPER: u64 = 0xFFFF_FFFF_0000_0000;
+use super::tree::Tree;
+use std::collections::HashMap;
 
 /// Frames of one digest, oldest first.
 #[derive(Debug, Default)]
@@ -23,7 +17,7 @@ struct Twins {
 /// See the head of this file.
 #[derive(Default)]
 pub struct Stable {
-    entries: BTreeSet<u64>,
+    tree: Tree,                 // the oldest of each digest
     twins: HashMap<u64, Twins>, // of digests with more than one frame
 }
 
@@ -35,12 +29,14 @@ impl Stable {
 
     /// The oldest frame with this digest that has room.
     pub fn find(&mut self, digest: u64, digests: &[u64], has_room: impl Fn(u32) -> bool) -> Option<u32> {
-        if let Some(twins) = self.twins.get_mut(&digest) {
+        if !self.twins.is_empty()
+            && let Some(twins) = self.twins.get_mut(&digest)
+        {
             let behind = twins.frames[twins.full..].iter().position(|&frame| has_room(frame));
             twins.full = behind.map_or(twins.frames.len(), |n| twins.full + n);
             return twins.frames.get(twins.full).copied();
         }
-        self.only(digest, digests).filter(|&frame| has_room(frame))
+        self.oldest(digest, digests).filter(|&frame| has_room(frame))
     }
 
     /// A user of a frame with this digest is gone.
@@ -59,61 +55,59 @@ impl Stable {
     pub fn insert(&mut self, digest: u64, frame: u32, digests: &[u64]) {
         if let Some(twins) = self.twins.get_mut(&digest) {
             twins.frames.push(frame);
-        } else if let Some(older) = self.only(digest, digests) {
+        } else if let Some(older) = self.oldest(digest, digests) {
             self.twins.insert(digest, Twins { frames: vec![older, frame], full: 0 });
+        } else {
+            self.tree.insert(digest, frame);
         }
-        self.entries.insert(digest & UPPER | u64::from(frame));
     }
 
     pub fn remove(&mut self, digest: u64, frame: u32) {
-        self.entries.remove(&(digest & UPPER | u64::from(frame)));
-        if let Some(twins) = self.twins.get_mut(&digest) {
-            twins.frames.retain(|&other| other != frame);
-            twins.full = 0;
-            if twins.frames.len() == 1 {
-                self.twins.remove(&digest);
-            }
+        let Some(twins) = self.twins.get_mut(&digest) else {
+            self.tree.remove(digest, frame);
+            return;
+        };
+        let oldest = twins.frames[0];
+        twins.frames.retain(|&other| other != frame);
+        twins.full = 0;
+        if twins.frames[0] != oldest {
+            self.tree.remove(digest, oldest);
+            self.tree.insert(digest, twins.frames[0]);
+        }
+        if twins.frames.len() == 1 {
+            self.twins.remove(&digest);
         }
     }
 
     pub fn bookkeeping_bytes(&self) -> usize {
         let twins = self.twins.capacity() * (size_of::<(u64, Twins)>() + 1);
         let lists: usize = self.twins.values().map(|twins| 4 * twins.frames.capacity()).sum();
-        ENTRY_BYTES * self.entries.len() + twins + lists
+        self.tree.bookkeeping_bytes() + twins + lists
     }
 
-    /// Frames in the tree, with the upper half of their digest.
-    pub fn iter(&self) -> impl Iterator<Item = (u64, u32)> {
-        self.entries.iter().map(|entry| (entry & UPPER, *entry as u32))
+    /// All frames of the tree, in no order.
+    pub fn frames(&self) -> Vec<u32> {
+        let younger = self.twins.values().flat_map(|twins| &twins.frames[1..]).copied();
+        self.tree.numbers().chain(younger).collect()
     }
 
-    /// Compares the lists of twins with the entries.
+    /// Looks whether each frame is where it belongs.
     pub fn check(&self, digests: &[u64]) -> Result<(), String> {
-        let mut frames: HashMap<u64, Vec<u32>> = HashMap::new();
-        for (upper, frame) in self.iter() {
-            let digest = digests[frame as usize];
-            if digest & UPPER != upper {
-                return Err(format!("frame {frame} stands under another digest"));
+        self.tree.check(|frame| digests[frame as usize])?;
+        for (digest, twins) in &self.twins {
+            let of_digest = |frame: &u32| digests[*frame as usize] == *digest;
+            if twins.frames.len() < 2 || !twins.frames.iter().all(of_digest) {
+                return Err("a list of twins that are none".into());
             }
-            frames.entry(digest).or_default().push(frame);
+            if self.oldest(*digest, digests) != Some(twins.frames[0]) {
+                return Err("the oldest of twins is not in the tree".into());
+            }
         }
-        frames.retain(|_, list| list.len() > 1);
-        let sorted = |list: &Vec<u32>| {
-            let mut list = list.clone();
-            list.sort_unstable();
-            list
-        };
-        let same = |(digest, twins): (&u64, &Twins)| frames.get(digest).is_some_and(|l| *l == sorted(&twins.frames));
-        if frames.len() == self.twins.len() && self.twins.iter().all(same) {
-            Ok(())
-        } else {
-            Err("frames of equal digest, and the lists of them, differ".into())
-        }
+        Ok(())
     }
 
-    /// The frame of a digest that has one only.
-    fn only(&self, digest: u64, digests: &[u64]) -> Option<u32> {
-        let alike = self.entries.range(digest & UPPER..).take_while(|&entry| entry & UPPER == digest & UPPER);
-        alike.map(|entry| *entry as u32).find(|&frame| digests[frame as usize] == digest)
+    /// The oldest frame of a digest.
+    fn oldest(&self, digest: u64, digests: &[u64]) -> Option<u32> {
+        self.tree.get(digest, |frame| digests[frame as usize])
     }
 }

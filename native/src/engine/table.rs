@@ -20,7 +20,9 @@
 //! Kept true: the counts by state are what counting gives, and adopts are asked for only of pages that map something.
 
 use super::columns::{self, map_nonzero, next_bits, next_of};
+use super::error::{Error, Result};
 use crate::page::Run;
+use crate::sys::zeroed::zeroed;
 
 /// What a page is doing. Owned is 0: columns begin as zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,7 +97,7 @@ const ZERO_FRAME: u64 = u64::MAX;
 
 /// One segment's pages.
 pub struct PageTable {
-    // The zeroed vectors come from calloc: a large sparse segment costs nothing for pages that are never read.
+    // Zeroed: a large sparse segment costs nothing for pages that are never read.
     states: Vec<u8>,
     pub flags: Vec<u8>,
     breaks: Vec<u8>,
@@ -107,18 +109,19 @@ pub struct PageTable {
 
 impl PageTable {
     /// All pages owned and never read.
-    pub fn new(pages: usize, tracked: bool) -> PageTable {
+    pub fn new(pages: usize, tracked: bool) -> Result<PageTable> {
         let mut counts = [0; STATES];
         counts[State::Owned as usize] = pages;
-        PageTable {
-            states: vec![0; pages],
-            flags: vec![0; pages],
-            breaks: vec![0; pages],
-            streaks: vec![0; pages],
-            values: vec![0; pages],
+        let column = || zeroed(pages).ok_or(Error::NoMemory);
+        Ok(PageTable {
+            states: column()?,
+            flags: column()?,
+            breaks: column()?,
+            streaks: column()?,
+            values: zeroed(pages).ok_or(Error::NoMemory)?,
             counts,
             tracked,
-        }
+        })
     }
 
     pub fn pages(&self) -> usize {
@@ -205,6 +208,16 @@ impl PageTable {
     /// The next run of pages in a set of states, within `from..end`.
     pub fn next_of(&self, from: usize, end: usize, states: u16) -> Option<Run> {
         next_of(&self.states, from, end, states)
+    }
+
+    /// The first owned page from here on.
+    pub fn next_owned(&self, from: usize) -> Option<usize> {
+        columns::find_zero(&self.states, from)
+    }
+
+    /// The first page from here on with a flag.
+    pub fn find_flagged(&self, from: usize, end: usize, flags: u8) -> Option<usize> {
+        columns::find_bits(&self.flags, from, end, flags)
     }
 
     /// The next run of pages with a flag, within `from..end`.
@@ -307,7 +320,7 @@ impl PageTable {
     }
 
     /// Counts again, and looks whether flags and frames stand where they should.
-    pub fn check(&self) -> Result<(), String> {
+    pub fn check(&self) -> std::result::Result<(), String> {
         let mut counts = [0; STATES];
         for (page, (&state, &flags)) in self.states.iter().zip(&self.flags).enumerate() {
             counts[state as usize] += 1;

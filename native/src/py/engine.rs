@@ -2,7 +2,9 @@
 
 use crate::engine::{self, Columns, Counters, Error, Options, PassReport};
 use crate::sys::mmap::duplicate;
-use pyo3::exceptions::{PyAssertionError, PyKeyError, PyOSError, PyOverflowError, PyRuntimeError, PyValueError};
+use pyo3::exceptions::{
+    PyAssertionError, PyKeyError, PyMemoryError, PyOSError, PyOverflowError, PyRuntimeError, PyValueError,
+};
 use pyo3::prelude::*;
 use std::collections::HashMap;
 use std::io;
@@ -23,6 +25,7 @@ impl From<Error> for PyErr {
         match error {
             Error::NoClient(_) | Error::NoSegment(_) => PyKeyError::new_err(text),
             Error::ClientTaken(_) | Error::SegmentRefused(..) | Error::Violation(_) => PyValueError::new_err(text),
+            Error::NoMemory => PyMemoryError::new_err(text),
             Error::NoPlace => PyOverflowError::new_err(text),
             Error::System(_, source) => PyOSError::new_err((source.raw_os_error(), text)),
         }

@@ -13,6 +13,7 @@ pub mod pybuffer;
 pub mod sched;
 pub mod shm;
 pub mod uffd;
+pub mod zeroed;
 
 use std::io;
 

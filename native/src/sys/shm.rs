@@ -65,3 +65,13 @@ pub fn write(object: BorrowedFd<'_>, slices: &[IoSlice<'_>], offset: usize) -> i
         usize::try_from(done).map_err(|_| io::Error::last_os_error())
     })
 }
+
+/// An object without a name, for tests.
+#[cfg(test)]
+pub fn anonymous() -> std::os::fd::OwnedFd {
+    use std::os::fd::FromRawFd;
+    // SAFETY: the name is a C string.
+    let fd = check(unsafe { libc::memfd_create(c"test".as_ptr(), libc::MFD_CLOEXEC) }).expect("memfd_create");
+    // SAFETY: the kernel made the descriptor just now, and nobody else knows it.
+    unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) }
+}

@@ -1,4 +1,8 @@
-"""The reference engine, driven directly. The property test beside it does the same at random."""
+"""The engines, driven directly. The property tests beside it do the same at random, and compare the two.
+
+Each test runs on both, but for those that reach into the reference; what is special to the native engine is in
+test_native_engine.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,12 @@ from dataclasses import replace
 
 import pytest
 from pagefold import _names
-from pagefold_server import reference
+from pagefold_server import engines, reference
 from pagefold_server.engine import EngineOptions, PassReport, ProtocolViolation, SegmentCounts
 from pagefold_server.pool import Pool
 from pagefold_server.reference import ReferenceEngine
+from support import engine_pools
+from support.engine_pools import FileStore, ReferenceStore
 from support.engine_world import (
     BUDGET,
     CHANGED,
@@ -29,23 +35,23 @@ from support.engine_world import (
     STATE,
     ZEROS,
     FakeClient,
-    FakeStore,
     columns,
     content,
 )
+
+ENGINES = ("reference", "native")
 
 
 class World:
     """An engine, its store and its clients."""
 
-    def __init__(self, store: FakeStore | None = None) -> None:
-        self.store = store or FakeStore()
-        self.engine = ReferenceEngine(self.store, seed=1)
+    def __init__(self, name: str) -> None:
+        self.store, self.engine = engine_pools.make(name, seed=1)
         self.clients: list[FakeClient] = []
 
-    def client(self, *numbers: int) -> FakeClient:
+    def client(self, *numbers: int, tracked: bool = False) -> FakeClient:
         """A client; with numbers, it has a segment 1 with these contents."""
-        made = FakeClient(self.engine, self.store, len(self.clients) + 1)
+        made = FakeClient(self.engine, self.store, len(self.clients) + 1, tracked)
         self.clients.append(made)
         if numbers:
             made.add_segment(len(numbers))
@@ -78,13 +84,42 @@ class World:
         for client in self.clients:
             for segment in client.segments.values():
                 os.close(segment.fd)
+        self.store.close(unlink=True)
+
+
+@pytest.fixture(params=ENGINES)
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    made = World(request.param)
+    yield made
+    made.close()
+
+
+class ReferenceWorld(World):
+    """With types that let tests reach in."""
+
+    def __init__(self) -> None:
+        super().__init__("reference")
+        assert isinstance(self.engine, ReferenceEngine)
+        assert isinstance(self.store, ReferenceStore)
+        self.reference, self.frames = self.engine, self.store
 
 
 @pytest.fixture
-def world() -> Iterator[World]:
-    made = World()
+def reference_world() -> Iterator[ReferenceWorld]:
+    made = ReferenceWorld()
     yield made
     made.close()
+
+
+def runs_of(client: FakeClient) -> list[tuple[int, int, int]]:
+    """The mappings of a client's segment 1: first page, pages, first frame."""
+    runs: list[tuple[int, int, int]] = []
+    for page, frame in sorted(client.segments[1].frames.items()):
+        if runs and (runs[-1][0] + runs[-1][1], runs[-1][2] + runs[-1][1]) == (page, frame):
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1, runs[-1][2])
+        else:
+            runs.append((page, 1, frame))
+    return runs
 
 
 # Finding equal pages
@@ -138,6 +173,45 @@ def test_runs_stay_runs(world: World) -> None:
     a.work()
     a.report()
     assert world.engine.merged_pages(1) == (400, 0)
+
+
+@pytest.mark.parametrize("gap", range(1, 9))
+def test_M2_a_gap_that_is_filled_later_leaves_one_run(world: World, gap: int) -> None:
+    before, behind = list(range(10, 20)), list(range(60, 70))
+    a = world.client(*before, *range(30, 30 + gap), *behind)
+    b = world.client(*before, *range(40, 40 + gap), *behind)
+    world.settle()
+    assert runs_of(a) == runs_of(b) == [(0, 10, 0), (10 + gap, 10, 10 + gap)], "room is left, as much as is missing"
+    for client in (a, b):
+        client.fill(1, range(30, 30 + gap), first=10)
+    world.settle()
+    assert runs_of(a) == runs_of(b) == [(0, 20 + gap, 0)]
+
+
+@pytest.mark.parametrize(
+    ("before", "gap", "frame"),
+    [
+        (9, 9, 9),  # longer than what room is kept for
+        (2, 3, 2),  # longer than the run before it: more would be left out than is used
+        (3, 3, 6),
+    ],
+)
+def test_M2_room_for_a_gap_is_bounded(world: World, before: int, gap: int, frame: int) -> None:
+    numbers = list(range(10, 10 + before))
+    a = world.client(*numbers, *range(30, 30 + gap), 60)
+    world.client(*numbers, *range(40, 40 + gap), 60)
+    world.settle()
+    assert a.segments[1].frames == {**{page: page for page in range(before)}, before + gap: frame}
+
+
+def test_M2_a_twins_run_is_gone_on_with_where_there_is_no_run_of_its_own(world: World) -> None:
+    a, b = world.client(10, 11, 12, 13), world.client(10, 11, 12, 99)
+    world.settle()
+    c = world.client(13)
+    world.settle()
+    assert runs_of(a) == [(0, 4, 0)]
+    assert runs_of(b) == [(0, 3, 0)]
+    assert runs_of(c) == [(0, 1, 3)]
 
 
 def test_zero_pages_need_no_frame(world: World) -> None:
@@ -196,9 +270,10 @@ def test_a_page_that_was_a_hole_is_fresh_again(world: World) -> None:
     assert (report.fresh, report.volatile) == (1, 1)
 
 
-def test_I2_bytes_decide_and_not_digests(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_I2_bytes_decide_and_not_digests(reference_world: ReferenceWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = reference_world
     monkeypatch.setattr(reference, "xxh3_64_intdigest", lambda view, seed: 42)
-    world.engine = ReferenceEngine(world.store)
+    world.engine = ReferenceEngine(world.frames)
     world.client(1, 2, 3, 0)
     world.client(3, 2, 1, 0)
     world.settle(6)  # the unstable tree has one page of a colliding lot, so this takes a pass for each
@@ -206,7 +281,10 @@ def test_I2_bytes_decide_and_not_digests(world: World, monkeypatch: pytest.Monke
     assert sorted(map(str, world.store.pages.values())) == sorted(str(content(n)) for n in (1, 2, 3))
 
 
-def test_M1_the_copy_decides_not_what_the_page_was(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_M1_the_copy_decides_not_what_the_page_was(
+    reference_world: ReferenceWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = reference_world
     a, b, c = world.client(4), world.client(4), world.client(4)
     world.run_pass()
     read = reference.PageTable.read
@@ -222,6 +300,15 @@ def test_M1_the_copy_decides_not_what_the_page_was(world: World, monkeypatch: py
     b.exchange()
     c.exchange()
     assert b.read(1, 0) == c.read(1, 0) == content(4)
+
+
+def test_M1_a_page_in_the_unstable_tree_may_have_been_written_since(world: World) -> None:
+    a, b, c = world.client(4), world.client(4), world.client(4)
+    world.run_pass()
+    world.engine.scan(1)
+    a.write(1, 0, content(5))
+    assert world.run_pass().proposed == 2
+    assert world.engine.queued() == {b.number, c.number}, "b took the place of a, and c found it there"
 
 
 def test_a_page_in_the_unstable_tree_may_have_been_excluded_since(world: World) -> None:
@@ -320,18 +407,23 @@ def test_others_do_not_wait_for_a_client_that_has_no_room(world: World) -> None:
     assert world.engine.queued() == {1, 2, 3}
 
 
-def test_a_full_pool_leaves_the_pages_as_they_are(world: World) -> None:
-    world.store.limit = 1
+def test_a_full_pool_leaves_the_pages_as_they_are(reference_world: ReferenceWorld) -> None:
+    world = reference_world
+    world.frames.limit = 1
     world.client(1, 1, 2, 2)
     world.run_pass()
     report = world.run_pass()
     assert (report.proposed, report.unshared) == (2, 2)
-    world.store.limit = 2
+    world.frames.limit = 2
     world.settle()
     assert world.engine.merged_pages(1) == (4, 0)
 
 
-def test_a_frame_that_cannot_be_written_is_given_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_frame_that_cannot_be_written_is_given_back(
+    reference_world: ReferenceWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = reference_world
+
     def refuse(frame: int, page: bytes) -> None:
         raise OSError(28, "no space")
 
@@ -354,14 +446,14 @@ def test_I3_a_frame_is_released_with_its_last_reference_and_not_before(world: Wo
     client.harvest()
     client.report()
     world.engine.check()
-    assert world.store.released == [], "a break drops nothing"
+    assert list(world.store.pages) == [0], "a break drops nothing"
     assert world.engine.segment_counts(1, 1).copied == 1
     client.discard(1, 1)
     client.discard(1, 2)
     client.report()
-    assert world.store.released == [], "the copy keeps the reference"
+    assert list(world.store.pages) == [0], "the copy keeps the reference"
     client.exchange()
-    assert world.store.released == [0]
+    assert world.store.pages == {}
     assert world.engine.counters().pages_shared == 0
     world.engine.check()
 
@@ -391,10 +483,10 @@ def test_I3_a_reservation_keeps_a_frame(world: World) -> None:
     client.discard(1, 0)
     client.discard(1, 1)
     client.report()
-    assert world.store.released == []
+    assert list(world.store.pages) == [0]
     other.decline(FAILED)
     other.report()
-    assert world.store.released == [0]
+    assert world.store.pages == {}
     world.engine.check()
 
 
@@ -432,13 +524,14 @@ def test_a_page_that_breaks_is_adopted_at_once_and_waits_longer_each_time(world:
     assert world.engine.counters().pages_broken == 8
 
 
-def test_breaks_are_forgiven_after_a_long_time_and_forgotten_by_a_discard(world: World) -> None:
+def test_breaks_are_forgiven_after_a_long_time_and_forgotten_by_a_discard(reference_world: ReferenceWorld) -> None:
+    world = reference_world
     client = world.client(5, 5)
     world.settle(3)
     client.write(1, 0, content(6))
     client.exchange()
     client.write(1, 0, content(5))
-    table = next(iter(world.engine._tables.values()))
+    table = next(iter(world.reference._tables.values()))
     assert table.breaks[0] == 1
     world.settle(256)
     assert table.breaks[0] == 0
@@ -808,7 +901,8 @@ def test_counters_say_what_the_books_cost(world: World) -> None:
     empty = world.engine.counters().bookkeeping_bytes
     client = world.client()
     client.add_segment(10_000)
-    assert 16 * 10_000 <= world.engine.counters().bookkeeping_bytes - empty <= 17 * 10_000
+    least = {"reference": 16, "native": 12}[world.engine.name]
+    assert least * 10_000 <= world.engine.counters().bookkeeping_bytes - empty <= (least + 1) * 10_000
 
 
 def test_copies_save_nothing(world: World) -> None:
@@ -821,30 +915,30 @@ def test_copies_save_nothing(world: World) -> None:
     assert world.engine.counters().pages_sharing == 1
 
 
-def test_the_check_finds_books_that_are_wrong(world: World) -> None:
+def test_the_check_finds_books_that_are_wrong(reference_world: ReferenceWorld) -> None:
+    world = reference_world
     world.client(5, 5)
     world.settle()
-    table = next(iter(world.engine._tables.values()))
+    table = next(iter(world.reference._tables.values()))
     table.frames[0] = 3
     with pytest.raises(AssertionError):
         world.engine.check()
     table.frames[0] = 0
     world.engine.check()
-    world.engine._frames.reserve(0)
+    world.reference._frames.reserve(0)
     with pytest.raises(AssertionError, match="reservations"):
         world.engine.check()
 
 
-def test_it_works_on_the_real_pool_and_on_named_segments() -> None:
-    pool = Pool(os.geteuid())
-    engine = ReferenceEngine(pool)
-    clients = [FakeClient(engine, pool, n) for n in (1, 2)]
+@pytest.mark.parametrize("name", ENGINES)
+def test_it_works_on_the_real_pool_and_on_named_segments(name: str) -> None:
+    pool, engine = engines.make(name, os.geteuid(), EngineOptions())
+    store = pool if isinstance(pool, Pool) else FileStore(pool)
+    clients = [FakeClient(engine, store, n) for n in (1, 2)]
     made = [_names.create_locked(_names.SEGMENT, 0o600, 300 * PAGE) for _ in clients]
     try:
         for client, segment in zip(clients, made, strict=True):
-            number = client.add_segment(300)
-            view = client.segments[number]
-            os.dup2(segment.fd, view.fd, inheritable=False)  # the engine has the number of this descriptor
+            number = client.add_segment(300, os.dup(segment.fd))
             client.fill(number, [*range(299), 0])
         for _ in range(4):
             while not engine.scan(50).finished:
@@ -858,17 +952,16 @@ def test_it_works_on_the_real_pool_and_on_named_segments() -> None:
         for client in clients:
             client.check()
         clients[0].die()
-        assert pool.frames_in_use() == 298
+        assert engine.counters().pages_shared == 298
         for page in range(298):
             clients[1].write(1, page, ZEROS)
         clients[1].exchange()
         clients[1].check()
-        pool.flush()
-        pool.check()
+        engine.flush()
         engine.check()
         assert pool.bytes_allocated() == PAGE
         clients[1].die()
-        pool.flush()
+        engine.flush()
         assert pool.bytes_allocated() == 0
     finally:
         for segment in made:

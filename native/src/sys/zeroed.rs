@@ -1,0 +1,38 @@
+//! Large columns of zeros that cost memory only where they are written, and whose want is an error, not the end.
+
+use std::alloc::{Layout, alloc_zeroed};
+
+/// Plain numbers, for which all zeros is 0.
+pub trait Number: Copy + private::Sealed {}
+impl Number for u8 {}
+impl Number for u64 {}
+
+mod private {
+    pub trait Sealed {}
+    impl Sealed for u8 {}
+    impl Sealed for u64 {}
+}
+
+/// So many zeros, None if there is no memory for them. The kernel gives large ones page by page, when they are written.
+pub fn zeroed<T: Number>(count: usize) -> Option<Vec<T>> {
+    if count == 0 {
+        return Some(Vec::new());
+    }
+    let layout = Layout::array::<T>(count).ok()?;
+    // SAFETY: the layout has a size, for `count` is not 0 and numbers have one.
+    let memory = unsafe { alloc_zeroed(layout) }.cast::<T>();
+    if memory.is_null() {
+        return None;
+    }
+    // SAFETY: the global allocator made it just now with the layout of `count` elements, and nobody else has it. All of
+    // them are initialised: zeros are a value of these types, which the trait is sealed to.
+    Some(unsafe { Vec::from_raw_parts(memory, count, count) })
+}
+
+/// Bytes of the heap in use, all threads together; for tests that measure.
+#[cfg(all(test, target_env = "gnu"))]
+pub fn heap_in_use() -> usize {
+    // SAFETY: mallinfo2 takes nothing and returns plain numbers.
+    let info = unsafe { libc::mallinfo2() };
+    info.uordblks + info.hblkhd
+}
