@@ -55,6 +55,7 @@ bench: $(STAMP) ## measures, beside the kernel's KSM where it may
 	$(BIN)/python bench/run.py $(ARGS)
 
 stress: $(STAMP) ## the long campaigns
+	PROPTEST_CASES=20000 cargo test --release --locked --no-default-features --manifest-path native/Cargo.toml
 	$(BIN)/python -m pytest -m stress --timeout=3600 $(ARGS)
 
 docs: $(STAMP) ## makes docs/cli.md and docs/configuration.md from the sources
