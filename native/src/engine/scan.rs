@@ -16,6 +16,8 @@ use super::tables::TableId;
 use crate::page::{Run, page_size};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::{Mutex, PoisonError};
+use std::thread::Builder;
 
 /// What a proposal takes, in pages digested (measured: 4 to 20).
 const PROPOSAL_COST: u64 = 8;
@@ -25,6 +27,8 @@ const FORGIVENESS: u64 = 256;
 const AHEAD: usize = 8;
 /// Fewer chunks than this for each thread are not worth starting one.
 const WORTH: usize = 4;
+/// A chunk is a quarter of a megabyte: this bounds what a caller can ask for.
+const MOST_THREADS: usize = 32;
 
 /// One domain's engine; see `engine.py` for what each method promises.
 pub struct Engine {
@@ -162,10 +166,11 @@ impl Engine {
             return Step { visited: 0, finished: None };
         }
         let mut current = self.pass.take().unwrap_or_else(|| self.begin_pass());
+        let threads = threads.clamp(1, MOST_THREADS);
         let before = current.visited;
         let mut effort = 0; // in pages; proposing is work too, and so is passing over holes
         while effort < pages {
-            let planned = self.plan(pages - effort, threads.max(1));
+            let planned = self.plan(pages - effort, threads);
             if planned == 0 {
                 let visited = current.visited - before;
                 return Step { visited, finished: Some(self.finish_pass(current)) };
@@ -275,17 +280,25 @@ impl Engine {
         planned
     }
 
-    /// Reads and digests what was planned.
+    /// Reads and digests what was planned, with as many threads as can be had.
     fn fill(&mut self, planned: usize, threads: usize) {
         let (tables, digester) = (&self.books.tables, &self.digester);
-        let share = planned.div_ceil(threads.max(1));
-        let mut shares = self.chunks[..planned].chunks_mut(share);
-        let own = shares.next().expect("something was planned");
-        std::thread::scope(|scope| {
-            for chunks in shares {
-                scope.spawn(move || chunks.iter_mut().for_each(|chunk| chunk.fill(tables, digester)));
+        if planned == 1 {
+            self.chunks[0].fill(tables, digester);
+            return;
+        }
+        let left = Mutex::new(self.chunks[..planned].iter_mut());
+        let next = || left.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let work = || {
+            while let Some(chunk) = next() {
+                chunk.fill(tables, digester);
             }
-            own.iter_mut().for_each(|chunk| chunk.fill(tables, digester));
+        };
+        std::thread::scope(|scope| {
+            for _ in 1..threads.min(planned) {
+                let _ = Builder::new().name("pagefold-scan".into()).spawn_scoped(scope, work);
+            }
+            work();
         });
     }
 
