@@ -246,7 +246,7 @@ def test_threads_change_no_decision(threads: int, slices: int) -> None:
                     client.write(choose.randint(1, 2), choose.randrange(70), content(choose.randrange(100)))
                 client.check()
             if turn == 2:
-                os.ftruncate(clients[0].segments[3].fd, 333 * PAGE)
+                os.ftruncate(clients[0].segments[3].fd, 333 * PAGE + 100)
                 clients.pop(0)
         assert lockstep.counters().pages_sharing > 1000
     finally:
