@@ -379,8 +379,10 @@ def test_the_oldest_frame_with_room_is_taken(world: World) -> None:
         a.discard(1, page)
         a.report()
     assert [world.settle().unshared, full.segments[1].frames] == [0, {0: a.segments[1].frames[1]}]
+    last, late = world.client(6), world.client(6)
+    world.settle()
+    assert (last.segments[1].frames.keys(), late.segments[1].frames) == ({0}, {}), "there was room for one"
     world.configure(max_page_sharing=10)
-    late = world.client(6)
     world.settle()
     assert late.segments[1].frames == {0: 0}
 
