@@ -55,6 +55,7 @@ bench: $(STAMP) ## measures, beside the kernel's KSM where it may
 	$(BIN)/python bench/run.py $(ARGS)
 
 stress: $(STAMP) ## the long campaigns
+	PROPTEST_CASES=20000 cargo test --release --locked --no-default-features --manifest-path native/Cargo.toml
 	$(BIN)/python -m pytest -m stress --timeout=3600 $(ARGS)
 	for engine in native reference; do for tracker in pagemap checksum; do \
 		PAGEFOLD_TEST_ENGINE=$$engine PAGEFOLD_TEST_TRACKER=$$tracker \

@@ -6,6 +6,8 @@ refusals, violations) and what it keeps (frames by number, with their bytes).
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
@@ -26,6 +28,11 @@ class Oracle(EngineMachine):
     def make(self) -> tuple[LockstepStore, Lockstep]:
         self.lockstep = Lockstep(self.limit, self.threads)
         return LockstepStore(self.lockstep), self.lockstep
+
+    @rule(zero_pages=st.booleans(), smart=st.booleans(), outstanding=st.sampled_from([1, 3, 100]))
+    def configure_more(self, zero_pages: bool, smart: bool, outstanding: int) -> None:
+        self.options = replace(self.options, use_zero_pages=zero_pages, smart_scan=smart, max_outstanding=outstanding)
+        self.engine.configure(self.options)
 
     @precondition(lambda self: len(self.clients) > 1)
     @rule(pick=picks, event=st.tuples(kinds, numbers, numbers, st.integers(-1, PAGES + 1), numbers, numbers, numbers))

@@ -7,6 +7,7 @@ test_native_engine.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -364,6 +365,26 @@ def test_a_full_frame_gets_a_twin(world: World) -> None:
     world.client(6)
     report = world.settle(3)
     assert (world.engine.merged_pages(3), report.unshared) == ((0, 0), 1), "alone, it is worth no frame"
+
+
+def test_the_oldest_frame_with_room_is_taken(world: World) -> None:
+    world.configure(max_page_sharing=2)
+    a = world.client(*[6] * 6)
+    world.settle(5)
+    assert sorted(Counter(a.segments[1].frames.values()).values()) == [2, 2, 2]
+    full = world.client(6)
+    world.settle()
+    assert full.segments[1].frames == {}
+    for page in (4, 0):
+        a.discard(1, page)
+        a.report()
+    assert [world.settle().unshared, full.segments[1].frames] == [0, {0: a.segments[1].frames[1]}]
+    last, late = world.client(6), world.client(6)
+    world.settle()
+    assert (last.segments[1].frames.keys(), late.segments[1].frames) == ({0}, {}), "there was room for one"
+    world.configure(max_page_sharing=10)
+    world.settle()
+    assert late.segments[1].frames == {0: 0}
 
 
 def test_a_pass_over_nothing_ends(world: World) -> None:

@@ -9,6 +9,7 @@ import resource
 from collections.abc import Iterator
 from pathlib import Path
 
+import pagefold_core
 import pytest
 from pagefold_server.engine import EngineOptions
 from pagefold_server.errors import LimitReached
@@ -215,7 +216,12 @@ def test_who_is_not_known_is_a_key_error(world: World) -> None:
     world.engine.remove_client(1)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_what_the_extension_exports_is_sorted_and_there() -> None:
+    assert pagefold_core.__all__ == sorted(pagefold_core.__all__, key=lambda name: (not name.isupper(), name))
+    assert all(hasattr(pagefold_core, name) for name in pagefold_core.__all__)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5, 1000])
 @pytest.mark.parametrize("slices", [100, 3000])
 def test_threads_change_no_decision(threads: int, slices: int) -> None:
     choose = random.Random(threads + slices)
@@ -240,7 +246,7 @@ def test_threads_change_no_decision(threads: int, slices: int) -> None:
                     client.write(choose.randint(1, 2), choose.randrange(70), content(choose.randrange(100)))
                 client.check()
             if turn == 2:
-                os.ftruncate(clients[0].segments[3].fd, 333 * PAGE)
+                os.ftruncate(clients[0].segments[3].fd, 333 * PAGE + 100)
                 clients.pop(0)
         assert lockstep.counters().pages_sharing > 1000
     finally:

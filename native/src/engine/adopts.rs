@@ -4,7 +4,7 @@ use super::books::Books;
 use super::clients::ClientKey;
 use super::error::Result;
 use super::queues::Instructions;
-use super::table::{ADOPT_QUEUED, ADOPT_SENT, MAPPED, State};
+use super::state::{ADOPT_QUEUED, ADOPT_SENT, MAPPED, State};
 use super::tables::TableId;
 use crate::page::Run;
 

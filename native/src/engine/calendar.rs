@@ -1,6 +1,6 @@
 //! When pages that rest come back: runs by the time at which they do. Time is counted in passes.
 
-use super::table::State;
+use super::state::State;
 use super::tables::TableId;
 use crate::page::Run;
 use std::collections::BTreeMap;

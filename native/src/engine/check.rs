@@ -2,7 +2,7 @@
 
 use super::books::Books;
 use super::scan::Engine;
-use super::table::{ADOPT_QUEUED, ADOPT_SENT, HELD, LISTED, MAPPED, State};
+use super::state::{ADOPT_QUEUED, ADOPT_SENT, HELD, LISTED, MAPPED, State};
 use std::collections::{BTreeSet, HashMap};
 
 type Checked = Result<(), String>;

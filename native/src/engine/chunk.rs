@@ -6,7 +6,7 @@
 
 use super::digest::Digester;
 use super::segment::Segment;
-use super::table::{READING, WRITTEN};
+use super::state::{READING, WRITTEN};
 use super::tables::{TableId, Tables};
 use crate::page::{Run, bytes, page_size};
 

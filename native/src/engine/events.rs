@@ -5,7 +5,7 @@
 use super::books::Books;
 use super::clients::ClientKey;
 use super::error::{Result, Violation};
-use super::table::{MAPPED, PENDING, READING, State, UNHELD, UNWANTED, WRITTEN};
+use super::state::{MAPPED, PENDING, READING, State, UNHELD, UNWANTED, WRITTEN};
 use super::tables::TableId;
 use crate::page::Run;
 

@@ -7,7 +7,7 @@
 use super::clients::ClientKey;
 use super::pass::Pass;
 use super::scan::Engine;
-use super::table::State;
+use super::state::State;
 use super::tables::TableId;
 
 /// A frame whose bytes are still to be written.

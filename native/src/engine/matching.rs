@@ -7,7 +7,7 @@ use super::clients::ClientKey;
 use super::founding::{Founded, Proposal};
 use super::pass::Pass;
 use super::scan::Engine;
-use super::table::{LISTED, READING, State, WRITTEN};
+use super::state::{LISTED, READING, State, WRITTEN};
 use super::tables::TableId;
 use crate::page::Run;
 

@@ -6,12 +6,12 @@
 //! compares bytes, for the client compares them anyhow, with writes held (M4).
 //!
 //! ```text
-//!   columns, table, queues, calendar, allocator, tree, places        pure books
+//!   columns, state, table, queues, calendar, allocator, tree, places pure books
 //!   segment, store                                                   a table, an allocator, and their descriptors
 //!   tables, stable, frames, unstable, clients                        all of a kind
 //!   books (events, adopts)                                           what events do to them
 //!   engine (pass, matching, founding), chunk, digest                 the scan
-//!   check                                                            counts everything again
+//!   counting, check                                                  what is told of it; everything counted again
 //! ```
 //!
 //! Nothing here knows of Python. An engine is used by one thread at a time; `py` holds a lock around it.
@@ -24,6 +24,7 @@ mod check;
 mod chunk;
 mod clients;
 mod columns;
+mod counting;
 mod digest;
 mod error;
 mod events;
@@ -37,6 +38,7 @@ mod report;
 mod scan;
 mod segment;
 mod stable;
+mod state;
 mod store;
 mod table;
 mod tables;

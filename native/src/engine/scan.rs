@@ -9,13 +9,15 @@ use super::founding::{Founded, Proposal};
 use super::frames::Frames;
 use super::pass::{Ahead, Pass};
 use super::queues::Instructions;
-use super::report::{Counters, Options, PassReport, SegmentCounts, Step};
+use super::report::{Options, PassReport, SegmentCounts, Step};
+use super::state::{READING, State, WRITTEN};
 use super::store::Store;
-use super::table::{PENDING, READING, State, WRITTEN};
 use super::tables::TableId;
 use crate::page::{Run, page_size};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::{Mutex, PoisonError};
+use std::thread::Builder;
 
 /// What a proposal takes, in pages digested (measured: 4 to 20).
 const PROPOSAL_COST: u64 = 8;
@@ -25,6 +27,8 @@ const FORGIVENESS: u64 = 256;
 const AHEAD: usize = 8;
 /// Fewer chunks than this for each thread are not worth starting one.
 const WORTH: usize = 4;
+/// A chunk is a quarter of a megabyte: this bounds what a caller can ask for.
+const MOST_THREADS: usize = 32;
 
 /// One domain's engine; see `engine.py` for what each method promises.
 pub struct Engine {
@@ -32,10 +36,10 @@ pub struct Engine {
     pub(super) digester: Digester,
     pub(super) ahead: Ahead,
     pub(super) pass: Option<Pass>,
-    report: PassReport, // of the last pass
-    unshared: u64,      // found by the last pass, tracked pages not included
-    scanned: u64,
-    skipped: u64,
+    pub(super) report: PassReport, // of the last pass
+    pub(super) unshared: u64,      // found by the last pass, tracked pages not included
+    pub(super) scanned: u64,
+    pub(super) skipped: u64,
     pub(super) refusal: Option<io::Error>,
     pub(super) chunks: Vec<Chunk>,
     pub(super) spare: Vec<u8>, // for one page
@@ -162,10 +166,11 @@ impl Engine {
             return Step { visited: 0, finished: None };
         }
         let mut current = self.pass.take().unwrap_or_else(|| self.begin_pass());
+        let threads = threads.clamp(1, MOST_THREADS);
         let before = current.visited;
         let mut effort = 0; // in pages; proposing is work too, and so is passing over holes
         while effort < pages {
-            let planned = self.plan(pages - effort, threads.max(1));
+            let planned = self.plan(pages - effort, threads);
             if planned == 0 {
                 let visited = current.visited - before;
                 return Step { visited, finished: Some(self.finish_pass(current)) };
@@ -183,55 +188,6 @@ impl Engine {
         }
         self.pass = Some(current);
         Step { visited: current.visited - before, finished: None }
-    }
-
-    /// About how many pages are still to be read: in the pass under way, or else in one that began now.
-    pub fn remaining(&self) -> usize {
-        let count = |id: TableId, flag: u8| {
-            self.books.tables.get(id).map_or(0, |segment| match segment.table.tracked {
-                true => segment.table.count_flag(flag),
-                false => segment.table.count(State::Owned),
-            })
-        };
-        match self.pass {
-            Some(_) => {
-                let ahead = self.ahead.tables.iter().filter(|id| self.can_be_scanned(**id));
-                ahead.map(|id| count(*id, READING)).sum()
-            }
-            None => self.scannable().iter().map(|id| count(*id, PENDING)).sum(),
-        }
-    }
-
-    /// The books in KSM's terms. What was found of volatile and unshared pages is that of the last full pass.
-    pub fn counters(&self) -> Counters {
-        let books = &self.books;
-        let count = |state: State| books.tables.count(state) as u64;
-        let shared = books.frames.shared as u64;
-        Counters {
-            pages_shared: shared,
-            pages_sharing: count(State::Merged).saturating_sub(shared),
-            pages_unshared: self.unshared + books.unstable.tracked() as u64,
-            pages_volatile: self.report.volatile,
-            pages_skipped: self.skipped,
-            pages_scanned: self.scanned + self.pass.map_or(0, |pass| pass.visited),
-            full_scans: self.report.number,
-            zero_pages: count(State::Zero),
-            stable_node_dups: books.frames.duplicates() as u64,
-            pages_merged: books.merged,
-            pages_broken: books.broken,
-            pages_declined: books.declined,
-            pages_over_budget: count(State::OverBudget),
-            pages_refused: count(State::Refused),
-            pages_waiting: count(State::Waiting),
-            pages_proposed: count(State::Queued) + count(State::Proposed),
-            bookkeeping_bytes: self.bookkeeping_bytes() as u64,
-        }
-    }
-
-    /// Tables and frames by their columns, trees by their entries; queues and the calendar are not counted.
-    fn bookkeeping_bytes(&self) -> usize {
-        let tables: usize = self.books.tables.iter().map(|(_, segment)| segment.table.bookkeeping_bytes()).sum();
-        tables + self.books.frames.bookkeeping_bytes() + self.books.unstable.bookkeeping_bytes()
     }
 
     fn begin_pass(&mut self) -> Pass {
@@ -280,21 +236,13 @@ impl Engine {
         self.report
     }
 
-    /// Tracked pages that became due for reading after the pass began.
-    fn count_pending(&self) -> usize {
-        let due = |flags: u8| flags & (PENDING | WRITTEN) == PENDING;
-        let ids = self.scannable().into_iter();
-        let tables = ids.map(|id| self.books.tables.table(id)).filter(|table| table.tracked);
-        tables.map(|table| (0..table.pages()).filter(|&n| due(table.flags[n]) && table.is_owned(n)).count()).sum()
-    }
-
     /// Segments of clients that may answer, in the order in which they came.
-    fn scannable(&self) -> Vec<TableId> {
+    pub(super) fn scannable(&self) -> Vec<TableId> {
         let listening = self.books.clients.iter().filter(|(_, book)| book.listening);
         listening.flat_map(|(_, book)| book.tables.iter().copied()).collect()
     }
 
-    fn can_be_scanned(&self, id: TableId) -> bool {
+    pub(super) fn can_be_scanned(&self, id: TableId) -> bool {
         self.books.tables.get(id).is_some_and(|segment| self.books.clients.get(segment.client).listening)
     }
 
@@ -332,17 +280,25 @@ impl Engine {
         planned
     }
 
-    /// Reads and digests what was planned.
+    /// Reads and digests what was planned, with as many threads as can be had.
     fn fill(&mut self, planned: usize, threads: usize) {
         let (tables, digester) = (&self.books.tables, &self.digester);
-        let share = planned.div_ceil(threads.max(1));
-        let mut shares = self.chunks[..planned].chunks_mut(share);
-        let own = shares.next().expect("something was planned");
-        std::thread::scope(|scope| {
-            for chunks in shares {
-                scope.spawn(move || chunks.iter_mut().for_each(|chunk| chunk.fill(tables, digester)));
+        if planned == 1 {
+            self.chunks[0].fill(tables, digester);
+            return;
+        }
+        let left = Mutex::new(self.chunks[..planned].iter_mut());
+        let next = || left.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let work = || {
+            while let Some(chunk) = next() {
+                chunk.fill(tables, digester);
             }
-            own.iter_mut().for_each(|chunk| chunk.fill(tables, digester));
+        };
+        std::thread::scope(|scope| {
+            for _ in 1..threads.min(planned) {
+                let _ = Builder::new().name("pagefold-scan".into()).spawn_scoped(scope, work);
+            }
+            work();
         });
     }
 

@@ -5,7 +5,8 @@
 use super::error::{Error, Result};
 use super::places::Places;
 use super::segment::Segment;
-use super::table::{PageTable, State};
+use super::state::State;
+use super::table::PageTable;
 use std::collections::BTreeMap;
 
 /// Names one page table, for ever.

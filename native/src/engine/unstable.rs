@@ -7,7 +7,7 @@
 //! Kept true: an entry is a page of a segment that is there, owned, flagged LISTED, under the digest in its table, and
 //! the only one of that digest.
 
-use super::table::{LISTED, PENDING, State};
+use super::state::{LISTED, PENDING, State};
 use super::tables::{TableId, Tables};
 use super::tree::Tree;
 use crate::page::Run;

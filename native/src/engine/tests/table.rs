@@ -1,8 +1,7 @@
 //! A page table against an array of pages.
 
-use crate::engine::table::{
-    ADOPT_QUEUED, ADOPT_SENT, LISTED, PENDING, PageTable, READING, State, UNHELD, UNWANTED, WRITTEN,
-};
+use crate::engine::state::{ADOPT_QUEUED, ADOPT_SENT, LISTED, PENDING, READING, State, UNHELD, UNWANTED, WRITTEN};
+use crate::engine::table::PageTable;
 use crate::page::Run;
 use proptest::prelude::*;
 

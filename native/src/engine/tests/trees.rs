@@ -3,7 +3,8 @@
 use crate::engine::clients::{ClientKey, Clients};
 use crate::engine::segment::Segment;
 use crate::engine::stable::Stable;
-use crate::engine::table::{LISTED, PENDING, PageTable};
+use crate::engine::state::{LISTED, PENDING};
+use crate::engine::table::PageTable;
 use crate::engine::tables::{TableId, Tables};
 use crate::engine::tree::Tree;
 use crate::engine::unstable::Unstable;
