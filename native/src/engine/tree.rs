@@ -125,10 +125,10 @@ impl Shard {
         shard
     }
 
-    /// Where an entry belongs.
+    /// Where an entry or a digest belongs. What tells them apart, their lower halves, must not count.
     fn place(&self, entry: u64) -> usize {
-        let upper = entry << SHARD_BITS >> 32;
-        ((upper * self.places as u64) >> 32) as usize
+        let rest = (entry << SHARD_BITS) >> (32 + SHARD_BITS); // of the upper half, behind the shard's bits
+        ((rest * self.places as u64) >> (32 - SHARD_BITS)) as usize
     }
 
     fn sorted(&self) -> impl Iterator<Item = u64> {
