@@ -69,7 +69,18 @@ impl Inner {
             return Some(0);
         }
         let taken = self.take_span(queue);
+        let taken = self.ready(taken);
         Some(self.merge_span(taken, queue))
+    }
+
+    /// Has the frames entered into the page tables, and declines what has none: a hole in the pool must not be read, and
+    /// faults in a window would make it longer.
+    fn ready(&mut self, taken: Vec<Proposal>) -> Vec<Proposal> {
+        let (ready, absent): (Vec<Proposal>, Vec<Proposal>) = taken.into_iter().partition(|proposal| {
+            proposal.pool == 0 || self.pools.get_mut(&proposal.pool).is_some_and(|pool| pool.prepare(proposal.frames()))
+        });
+        absent.iter().for_each(|proposal| self.decline(proposal, proposal.run(), Reason::State));
+        ready
     }
 
     /// Why a whole proposal cannot be carried out.
@@ -213,14 +224,10 @@ fn step(
     };
     let Some(look) = look else { return declined(one, Reason::State) };
     let page = page_size();
-    // Reading a hole would allocate it, here or in the pool; where there is no room, that is SIGBUS. A page was a hole
-    // when it was proposed only if somebody lies, but it may have become one since.
+    // Reading a hole would allocate it; where there is no room, that is SIGBUS. A page was a hole when it was proposed
+    // only if somebody lies, but it may have become one since. The frames are there: see `ready`.
     let here = view.memory.range.resident(bytes(first), bytes(proposal.run().count));
-    let there = match proposal.pool {
-        0 => None,
-        _ => Some(look.resident(bytes(proposal.frames().first), bytes(proposal.frames().count))),
-    };
-    let readable = |at: usize| here[at - first] && there.as_ref().is_none_or(|there| there[at - first]);
+    let readable = |at: usize| here[at - first];
     if !readable(first) {
         return declined(one, Reason::State);
     }

@@ -6,16 +6,21 @@ use crate::sys::mmap::Look;
 use crate::sys::shm;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+/// Least bytes of the pool that are mapped to compare with. Addresses cost nothing; a mapping that has to grow costs all
+/// entries that its page tables have by then.
+const LEAST_LOOK: usize = 1 << 28;
+
 /// An open pool.
 pub struct Pool {
     fd: OwnedFd,
     look: Option<Look>,
+    size: usize, // when it was last looked at
 }
 
 impl Pool {
     /// Takes over a descriptor that is open for reading.
     pub fn new(fd: OwnedFd) -> Pool {
-        Pool { fd, look: None }
+        Pool { fd, look: None, size: 0 }
     }
 
     /// The descriptor to map frames of.
@@ -28,14 +33,25 @@ impl Pool {
     /// Pools only grow, so a frame that was there once stays there.
     pub fn look(&mut self, frames: Run) -> Result<Option<&Look>> {
         let needed = frames.end().checked_mul(page_size()).ok_or(Error::Range("a frame beyond any pool"))?;
-        if self.look.as_ref().is_none_or(|look| look.bytes() < needed) {
+        if needed > self.size {
             let size = shm::size(self.fd()).map_err(|e| Error::System("size of the pool", e))?;
-            let whole = bytes(size / page_size());
-            if whole < needed {
+            self.size = bytes(size / page_size());
+            if needed > self.size {
                 return Ok(None);
             }
-            self.look = Some(Look::map(self.fd.as_fd(), whole).map_err(|e| Error::System("mapping the pool", e))?);
+        }
+        if self.look.as_ref().is_none_or(|look| look.bytes() < needed) {
+            self.look = None;
+            let ahead = needed.max(LEAST_LOOK).checked_next_power_of_two().unwrap_or(self.size);
+            let look = Look::map(self.fd.as_fd(), ahead).or_else(|_| Look::map(self.fd.as_fd(), self.size));
+            self.look = Some(look.map_err(|e| Error::System("mapping the pool", e))?);
         }
         Ok(self.look.as_ref())
+    }
+
+    /// Has the kernel make frames ready for being compared, before writes are held for that. False if they are not there.
+    pub fn prepare(&mut self, frames: Run) -> bool {
+        let look = self.look(frames).ok().flatten();
+        look.is_some_and(|look| look.touch(bytes(frames.first), bytes(frames.count)))
     }
 }
