@@ -146,6 +146,10 @@ impl Inner {
             tracker.let_go(view, span); // a mapping takes one userfaultfd
         }
         view.agenda.stir();
+        // Reading a hole would allocate it; where there is no room, that is SIGBUS. A page was a hole when it was proposed
+        // only if somebody lies, but it may have become one since; while the lock is held it becomes none.
+        let present = view.memory.range.resident(bytes(span.first), bytes(span.count));
+        let readable = |page: usize| present[page - span.first];
         match barrier.window(view.address(span.first), bytes(span.count)) {
             Err(error) => {
                 let reason = Reason::Failed as u32;
@@ -161,7 +165,7 @@ impl Inner {
                     }
                     started = true;
                     let pool = self.pools.get_mut(&proposal.pool);
-                    let (count, event) = step(view, pool, &self.zeros, proposal, room, || window.is_over());
+                    let (count, event) = step(view, pool, &self.zeros, proposal, room, readable, || window.is_over());
                     if event.kind == Kind::Merged {
                         merged.push(Run { first: event.first as usize, count });
                     }
@@ -204,6 +208,7 @@ fn step(
     zeros: &Look,
     proposal: &Proposal,
     room: usize,
+    readable: impl Fn(usize) -> bool,
     is_over: impl Fn() -> bool,
 ) -> (usize, Event) {
     let first = proposal.first as usize;
@@ -224,10 +229,6 @@ fn step(
     };
     let Some(look) = look else { return declined(one, Reason::State) };
     let page = page_size();
-    // Reading a hole would allocate it; where there is no room, that is SIGBUS. A page was a hole when it was proposed
-    // only if somebody lies, but it may have become one since. The frames are there: see `ready`.
-    let here = view.memory.range.resident(bytes(first), bytes(proposal.run().count));
-    let readable = |at: usize| here[at - first];
     if !readable(first) {
         return declined(one, Reason::State);
     }

@@ -73,12 +73,16 @@ impl Tracker {
         number: u32,
         view: &mut View,
     ) -> Result<(usize, usize)> {
-        if view.table.unwatched() > 0 {
-            self.watch_again(pagemap, journal, number, view)?;
-        }
+        // They are reported whether they can be watched again or not, and found below as well, for they had no protection.
+        let doubtful = if view.table.unwatched() > 0 { self.watch_again(view) } else { Vec::new() };
         let found = pagemap
             .written(view.address(0), view.table.pages())
             .map_err(|e| Error::System("looking for written pages", e))?;
+        for run in &doubtful {
+            view.traces.told.insert(*run);
+            journal.push(Event { detail: MAY_HAVE_BEEN, ..Event::new(Kind::Written, number, *run) });
+        }
+        let found = without(found, &doubtful);
         let in_vain = found.iter().map(|run| view.traces.hot.count(*run)).sum();
         view.traces.hot.clear();
         for run in &found {
@@ -89,24 +93,41 @@ impl Tracker {
         Ok((found.iter().map(|run| run.count).sum(), in_vain))
     }
 
-    fn watch_again(&self, pagemap: &Pagemap, journal: &mut Journal, number: u32, view: &mut View) -> Result<()> {
+    /// Watches what is not watched. What could not be (out of mappings) is tried again, and reported, at the next look.
+    fn watch_again(&self, view: &mut View) -> Vec<Run> {
         let whole = Run { first: 0, count: view.table.pages() };
         let mut lost = Vec::new();
         pieces(whole, |page| view.table.is_unwatched(page), |run, is| lost.extend(is.then_some(run)));
-        for run in lost {
-            // Protected before it is reported, so what is written later is found by a later look. If it cannot be watched
-            // (out of mappings), it is reported again at every look.
+        for run in &lost {
             if self.uffd.register(view.address(run.first), bytes(run.count)).is_ok() {
-                pagemap
-                    .written(view.address(run.first), run.count)
-                    .map_err(|e| Error::System("looking for written pages", e))?;
-                view.table.set_watched(run);
+                view.table.set_watched(*run);
             }
-            view.traces.told.insert(run);
-            journal.push(Event { detail: MAY_HAVE_BEEN, ..Event::new(Kind::Written, number, run) });
         }
-        Ok(())
+        lost
     }
+}
+
+/// Runs without what lies in others; both are in order.
+fn without(runs: Vec<Run>, others: &[Run]) -> Vec<Run> {
+    if others.is_empty() {
+        return runs;
+    }
+    let mut left = Vec::with_capacity(runs.len());
+    let mut others = others.iter().peekable();
+    for run in runs {
+        let mut first = run.first;
+        while let Some(other) = others.next_if(|other| other.end() <= run.end()) {
+            if other.first > first {
+                left.push(Run { first, count: other.first - first });
+            }
+            first = first.max(other.end());
+        }
+        let end = others.peek().map_or(run.end(), |other| other.first.clamp(first, run.end()));
+        if end > first {
+            left.push(Run { first, count: end - first });
+        }
+    }
+    left
 }
 
 /// What is known of the writes to a view. Two bits a page.
@@ -129,5 +150,30 @@ impl Traces {
             journal.push(Event { detail: GIVEN_BACK, ..Event::new(Kind::Written, number, run) });
         }
         self.hot.remove(run);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn runs(pages: &[bool]) -> Vec<Run> {
+        let mut found = Vec::new();
+        pieces(Run { first: 0, count: pages.len() }, |page| pages[page], |run, is| found.extend(is.then_some(run)));
+        found
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_left_without_others(pages in prop::collection::vec(any::<(bool, bool)>(), 1..60)) {
+            let (of, others): (Vec<bool>, Vec<bool>) = pages.into_iter().unzip();
+            let both: Vec<bool> = of.iter().zip(&others).map(|(of, other)| *of && !*other).collect();
+            let mut left = vec![false; of.len()];
+            for run in without(runs(&of), &runs(&others)) {
+                left[run.first..run.end()].fill(true);
+            }
+            prop_assert_eq!(left, both);
+        }
     }
 }

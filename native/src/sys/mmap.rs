@@ -228,18 +228,20 @@ impl Look {
         Ok(Look { address: map(ptr::null_mut(), bytes, libc::PROT_READ, flags, -1, 0)?, bytes })
     }
 
-    /// Reads a byte of every page of a part, so that reading more of it faults no more. False, and nothing is read, if a
-    /// page is not in memory: to read it would allocate it, or be SIGBUS where that is not possible.
-    pub fn touch(&self, offset: usize, bytes: usize) -> bool {
+    /// Whether all pages of a part are in memory; see `ViewRange::resident`.
+    pub fn is_resident(&self, offset: usize, bytes: usize) -> bool {
         assert!(offset <= self.bytes && bytes <= self.bytes - offset, "a look beyond a mapping");
-        if resident(self.address + offset, bytes).contains(&false) {
-            return false;
-        }
+        !resident(self.address + offset, bytes).contains(&false)
+    }
+
+    /// Reads a byte of every page of a part, so that reading more of it faults no more. To read one that is not there would
+    /// allocate it, or be SIGBUS where that is not possible.
+    pub fn touch(&self, offset: usize, bytes: usize) {
+        assert!(offset <= self.bytes && bytes <= self.bytes - offset, "a look beyond a mapping");
         for at in (offset..offset + bytes).step_by(crate::page::page_size()) {
             // SAFETY: the range is mapped and readable, its pages are there, and any value read is a valid u8.
             let _ = unsafe { ((self.address + at) as *const u8).read_volatile() };
         }
-        true
     }
 
     /// How many bytes it covers.
