@@ -94,7 +94,7 @@ class Space:
         lease: int,
         budget: int,
         window_pages: int = 256,
-        window_micros: int = 250,
+        window_micros: int = 120,
         disabled: Sequence[str] = (),
         tracker: Literal["pagemap", "checksum"] = "checksum",
     ) -> None:

@@ -14,6 +14,7 @@ use super::state::{READING, State, WRITTEN};
 use super::store::Store;
 use super::tables::TableId;
 use crate::page::{Run, page_size};
+use crate::sys::zeroed::give_back_heap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, PoisonError};
@@ -25,6 +26,8 @@ const PROPOSAL_COST: u64 = 8;
 const FORGIVENESS: u64 = 256;
 /// Most chunks that a thread reads ahead of what is decided.
 const AHEAD: usize = 8;
+/// After a pass that read so many pages the heap is looked through for what nobody uses.
+const LARGE_PASS: u64 = 1 << 16;
 /// Fewer chunks than this for each thread are not worth starting one.
 const WORTH: usize = 4;
 /// A chunk is a quarter of a megabyte: this bounds what a caller can ask for.
@@ -229,6 +232,9 @@ impl Engine {
         };
         self.unshared = done.unshared;
         self.chunks.truncate(1); // those of other threads are a quarter of a megabyte each
+        if done.visited >= LARGE_PASS {
+            give_back_heap(); // what the trees were before they grew
+        }
         self.scanned += done.visited;
         self.skipped += waiting;
         self.books.unstable.forget_untracked(&mut self.books.tables);

@@ -79,7 +79,7 @@ impl Events {
 #[pymethods]
 impl Space {
     #[new]
-    #[pyo3(signature = (tier, lease, budget, window_pages = 256, window_micros = 250, disabled = Vec::new(), tracker = "checksum"))]
+    #[pyo3(signature = (tier, lease, budget, window_pages = 256, window_micros = 120, disabled = Vec::new(), tracker = "checksum"))]
     #[expect(clippy::needless_pass_by_value, reason = "PyO3 extracts owned values")]
     #[expect(clippy::too_many_arguments, reason = "Python passes most of them by name, or not at all")]
     fn new(

@@ -29,10 +29,11 @@ pub fn zeroed<T: Number>(count: usize) -> Option<Vec<T>> {
     Some(unsafe { Vec::from_raw_parts(memory, count, count) })
 }
 
-/// Bytes of the heap in use, all threads together; for tests that measure.
-#[cfg(all(test, target_env = "gnu"))]
-pub fn heap_in_use() -> usize {
-    // SAFETY: mallinfo2 takes nothing and returns plain numbers.
-    let info = unsafe { libc::mallinfo2() };
-    info.uordblks + info.hblkhd
+/// Gives memory of the heap that is free back to the kernel, where the C library can.
+pub fn give_back_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: touches free memory only, under the allocator's own locks.
+    unsafe {
+        libc::malloc_trim(0)
+    };
 }
