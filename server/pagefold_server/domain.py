@@ -88,7 +88,7 @@ class Domain:
         self.due = 0.0  # when to go on scanning
         self.served = 0.0  # when it was scanned last; who waited longest comes first
         self.full: OSError | None = None  # why the last pass had no room for frames
-        self.percent = 0.0  # of one core, for the pass under way; the pacer's
+        self.began = 0.0  # when the pass under way began
         self._mid_pass = False
         self._idle = 0.0
         self._quiet_until = 0.0  # everyday passes that are to find written pages quiet are so far apart
@@ -121,8 +121,10 @@ class Domain:
                 looks, so that a page that was not reported in between is quiet.
             threads: most threads to read with.
         """
-        if not self._mid_pass and self._is_looked(time.monotonic()):
-            self._looked = self._look
+        if not self._mid_pass:
+            self.began = time.monotonic()
+            if self._is_looked(self.began):
+                self._looked = self._look
         step = self.engine.scan(pages, threads)
         self.served = time.monotonic()
         self._mid_pass = step.finished is None and not self.unmerging

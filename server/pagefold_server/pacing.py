@@ -23,7 +23,7 @@ import structlog
 
 from pagefold_server.advisor import Advisor
 from pagefold_server.domain import Domain, Domains
-from pagefold_server.settings import Configuration
+from pagefold_server.settings import Configuration, Settings
 
 _TARGET: Final = 0.001  # seconds that a sub-slice aims at; half of what it may take
 _FEWEST: Final = 16  # pages in a sub-slice
@@ -133,13 +133,11 @@ class Pacer:
         settings = self._configuration.now
         pause, quiet = settings.sleep_millisecs / 1000, _QUIET_POLLS * settings.poll_millisecs / 1000
         settling = bool(domain.settlers)
-        threads = 1
+        threads, percent = 1, settings.cpu_ceiling_percent
         if settling:
             threads = max(1, min(int(settings.settle_cpu_percent // 100), os.cpu_count() or 1))
-        elif domain.between_passes:
-            domain.percent = self._advisor.percent(
-                domain.engine.remaining(), settings.target_merge_seconds, settings.cpu_ceiling_percent
-            )
+        else:
+            percent = self._advise(domain, settings)
         left, spent, visited = settings.pages_to_scan, 0.0, 0
         while left > 0 and not domain.closed:
             pages = min(self._pages, left)
@@ -168,8 +166,15 @@ class Pacer:
         if settling:
             self._settling.spent(spent, settings.settle_cpu_percent, now, 0)
         else:
-            self._everyday.spent(spent, domain.percent or settings.cpu_ceiling_percent, now, pause)
+            self._everyday.spent(spent, percent, now, pause)
         await asyncio.sleep(0)
+
+    def _advise(self, domain: Domain, settings: Settings) -> float:
+        """The share of a core with which the pass is done in time, as it looks now. What is late is not dropped."""
+        target = settings.target_merge_seconds
+        elapsed = 0.0 if domain.between_passes else time.monotonic() - domain.began
+        left = max(target - elapsed, target / 10)
+        return self._advisor.percent(domain.engine.remaining(), left, settings.cpu_ceiling_percent)
 
     def _adapt(self, pages: int, took: float) -> None:
         """Makes the next sub-slice last as long as it should; grows carefully, shrinks at once."""

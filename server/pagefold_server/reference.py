@@ -48,7 +48,7 @@ _CHUNK: Final = 64  # pages read with one call
 _ZEROS: Final = bytes(PAGE)
 _GAP: Final = 4  # tracked pages so far apart are still read with one call
 _GAP_KEPT: Final = 8  # pages without a frame that a run is kept room for
-_PROPOSAL_COST: Final = 8  # what a proposal takes, in pages digested (measured: 4 to 20)
+_PROPOSAL_COST: Final = 2  # what a proposal takes, in pages digested, where it is made natively
 _FORGIVENESS: Final = 256  # passes after which every page is forgiven one break
 
 _WRITTEN_PAGES: Final = any_of(bytes(value for value in range(256) if value & WRITTEN))

@@ -66,10 +66,10 @@ class Settings(BaseSettings):
 
     run: int = Field(1, ge=0, le=2, description="0: no scanning, 1: scanning, 2: unmerge all", json_schema_extra=_LIVE)
     pages_to_scan: int = Field(
-        16384, ge=1, le=1 << 24, description="pages in a slice of scanning", json_schema_extra=_LIVE
+        32768, ge=1, le=1 << 24, description="pages in a slice of scanning", json_schema_extra=_LIVE
     )
     sleep_millisecs: int = Field(
-        20,
+        10,
         ge=0,
         le=60_000,
         description="least pause between slices and between passes",
@@ -79,7 +79,7 @@ class Settings(BaseSettings):
         70, gt=0, le=100, description="most of one core to spend on scanning", json_schema_extra=_LIVE
     )
     target_merge_seconds: float = Field(
-        1,
+        0.5,
         gt=0,
         le=3600,
         description="time that a pass over what was written is to take, as far as the ceiling allows",

@@ -87,8 +87,8 @@ def test_scan_stop_and_start(server: Server) -> None:
 
 def test_config(server: Server) -> None:
     settings = {s["key"]: s for s in told(server.address, "config", "get")["settings"]}
-    assert settings["pages_to_scan"]["default_value"] == "16384"
-    assert pagefold(server.address, "config", "get", "pages-to-scan") == "16384\n"
+    assert settings["pages_to_scan"]["default_value"] == "32768"
+    assert pagefold(server.address, "config", "get", "pages-to-scan") == "32768\n"
     changed = told(server.address, "config", "set", "pages_to_scan=64", "sleep-millisecs=7")["settings"]
     assert {s["key"]: (s["value"], s["origin"]) for s in changed} == {
         "pages_to_scan": ("64", "live"),

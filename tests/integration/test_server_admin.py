@@ -104,7 +104,7 @@ def test_settings_change_live_or_not_at_all(serve, shared: Server) -> None:  # t
 
     reply = server.admin.SetConfig(pb.SetConfigRequest(values={"pages_to_scan": "77"}), timeout=10)
     (setting,) = reply.settings
-    assert (setting.key, setting.value, setting.default_value) == ("pages_to_scan", "77", "16384")
+    assert (setting.key, setting.value, setting.default_value) == ("pages_to_scan", "77", "32768")
     assert (setting.origin, setting.live) == ("live", True)
     assert setting.description
     assert "nonsense" in refuse(pages_to_scan="88", nonsense="1")

@@ -21,7 +21,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread::Builder;
 
 /// What a proposal takes, in pages digested (measured: 4 to 20).
-const PROPOSAL_COST: u64 = 8;
+const PROPOSAL_COST: u64 = 2;
 /// Passes after which every page is forgiven one break.
 const FORGIVENESS: u64 = 256;
 /// Most chunks that a thread reads ahead of what is decided.
