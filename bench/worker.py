@@ -26,11 +26,11 @@ class Subject:
         self.words: Any = None
         self.numbers: Any = None
 
-    def connect(self, address: str) -> None:
+    def connect(self, address: str, tracker: str | None = None) -> None:
         """Becomes a client, without memory yet."""
         import pagefold
 
-        self.client = pagefold.connect(address, autostart=False)
+        self.client = pagefold.connect(address, autostart=False, tracker=tracker)
 
     def allocate(self, size: int) -> None:
         """Takes memory: the client's, if there is one, else anonymous memory that is handed to KSM."""
@@ -104,6 +104,15 @@ class Subject:
         start = time.thread_time()
         pages[chosen, 3] = seed
         return time.thread_time() - start
+
+    def rewrite(self, seconds: float) -> float:
+        """Writes a word to every page, again and again. Pages written a second of the processor's time."""
+        pages, rounds = self._pages, 0
+        until, start = time.monotonic() + seconds, time.thread_time()
+        while time.monotonic() < until:
+            pages[:, 5] = rounds
+            rounds += 1
+        return rounds * len(pages) / (time.thread_time() - start)
 
     def churn(self, seconds: float, seed: int, rest: float) -> int:
         """A thread keeps writing: a while to one stretch, the bytes that are there already, then to another.

@@ -8,7 +8,7 @@ import floor
 import ksm
 from figure import MIB, TIMEOUT, Figure, Plan, Row, Target, WrongResult
 from machine import PAGE, warm
-from processes import everybody, fill, kernel_side, pagefold_side, settled, verify
+from processes import Server, everybody, fill, kernel_side, pagefold_side, settled, verify, workers
 
 _MOST_WRITES = 50_000
 _ROUNDS = 5
@@ -77,6 +77,33 @@ def _tracked(plan: Plan) -> list[Figure]:
     ]
 
 
+def _hot(plan: Plan) -> list[Figure]:
+    """Memory that is rewritten all the time is the worst case of tracking: every protection is in vain."""
+    size = plan.size // 4
+    seconds = 2 if plan.quick else 12
+    rates: dict[str, list[float]] = {"pagemap": [], "checksum": []}
+    for _ in range(2):
+        for tracker, found in rates.items():
+            plan.say(f"pagefold, tracker {tracker}")
+            # With the other tracker nobody looks at all: the server does not scan.
+            with Server(plan.engine, run=0) as server, workers(1) as (worker,):
+                worker("connect", server.address, tracker)
+                worker("allocate", size)
+                worker("fill", "unique", 0)
+                found.append(worker("rewrite", seconds))
+    tracked, untracked = statistics.median(rates["pagemap"]), statistics.median(rates["checksum"])
+    return [
+        Figure(
+            "hot.cost",
+            f"{size // MIB} MiB rewritten all the time: pages written a second of CPU, untracked to tracked",
+            "x",
+            untracked / tracked,
+            target=Target(1.02, "pagefold"),
+            notes=(f"{tracked:.0f} against {untracked:.0f} pages a second",),
+        )
+    ]
+
+
 def _windows(plan: Plan) -> list[Figure]:
     # With as many writers as cores a window's thread has to share its core; a writer that rests shows windows alone.
     return [
@@ -116,5 +143,6 @@ def _held(plan: Plan, key: str, who: str, rest: float) -> list[Figure]:
 ROWS = (
     Row("write-merged", "the first write to a merged page", _merged),
     Row("write-tracked", "the first write to a page that is tracked and not merged", _tracked),
+    Row("hot", "what tracking costs a program that rewrites its memory all the time", _hot),
     Row("windows", "how long writes are held while two writers keep breaking what merges", _windows),
 )

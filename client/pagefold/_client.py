@@ -162,7 +162,7 @@ class Client:
         """This client's memory as it is now, by the kernel's word and the server's last answer."""
         parts = self._open()
         parts.arena.sweep()
-        parts.space.harvest()
+        parts.space.harvest(tracked=False)
         counts, windows = parts.space.counts(), parts.space.windows()
         totals, session = parts.conversation.totals, parts.session
         mappings = totals.pages_shared + totals.pages_sharing

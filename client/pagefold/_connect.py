@@ -22,7 +22,7 @@ from pagefold._arena import Arena, no_segment
 from pagefold._buffer import Buffer
 from pagefold._client import PAGE, Client, Parts
 from pagefold._conversation import Conversation
-from pagefold._errors import BarrierUnavailable, ServerUnavailable
+from pagefold._errors import BarrierUnavailable, ServerUnavailable, TrackerUnavailable
 from pagefold._session import Session, Wiring
 from pagefold._transport import GrpcTransport, Transport
 from pagefold._version import __version__
@@ -102,7 +102,7 @@ def connect(
         release = _Release(lease)
         undo.callback(release)
         try:
-            space = Space(tier, lease.fd, budget, disabled=disabled, tracker=way)
+            space, way = _make_space(tier, lease.fd, budget, disabled, way, asked_tracker is not None)
         except OSError as error:
             if asked_tier is not None:
                 raise BarrierUnavailable(f"barrier={tier!r} cannot be had here: {error}") from error
@@ -124,6 +124,21 @@ def connect(
         session.start()
         undo.pop_all()
     return Client(Parts(kin, space, arena, conversation, session, trouble, way))
+
+
+def _make_space(
+    tier: _tier.Barrier, lease: int, budget: int, disabled: list[str], way: _tracker.Tracker, insist: bool
+) -> tuple[Space, _tracker.Tracker]:
+    """A space with that tracker, or with the other one if it cannot be had after all (no descriptor left, say)."""
+    try:
+        return Space(tier, lease, budget, disabled=disabled, tracker=way), way
+    except OSError as error:
+        if way == "checksum":
+            raise
+        space = Space(tier, lease, budget, disabled=disabled)
+        if insist:
+            raise TrackerUnavailable(f"tracker={way!r} cannot be had here: {error}") from error
+        return space, "checksum"
 
 
 class _Release:

@@ -271,7 +271,11 @@ class Conversation:
     def _look(self) -> None:
         """Finds out what was written: everywhere, if the server has asked for that, else where it is time for it."""
         asked = self._look_made < self._look_wanted
-        self._space.harvest(asked)
+        try:
+            self._space.harvest(asked)
+        except OSError as error:  # short of memory, say: what was not found is found by a later look
+            _log.warning("looking for written pages: %s", error)
+            return
         if asked:
             self._look_made = self._look_wanted
             self._look_mark = self._drained + self._space.pending()

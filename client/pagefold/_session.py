@@ -240,6 +240,7 @@ class Session:
         self.lost = why
         _log.log(level, "nothing is merged any more, memory goes on as it is: %s", why)
         w = self._w
+        w.space.untrack()  # nobody will be told: the program need not pay for being watched
         with w.kin.session():
             w.conversation.settles.fail(why)
             w.transport.close()
@@ -279,6 +280,6 @@ class Session:
 
 
 GAVE_UP: Final = (
-    "the server stopped waiting: merging is switched off there, or there was no room for frames; "
-    "`pagefold status` says which"
+    "the server stopped waiting: merging is switched off there, or there was no room for frames (`pagefold status` "
+    "says so), or a client does not answer, so that what it wrote is not known (`pagefold clients` says which)"
 )

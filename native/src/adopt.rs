@@ -17,7 +17,7 @@ impl Inner {
     /// Pages that are owned already are passed over in silence, and so is what lies outside of any view.
     pub fn adopt_window(&mut self, segment: u32, run: Run) -> Result<(usize, usize)> {
         let mappings = self.mappings();
-        let Inner { views, journal, barrier, window_pages, budget, .. } = self;
+        let Inner { views, journal, barrier, tracker, window_pages, budget, .. } = self;
         let Some(view) = views.get_mut(&segment) else { return Ok((run.count, 0)) };
         if !run.fits(view.table.pages()) {
             return Ok((run.count, 0));
@@ -73,6 +73,10 @@ impl Inner {
             }
             adopted += kept.count;
             done += part.count;
+        }
+        drop(window);
+        if let Some(tracker) = tracker {
+            tracker.take_back(view, Run { first: span.first, count: done });
         }
         Ok((done, adopted))
     }

@@ -15,6 +15,7 @@ use crate::page::{Run, bytes, page_size};
 use crate::space::Inner;
 use crate::states::State;
 use crate::sys::pagemap::{Pagemap, ZeroPage};
+use crate::sys::sched;
 use crate::view::View;
 use std::time::{Duration, Instant};
 
@@ -48,43 +49,42 @@ impl Agenda {
         self.due.map_or(Duration::ZERO, |due| due.saturating_duration_since(now))
     }
 
-    /// A look is over.
-    fn looked(&mut self, began: Instant, poll: Duration, found: usize, in_vain: usize) {
-        let took = began.elapsed();
+    /// A look is over, and took so much of the processor's time.
+    fn looked(&mut self, took: Duration, poll: Duration, found: usize, in_vain: usize) {
         self.quiet = if found > 0 { 0 } else { (self.quiet + 1).min(DOUBLINGS) };
         let usual = poll * (1 << self.quiet);
         let wasted = REST_AFTER_FAULT.saturating_mul(u32::try_from(in_vain).unwrap_or(u32::MAX));
         let rest = usual.max(took * REST_AFTER_LOOK).max(wasted);
-        self.due = Some(began + took + rest.min(LONGEST_REST.max(usual)));
+        self.due = Some(Instant::now() + rest.min(LONGEST_REST.max(usual)));
     }
 }
 
 impl Inner {
-    /// Looks at the views that are due, or at all. How many pages were found written.
-    pub fn harvest(&mut self, all: bool) -> Result<usize> {
+    /// Looks at a view, if it is due or if all are wanted. How many pages were found written.
+    pub fn harvest(&mut self, number: u32, all: bool, tracked: bool) -> Result<usize> {
         let Inner { views, journal, pagemap, tracker, poll, .. } = self;
-        let Some(pagemap) = pagemap else { return Ok(0) };
-        let mut sum = 0;
-        for (number, view) in views {
-            let began = Instant::now();
-            if view.shared || !(all || view.agenda.pause(began).is_zero()) {
-                continue;
-            }
-            let mut found = find_copies(pagemap, journal, *number, view)?;
-            let mut in_vain = 0;
-            if let Some(tracker) = tracker {
-                let (written, again) = tracker.look(pagemap, journal, *number, view)?;
-                found += written;
-                in_vain = again;
-            }
-            view.agenda.looked(began, *poll, found, in_vain);
-            sum += found;
+        let (Some(pagemap), Some(view)) = (pagemap, views.get_mut(&number)) else { return Ok(0) };
+        if view.shared || !(all || view.agenda.pause(Instant::now()).is_zero()) {
+            return Ok(0);
         }
-        Ok(sum)
+        let began = sched::thread_time();
+        let copies = find_copies(pagemap, journal, number, view)?;
+        if !tracked {
+            return Ok(copies);
+        }
+        let (written, in_vain) = match tracker {
+            Some(tracker) => tracker.look(pagemap, journal, number, view)?,
+            None => (0, 0),
+        };
+        view.agenda.looked(sched::thread_time().saturating_sub(began), *poll, copies + written, in_vain);
+        Ok(copies + written)
     }
 
     /// How long until a view is due.
     pub fn pause(&self) -> Duration {
+        if self.pagemap.is_none() {
+            return Duration::MAX; // there is nothing to look with
+        }
         let now = Instant::now();
         let views = self.views.values().filter(|view| !view.shared);
         views.map(|view| view.agenda.pause(now)).min().unwrap_or(Duration::MAX)
@@ -130,12 +130,12 @@ mod tests {
         assert!(agenda.pause(Instant::now()).is_zero());
         for factor in [2, 4, 4] {
             let began = Instant::now();
-            agenda.looked(began, POLL, 0, 0);
+            agenda.looked(Duration::ZERO, POLL, 0, 0);
             assert!(rest(&agenda, began) >= POLL * factor);
             assert!(agenda.pause(began) > Duration::ZERO);
         }
         let began = Instant::now();
-        agenda.looked(began, POLL, 1, 0);
+        agenda.looked(Duration::ZERO, POLL, 1, 0);
         assert!(rest(&agenda, began) < POLL * 2);
     }
 
@@ -143,9 +143,9 @@ mod tests {
     fn protection_in_vain_costs_its_writers_one_percent() {
         let mut agenda = Agenda::default();
         let began = Instant::now();
-        agenda.looked(began, POLL, 20_000, 20_000);
+        agenda.looked(Duration::ZERO, POLL, 20_000, 20_000);
         assert!(rest(&agenda, began) >= Duration::from_secs(2), "20 ms of faults");
-        agenda.looked(began, POLL, usize::MAX, usize::MAX);
+        agenda.looked(Duration::ZERO, POLL, usize::MAX, usize::MAX);
         assert!(rest(&agenda, began) <= LONGEST_REST + Duration::from_secs(1));
     }
 }

@@ -182,6 +182,9 @@ impl Inner {
                 }
             }
         }
+        if let Some(tracker) = &self.tracker {
+            tracker.take_back(view, span);
+        }
         // M7, still under the lock: a page that is adopted again must not be punched afterwards.
         let pages = merged.iter().map(|run| run.count).sum();
         let mut punches = merged.into_iter().peekable();

@@ -1,8 +1,8 @@
 //! A client's share of the address space: its views, the pools they map, and the means to hold writes.
 //!
-//! One lock guards it all, taken after every lock of the Python side and held for one window at most. Nothing in here
-//! calls into Python, so no window can wait for the GIL, whose holder may be waiting for the window. A second lock, over
-//! the list of freed extents, is taken by blocks as they die and is never held across a system call.
+//! One lock guards it all, taken after every lock of the Python side and held for one window, or one look at a view, at
+//! most. Nothing in here calls into Python, so no window can wait for the GIL, whose holder may be waiting for the window.
+//! A second lock, over the list of freed extents, is taken by blocks as they die, never across a system call.
 
 use crate::error::{Error, Result};
 use crate::freed::Freed;
@@ -15,6 +15,7 @@ use crate::sys::doorbell::Doorbell;
 use crate::sys::forklock::ForkLock;
 use crate::sys::mmap::{Lease, Look, ViewRange};
 use crate::sys::pagemap::Pagemap;
+use crate::sys::sched;
 use crate::sys::shm;
 use crate::sys::uffd::Scope;
 use crate::tracker::Tracker;
@@ -241,6 +242,7 @@ impl Space {
         let mut queue = proposals.into();
         let mut merged = 0;
         loop {
+            sched::begin_slice(); // with no lock held: others may run first
             let mut inner = self.open()?;
             match inner.merge_window(&mut queue) {
                 Some(pages) => merged += pages,
@@ -255,6 +257,7 @@ impl Space {
         for (segment, first, count) in runs {
             let mut rest = Run { first: first as usize, count: count as usize };
             while rest.count > 0 {
+                sched::begin_slice();
                 let (done, pages) = self.open()?.adopt_window(segment, rest)?;
                 adopted += pages;
                 rest = Run { first: rest.first + done, count: rest.count - done };
@@ -331,6 +334,10 @@ impl Space {
     pub fn unpin(&self, number: u32, run: Run) -> Result<()> {
         let found = self.with_range(number, run, |view, journal| {
             let found = view.table.unpin(run);
+            if found {
+                view.table.set_unwatched(run); // devices write past the page table: nobody has seen what they wrote
+                view.agenda.stir();
+            }
             if found && view.held_back {
                 view.include(journal, number, run);
                 view.held_back = view.table.has_pins();
@@ -348,8 +355,18 @@ impl Space {
     }
 
     /// Finds pages that were written, in views that are due for it or in all. How many there were.
-    pub fn harvest(&self, all: bool) -> Result<usize> {
-        self.open()?.harvest(all)
+    pub fn harvest(&self, all: bool, tracked: bool) -> Result<usize> {
+        let numbers: Vec<u32> = self.open()?.views.keys().copied().collect();
+        let mut found = 0;
+        for number in numbers {
+            found += self.open()?.harvest(number, all, tracked)?;
+        }
+        Ok(found)
+    }
+
+    /// Watches for writes no longer.
+    pub fn untrack(&self) {
+        self.inner.lock().tracker = None;
     }
 
     /// Takes at most `limit` events out.
@@ -404,7 +421,7 @@ impl Space {
             if doorbell.wait(pause).map_err(|e| Error::System("waiting for the doorbell", e))? {
                 return Ok(Woken::Rung);
             }
-            if self.harvest(false)? == 0 && Instant::now() >= end && self.freed.is_empty() {
+            if self.harvest(false, true)? == 0 && Instant::now() >= end && self.freed.is_empty() {
                 return Ok(Woken::Idle);
             }
         }
@@ -434,7 +451,9 @@ impl Space {
     pub fn thaw(&self) -> Result<usize> {
         let numbers: Vec<u32> = self.open()?.views.keys().copied().collect();
         for number in numbers {
-            while self.open()?.thaw_window(number)? {}
+            while self.open()?.thaw_window(number)? {
+                sched::begin_slice();
+            }
             self.open()?.end_sharing(number);
         }
         Ok(self.counts().frozen)

@@ -43,7 +43,9 @@ impl Inner {
                         view.table.set(run, State::Frozen, 0, 0);
                         continue;
                     };
-                    view.ensure_mapped(run);
+                    if view.ensure_mapped(run) {
+                        view.table.set_unwatched(run);
+                    }
                     failed = failed.and(Err(Error::System("freezing memory before a fork", error)));
                 }
                 match memory.range.copy_out(bytes(run.first), bytes(run.count)) {

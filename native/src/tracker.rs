@@ -18,6 +18,7 @@ use crate::bits::Bits;
 use crate::error::{Error, Result};
 use crate::journal::{Event, Journal, Kind};
 use crate::page::{Run, bytes, pieces};
+use crate::states::State;
 use crate::sys::pagemap::Pagemap;
 use crate::sys::uffd::{FEATURE_WP, FEATURE_WP_ASYNC, FEATURE_WP_SHMEM, FEATURE_WP_UNPOPULATED, Scope, Uffd};
 use crate::view::View;
@@ -64,6 +65,20 @@ impl Tracker {
         view.table.set_unwatched(span);
     }
 
+    /// Registers again what stayed owned in a window's span, so that it is one mapping with its neighbours: the budget counts
+    /// on that. What was written meanwhile is not known, so the next look reports it all the same.
+    pub fn take_back(&self, view: &View, span: Run) {
+        pieces(
+            span,
+            |page| view.table.state(page) == State::Owned,
+            |run, is| {
+                if is {
+                    let _ = self.uffd.register(view.address(run.first), bytes(run.count));
+                }
+            },
+        );
+    }
+
     /// Looks, and writes down what it finds. How many pages that were watched were written, and how many of those had been
     /// written before the last look too: protecting them was in vain, and cost their writers a fault each.
     pub fn look(
@@ -75,13 +90,15 @@ impl Tracker {
     ) -> Result<(usize, usize)> {
         // They are reported whether they can be watched again or not, and found below as well, for they had no protection.
         let doubtful = if view.table.unwatched() > 0 { self.watch_again(view) } else { Vec::new() };
-        let found = pagemap
-            .written(view.address(0), view.table.pages())
-            .map_err(|e| Error::System("looking for written pages", e))?;
         for run in &doubtful {
             view.traces.told.insert(*run);
             journal.push(Event { detail: MAY_HAVE_BEEN, ..Event::new(Kind::Written, number, *run) });
         }
+        let found = pagemap.written(view.address(0), view.table.pages()).map_err(|e| {
+            // Some may have been found, and are protected again: the next look takes all for written.
+            view.table.set_unwatched(Run { first: 0, count: view.table.pages() });
+            Error::System("looking for written pages", e)
+        })?;
         let found = without(found, &doubtful);
         let in_vain = found.iter().map(|run| view.traces.hot.count(*run)).sum();
         view.traces.hot.clear();

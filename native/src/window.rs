@@ -11,7 +11,6 @@
 
 use crate::error::{Error, Result};
 use crate::histogram::Histogram;
-use crate::sys::sched;
 use crate::sys::uffd::{FEATURE_WP, FEATURE_WP_SHMEM, FEATURE_WP_UNPOPULATED, Scope, Uffd};
 use std::time::{Duration, Instant};
 
@@ -43,7 +42,6 @@ impl Barrier {
         if self.uffd.is_none() {
             self.uffd = Some(open(self.scope, self.wanted)?);
         }
-        sched::begin_slice();
         let opened = Instant::now();
         // From here on the window's drop puts things right, whatever fails.
         let mut window = Window { barrier: self, address, bytes, opened, registered: false };

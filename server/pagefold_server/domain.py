@@ -6,7 +6,6 @@ for `pacing` to say. A domain lives as long as one of its sessions; its counts s
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import fields
@@ -26,6 +25,7 @@ POOL: Final = 1
 
 _IDLE_FIRST: Final = 1.0  # seconds between passes that find nothing new; doubles
 _IDLE_MOST: Final = 16.0
+_LOOK_PATIENCE: Final = 1.0  # seconds without any pass, while clients are waited for to look
 _ANSWER_PAUSE: Final = 0.01  # seconds until the next pass, while all that is missing are answers
 
 _SINCE_START: Final = (
@@ -62,6 +62,9 @@ class Member(Protocol):
     def ask(self, look: int, now: float) -> None:
         """Has the client look for written pages and report them; until then it is working."""
 
+    def ring(self, now: float) -> None:
+        """Rings its doorbell: it calls then, whether it has something to say or not."""
+
     def ring_if_due(self, now: float) -> None:
         """Rings its doorbell, unless that has just been done."""
 
@@ -93,6 +96,7 @@ class Domain:
         self._idle = 0.0
         self._quiet_until = 0.0  # everyday passes that are to find written pages quiet are so far apart
         self._look = 0  # number of the last look that clients were asked for
+        self._waiting_since: float | None = None  # for looks, with no pass begun since
         self._looked = 0  # of the last that was complete when the pass under way began
 
     def __str__(self) -> str:
@@ -106,9 +110,11 @@ class Domain:
         return not self._mid_pass
 
     def next_slice(self, now: float) -> float:
-        """When to scan the next slice. Never, while a pass for somebody who waits has to wait for what clients find."""
+        """When to scan the next slice. A pass for somebody who waits has to wait for what clients find."""
         if self.settlers and not self._mid_pass and not self.unmerging and not self._is_looked(now):
-            return math.inf
+            # But not for long, or looks that are asked for by one settle() after the other would keep the domain from
+            # being scanned. Such a pass goes by what is known, and is no answer to a settle().
+            return max(self.due, (self._waiting_since or now) + _LOOK_PATIENCE)
         return self.due
 
     def scan(self, pages: int, pause: float, quiet: float, threads: int = 1) -> Step:
@@ -122,7 +128,7 @@ class Domain:
             threads: most threads to read with.
         """
         if not self._mid_pass:
-            self.began = time.monotonic()
+            self.began, self._waiting_since = time.monotonic(), None
             if self._is_looked(self.began):
                 self._looked = self._look
         step = self.engine.scan(pages, threads)
@@ -137,6 +143,7 @@ class Domain:
         look = self.look()
         if self.settlers:
             self.settlers.passed(found, self.engine.counters(), look, self._looked)
+            self._tell_if_settled()
         if self.settlers:
             self._ask_all()
         elif found.volatile and any(member.tracked for member in self.members.values()):
@@ -154,6 +161,7 @@ class Domain:
         """Has all clients look: what a pass is to say for certain must be known before it begins."""
         self._look += 1
         now = time.monotonic()
+        self._waiting_since = self._waiting_since or now
         for member in self.members.values():
             member.ask(self._look, now)
 
@@ -190,14 +198,15 @@ class Domain:
         """Who has something to do, and who does not answer."""
         now = time.monotonic()
         queued = self.engine.queued()
-        busy, unanswered = False, 0
+        busy, unanswered, unread = False, 0, False
         for client, member in self.members.items():
             proposed = self.engine.merged_pages(client)[1]
             if not member.answers(now):
                 unanswered += proposed
+                unread |= member.tracked and member.looking
             elif proposed or client in queued or member.is_working():
                 busy = True
-        return Look(busy, unanswered, self.full is not None)
+        return Look(busy, unanswered, self.full is not None, unread)
 
     def ring(self) -> None:
         """Rings the clients for which something is queued."""
@@ -218,6 +227,14 @@ class Domain:
         """Looks whether an answer, or a silence, was all that some were waiting for."""
         if self.settlers:
             self.settlers.answered(self.engine.counters(), self.look())
+            self._tell_if_settled()
+
+    def _tell_if_settled(self) -> None:
+        """Has all clients call when nobody waits any more: what their stats() say is as old as their last call."""
+        if not self.settlers:
+            now = time.monotonic()
+            for member in self.members.values():
+                member.ring(now)
 
     def give_up(self) -> None:
         """Tells all who wait that nobody scans."""

@@ -19,7 +19,7 @@ MAX_MESSAGE_BYTES = 4 << 20
 """Of a request; larger ones are refused by grpc. Replies stay far below."""
 
 MAX_EVENTS = 1 << 17
-"""In one Exchange: twice what a client drains at a time, and what can be booked in a fraction of a second."""
+"""In one Exchange: several times what a client drains at a time, and what can be booked in a fraction of a second."""
 
 MAX_EVENT_PAGES = 1 << 25
 """In one Exchange, all events together: what they cost is pages, not events. It is 128 GiB, far above what a client

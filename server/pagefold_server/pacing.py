@@ -138,10 +138,11 @@ class Pacer:
             threads = max(1, min(int(settings.settle_cpu_percent // 100), os.cpu_count() or 1))
         else:
             percent = self._advise(domain, settings)
+        clock = time.thread_time if threads == 1 else time.process_time  # with calls that are answered meanwhile
         left, spent, visited = settings.pages_to_scan, 0.0, 0
         while left > 0 and not domain.closed:
             pages = min(self._pages, left)
-            cpu, began = time.thread_time(), time.monotonic()
+            cpu, began = clock(), time.monotonic()
             try:
                 step = domain.scan(pages, pause, quiet, threads)
                 domain.ring()
@@ -150,7 +151,7 @@ class Pacer:
                 domain.fail(error)
                 return
             took = time.monotonic() - began
-            spent += time.thread_time() - cpu
+            spent += clock() - cpu
             visited += step.visited
             self._adapt(pages, took)
             left -= pages
@@ -162,7 +163,8 @@ class Pacer:
             await asyncio.sleep(0)
         now = time.monotonic()
         self._meter.add(spent, now)
-        self._advisor.learn(visited, spent)
+        if threads == 1:
+            self._advisor.learn(visited, spent)
         if settling:
             self._settling.spent(spent, settings.settle_cpu_percent, now, 0)
         else:

@@ -21,6 +21,7 @@ from pagefold_server.doorbell import Bell, path_of
 from pagefold_server.segment import Lease, Segment
 from pagefold_server.settings import Configuration
 
+_LOOKING: Final = 3  # times `silent_seconds` that a look may take, for a client that has much to report before
 _RING_AGAIN: Final = 1.0  # seconds without a call after which a client is rung once more
 
 
@@ -35,7 +36,8 @@ class Session:
         sequence: of the last Exchange that was carried out; `reply` is what it got.
         heard: when the client called last.
         working: instructions were sent, and it has not called since.
-        wanted: the last look that it was asked for; `looked` is the last that it has made.
+        wanted: the last look that it was asked for; `looked` is the last that it has made; `looking_since` says when it
+            was asked, or has made one, while there is another to make.
         owing: merges were among them, and no answer has come.
         waiting: since when it has work, queued or sent; None: it has none.
         rung: when it was rung last since its last Exchange.
@@ -61,6 +63,7 @@ class Session:
     working: bool = False
     wanted: int = 0
     looked: int = 0
+    looking_since: float = 0.0
     owing: bool = False
     waiting: float | None = None
     rung: float | None = None
@@ -72,7 +75,10 @@ class Session:
 
     def is_silent(self, now: float) -> bool:
         """Whether it has had work for so long that nobody waits for it any more."""
-        return self.waiting is not None and now - self.waiting > self.configuration.now.silent_seconds
+        patience = self.configuration.now.silent_seconds
+        if self.looking and now - self.looking_since > _LOOKING * patience:
+            return True  # it calls, and reports, and never looks
+        return self.waiting is not None and now - self.waiting > patience
 
     def answers(self, now: float) -> bool:
         """See `Member`."""
@@ -95,6 +101,8 @@ class Session:
     def ask(self, look: int, now: float) -> None:
         """See `Member`."""
         if self.state == "active":
+            if not self.looking:
+                self.looking_since = now
             self.wanted = look
             if self.waiting is None:
                 self.waiting = now
@@ -121,7 +129,12 @@ class Session:
         self.heard = now
         self.used = True
 
-    def answered(self, now: float, reply: pb.ExchangeReply, news: bool) -> None:
+    def has_looked(self, look: int, now: float) -> None:
+        """It says that it has made a look."""
+        if look > self.looked:
+            self.looked, self.looking_since = min(look, self.wanted), now
+
+    def answered(self, now: float, reply: pb.ExchangeReply, news: bool, reported: bool) -> None:
         """An Exchange was carried out.
 
         Args:
@@ -129,7 +142,10 @@ class Session:
             reply: what the client is told, now and if it asks again.
             news: whether it answered a proposal. Every merge is answered, so a client that was sent some, and calls
                 without an answer, is as good as silent.
+            reported: whether it reported anything.
         """
+        # It was told to look, and has neither done so nor reported anything since: as good as silent, too.
+        ignored = self.reply is not None and self.looked < self.reply.look and not reported
         self.sequence += 1
         self.reply = reply
         self.announced = True
@@ -138,7 +154,8 @@ class Session:
             return
         self.owing = bool(reply.merges.count)
         self.working = self.owing or bool(reply.adopts.count)
-        self.waiting = now if self.is_working() or reply.more else None
+        if not ignored:
+            self.waiting = now if self.is_working() or reply.more else None
 
     def maps_frames(self) -> bool:
         """Whether its memory maps frames, by the books, or may yet do so: copies of frames are mapped too."""

@@ -180,11 +180,11 @@ class Sessions:
             session.gauges.CopyFrom(gauges)
         answers = any(kind in _ANSWERS for kind in events.kind)
         session.working = session.owing and not answers
-        session.looked = max(session.looked, min(looked, session.wanted))
+        session.has_looked(looked, time.monotonic())
         self._settle(session, settling)
         told = engine.take(session.client, self._configuration.now.max_batch_pages)
         reply = self._reply(session, told)
-        session.answered(time.monotonic(), reply, answers)
+        session.answered(time.monotonic(), reply, answers, bool(events.kind))
         if events.kind:
             domain.stir()
             domain.answered()
@@ -211,11 +211,12 @@ class Sessions:
             if session.lease.is_free():
                 session.unlink()
                 self._remove(session, "died" if session.state == "active" else "is gone")
+            elif session.looking:
+                session.ring_if_due(time.monotonic())
         for domain in self._domains:
             domain.ring()
             domain.answered()
-            if domain.settlers:  # which may have waited for somebody who is silent by now
-                self._wake()
+        self._wake()  # a pass may have waited for somebody who is silent, or gone, by now
 
     def close(self) -> None:
         """Lets all go. The clients go on with plain memory."""
@@ -243,6 +244,7 @@ class Sessions:
             return
         domain = session.domain
         domain.settlers.stop(session)
+        self._wake()  # scanning may have stood still for its sake
         session.settling, session.report = settling, None
         if not settling:
             return
@@ -290,6 +292,7 @@ class Sessions:
         """It takes no further part: nothing is proposed to it, nobody waits for it."""
         session.state = "departed"
         session.domain.settlers.stop(session)
+        self._wake()
         session.domain.engine.depart_client(session.client)
         session.settling, session.waiting, session.reply, session.looked = 0, None, None, session.wanted
         session.domain.answered()
@@ -300,6 +303,7 @@ class Sessions:
         self._by_token.pop(session.token, None)
         del self._by_client[session.client]
         domain.settlers.stop(session)
+        self._wake()
         domain.engine.remove_client(session.client)
         del domain.members[session.client]
         session.close()

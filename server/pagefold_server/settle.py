@@ -29,11 +29,18 @@ class Look:
         busy: a client that answers still has something to do.
         unanswered: pages proposed to clients that do not answer.
         full: there was no room for a frame.
+        unread: a client that reports what it writes does not answer: nobody knows what it has written.
     """
 
     busy: bool
     unanswered: int
     full: bool
+    unread: bool = False
+
+    @property
+    def certain(self) -> bool:
+        """Whether a pass that found nothing says that there is nothing."""
+        return not (self.full or self.unread)
 
 
 @dataclass(slots=True)
@@ -96,7 +103,7 @@ class Settlers:
             done = nothing_left and (settle.passes > 1 or found.volatile == 0)
             settle.clean = _losses(counters) if done else None
             if not busy and (done or settle.quiet >= QUIET_PASSES):
-                self._finish(key, not look.full, counters, look)
+                self._finish(key, look.certain, counters, look)
 
     def answered(self, counters: EngineCounters, look: Look) -> None:
         """Looks whether answers were all that some were waiting for."""
@@ -104,7 +111,7 @@ class Settlers:
             return
         for key, settle in list(self._waiting.items()):
             if settle.clean == _losses(counters):
-                self._finish(key, not look.full, counters, look)
+                self._finish(key, look.certain, counters, look)
 
     def give_up(self, counters: EngineCounters, look: Look) -> None:
         """Tells all that it will not settle: nobody scans."""

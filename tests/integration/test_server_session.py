@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -129,6 +130,21 @@ def test_several_wait_in_one_domain_and_each_gets_a_report(clients: tuple[Raw, R
 
     until(all_have_theirs, what="the reports")
     assert reports == {5: 5, 6: 6}
+
+
+@pytest.mark.parametrize("talkative", [False, True])
+def test_a_client_that_calls_and_never_looks_is_not_waited_for(clients: tuple[Raw, Raw], talkative: bool) -> None:
+    """A settle() waits for every client's look. One that goes on calling without it would hold up everybody."""
+    one, deaf = clients
+    one.give(bytes(PAGE))
+    deaf.give(bytes(PAGE))
+    reply = one.exchange(settling=1)
+    deadline = time.monotonic() + 30
+    while not reply.HasField("settle_report"):
+        assert time.monotonic() < deadline, "it waits for ever"
+        deaf.exchange(event(pb.EVENT_KIND_EXCLUDED, 1, 0, 1) if talkative else None, looked=0)
+        reply = one.exchange(obey(reply), settling=1)
+    assert reply.settle_report.settling == 1
 
 
 def test_a_new_settle_takes_the_place_of_the_old_one(client: Raw) -> None:

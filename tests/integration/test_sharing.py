@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 from collections.abc import Callable
 
 import pytest
@@ -204,3 +206,61 @@ def test_freed_memory_goes_back_to_the_kernel_and_reads_as_zeros(work: Work) -> 
     w.call("free", "b")
     other.call("free", "a")
     until(lambda: kernel.shared_bytes() == 0, what="all memory back")
+
+
+def test_a_settle_that_gave_up_leaves_scanning_alive(server: Server, work: Work) -> None:
+    """A settle() waits for all clients to look. It gave up for one that was stopped, and nothing was scanned then."""
+    one, two = work(), work()
+    two.call("allocate", "a", PAGE)
+    two.call("fill_pages", "a", [5])
+    os.kill(two.pid, signal.SIGSTOP)
+    try:
+        one.call("allocate", "a", 64 * PAGE)
+        one.call("fill_pages", "a", [1] * 64)
+        assert not one.call("settle", 0.3).settled
+    finally:
+        os.kill(two.pid, signal.SIGCONT)
+    until(lambda: one.call("stats").merged_bytes == 64 * PAGE, 15, "merging without another settle()")
+
+
+def test_a_silent_client_makes_no_settle_certain(server: Server, work: Work) -> None:
+    """Nobody knows what a stopped client wrote last, so it may well be that something is left to merge."""
+    one, two = work(), work()
+    for w in (one, two):
+        w.call("allocate", "a", 64 * PAGE)
+    assert one.call("settle").settled
+    two.call("fill_pages", "a", [1] * 64)
+    os.kill(two.pid, signal.SIGSTOP)
+    try:
+        one.call("fill_pages", "a", [1] * 64)
+        report = one.call("settle", 20)
+        if one.call("stats").tracker == "pagemap" and two_was_not_heard(server, two.pid):
+            assert not report.settled
+            assert "does not answer" in report.reason
+    finally:
+        os.kill(two.pid, signal.SIGCONT)
+    assert one.call("settle", 20).settled
+    assert one.call("stats").merged_bytes == 64 * PAGE
+
+
+def two_was_not_heard(server: Server, pid: int) -> bool:
+    return next(client.pages_merged for client in server.clients() if client.pid == pid) == 0
+
+
+def test_settling_again_and_again_does_not_keep_others_from_being_scanned(server: Server, work: Work) -> None:
+    """Each settle() asks for another look; none was ever made before the next was asked for, and no pass began."""
+    one, two = work(), work()
+    for w in (one, two):
+        w.call("allocate", "a", 64 * PAGE)
+        w.call("fill_pages", "a", list(range(1, 65)))
+    os.kill(two.pid, signal.SIGSTOP)
+    try:
+        one.call("fill_pages", "a", [7] * 64)
+
+        def merged() -> bool:
+            one.call("settle", 0.02)
+            return bool(one.call("stats").merged_bytes)
+
+        until(merged, 15, "merging in spite of all the settling")
+    finally:
+        os.kill(two.pid, signal.SIGCONT)

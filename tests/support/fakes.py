@@ -79,9 +79,12 @@ class FakeSpace:
     def add_pool(self, pool: int, fd: int) -> None:
         self.calls.append(("add_pool", pool))
 
-    def harvest(self, all: bool = True) -> int:
+    def harvest(self, all: bool = True, tracked: bool = True) -> int:
         self.calls.append(("harvest",))
         return 0
+
+    def untrack(self) -> None:
+        self.calls.append(("untrack",))
 
     # the journal
 

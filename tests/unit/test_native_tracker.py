@@ -206,3 +206,50 @@ def test_views_have_times_and_marks_of_their_own(bench: Callable[..., Bench]) ->
     assert list(zip(e.kind, e.segment, e.first, strict=True)) == [(WRITTEN, 1, 5), (WRITTEN, 2, 1)]
     block.close()
     os.close(segment)
+
+
+def test_what_a_device_may_have_written_is_reported_when_the_pin_ends(bench: Callable[..., Bench]) -> None:
+    """Devices write past the page table. Nobody reported such pages, and the server kept the digest of before."""
+    b = bench()
+    b.put(3, 1)
+    assert written(b) == [(3, 1, 0)]
+    b.space.pin(1, 3, 2)
+    os.pwrite(b.segment, b"by a device", 3 * PAGE)  # as a device does: no page table entry is marked
+    assert written(b) == []
+    b.space.unpin(1, 3, 2)
+    assert written(b) == [(3, 2, 1)]
+
+
+def test_a_space_that_tracks_no_longer_reports_nothing(bench: Callable[..., Bench]) -> None:
+    b = bench()
+    b.put(3, 1)
+    b.space.untrack()
+    assert written(b) == []
+    assert b.space.harvest() == 0
+
+
+def mappings_of(b: Bench) -> int:
+    """The kernel's count."""
+    first, end = b.block.address, b.block.address + b.pages * PAGE
+    with open("/proc/self/maps") as maps:
+        ranges = [[int(part, 16) for part in line.split()[0].split("-")] for line in maps]
+    return sum(start < end and stop > first for start, stop in ranges)
+
+
+def test_the_budget_counts_the_mappings_that_there_are(bench: Callable[..., Bench]) -> None:
+    """Pages that were let go for a window were mappings of their own until the next look, and nobody counted them."""
+    b = bench(pages=512, frames=512)
+    for page in range(512):
+        b.put(page, page)
+    assert written(b) == [(0, 512, 0)]
+    scattered = list(range(0, 512, 4))
+    ones, n = [1] * len(scattered), len(scattered)
+    assert b.space.merge(ones, scattered, ones, ones, [page + 1 for page in scattered]) == 0, "all are declined"
+    assert mappings_of(b) == b.space.counts().mappings == 1
+    assert b.space.merge(ones, scattered, ones, ones, scattered) == n - 1 + (scattered[0] == 0)
+    assert mappings_of(b) == b.space.counts().mappings
+    for page in scattered:
+        b.bytes[page * PAGE] = b.bytes[page * PAGE]
+    b.space.harvest()
+    assert b.space.adopt(ones, scattered, ones) == n
+    assert mappings_of(b) == b.space.counts().mappings == 1

@@ -177,13 +177,19 @@ class Space:
     def switched(self, segment: int, first: int, count: int) -> int:
         """How many pages of a run map a frame or the zero page, or were copied from there: not owned."""
 
-    def harvest(self, all: bool = True) -> int:
+    def harvest(self, all: bool = True, tracked: bool = True) -> int:
         """Finds pages that were written; returns how many. Journals merged ones as Copied, watched ones as Written.
 
         With all=False only in views whose time has come: those in which nothing was found are looked at less often, and
         so are those that are large, or so hot that to protect their pages again would cost the program more than 1 % of
-        a core.
+        a core. With tracked=False only merged pages are looked at: that slows nobody down.
+
+        Raises:
+            OSError: the kernel could not say; what was not found will be reported by a later look.
         """
+
+    def untrack(self) -> None:
+        """Watches for writes no longer: for a space whose reports nobody reads."""
 
     def freed(self) -> list[tuple[int, int, int]]:
         """Takes the extents (segment, first, pages) of blocks that died since the last call."""

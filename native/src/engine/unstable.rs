@@ -47,8 +47,8 @@ impl Unstable {
     pub fn remove(&mut self, tables: &mut Tables, id: TableId, run: Run) {
         let base = tables.segment(id).base;
         let table = tables.table_mut(id);
-        let listed = if run.count > 64 { table.count_flag(LISTED) } else { 0 };
-        if listed > 0 && listed >= self.tree.len() / 4 && run == table.whole() {
+        let listed = if run.count > 64 && run == table.whole() { table.count_flag(LISTED) } else { 0 };
+        if listed > 0 && listed >= self.tree.len() / 4 {
             // One by one costs a descent each.
             let last = base + (run.count - 1) as u32;
             self.tree.retain(|place| !(base..=last).contains(&place));

@@ -194,9 +194,13 @@ impl Space {
         Ok(py.detach(|| self.space.switched(segment, Run { first, count }))?)
     }
 
-    #[pyo3(signature = (all = true))]
-    fn harvest(&self, py: Python<'_>, all: bool) -> PyResult<usize> {
-        Ok(py.detach(|| self.space.harvest(all))?)
+    #[pyo3(signature = (all = true, tracked = true))]
+    fn harvest(&self, py: Python<'_>, all: bool, tracked: bool) -> PyResult<usize> {
+        Ok(py.detach(|| self.space.harvest(all, tracked))?)
+    }
+
+    fn untrack(&self, py: Python<'_>) {
+        py.detach(|| self.space.untrack());
     }
 
     fn freed(&self) -> Vec<(u32, usize, usize)> {
