@@ -188,7 +188,7 @@ def run_machine(world: World, examples: int, steps: int) -> None:
 
     Bound.world = world
     bounds = settings(max_examples=examples, stateful_step_count=steps, deadline=None)
-    # Forks keep memory from being merged for half a second each: a short run with many of them may merge nothing at all.
+    # Forks keep memory from being merged for half a second each: a short run with many of them may merge nothing.
     for _ in range(3):
         run_state_machine_as_test(Bound, settings=bounds)  # type: ignore[no-untyped-call]
         if world.server.status().counters.pages_merged > 0:
