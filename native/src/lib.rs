@@ -1,8 +1,10 @@
 //! The native half of pagefold: everything that touches the address space of a client, and the server's engine.
 //!
 //! The ladder, each step knowing only those before it:
-//! `page` (sizes and runs) -> `sys` (every system call) -> `freed`, `histogram`, `journal`, `states` (pure books)
-//! -> `pool`, `view`, `window` -> `merge`, `adopt`, `thaw` -> `space` -> `py`.
+//! `page` (sizes and runs) -> `sys` (every system call) -> `bits`, `counts`, `freed`, `histogram`, `journal`, `states`
+//! (pure books)
+//! -> `pool`, `view`, `window`, `tracker` -> `merge`, `adopt`, `thaw`, `harvest` -> `space` -> `py`. The server's `engine` stands
+//! beside them, on `page` and `sys`.
 //! `engine` stands beside it, on `page` and `sys` alone, and has a ladder of its own.
 //!
 //! What this crate keeps true: a page is switched to a frame only while writes to it are held and the bytes are
@@ -10,6 +12,7 @@
 //! Which pages to merge is decided in `engine`; when, in neither.
 
 pub mod bits;
+pub mod counts;
 pub mod engine;
 pub mod error;
 pub mod freed;

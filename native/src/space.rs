@@ -4,6 +4,7 @@
 //! most. Nothing in here calls into Python, so no window can wait for the GIL, whose holder may be waiting for the window.
 //! A second lock, over the list of freed extents, is taken by blocks as they die, never across a system call.
 
+use crate::counts::{Counts, WindowStats};
 use crate::error::{Error, Result};
 use crate::freed::Freed;
 use crate::journal::{Event, Journal, Kind};
@@ -64,40 +65,6 @@ pub(crate) struct Inner {
     pub budget: usize,
     pub window_pages: usize,
     pub closed: bool,
-}
-
-/// Pages by state, and mappings.
-#[derive(Default, Clone, Copy)]
-pub struct Counts {
-    /// Pages owned; holes included.
-    pub owned: usize,
-    /// Pages on frames.
-    pub merged: usize,
-    /// Pages on the zero page.
-    pub zero: usize,
-    /// Pages that were either, and were written.
-    pub copied: usize,
-    /// Pages frozen by a fork.
-    pub frozen: usize,
-    /// Mappings that the views take.
-    pub mappings: usize,
-    /// Most that they may take.
-    pub budget: usize,
-}
-
-/// How long windows lasted.
-#[derive(Default, Clone, Copy)]
-pub struct WindowStats {
-    /// How many there were.
-    pub windows: u64,
-    /// Half of them were no longer.
-    pub p50: Duration,
-    /// 99 % of them were no longer.
-    pub p99: Duration,
-    /// The longest.
-    pub max: Duration,
-    /// How many outlasted their bound.
-    pub over_bound: u64,
 }
 
 /// Why a wait ended.

@@ -1,0 +1,37 @@
+//! What a space tells of itself in numbers.
+
+use std::time::Duration;
+
+/// Pages by state, and mappings.
+#[derive(Default, Clone, Copy)]
+pub struct Counts {
+    /// Pages owned; holes included.
+    pub owned: usize,
+    /// Pages on frames.
+    pub merged: usize,
+    /// Pages on the zero page.
+    pub zero: usize,
+    /// Pages that were either, and were written.
+    pub copied: usize,
+    /// Pages frozen by a fork.
+    pub frozen: usize,
+    /// Mappings that the views take.
+    pub mappings: usize,
+    /// Most that they may take.
+    pub budget: usize,
+}
+
+/// How long windows lasted.
+#[derive(Default, Clone, Copy)]
+pub struct WindowStats {
+    /// How many there were.
+    pub windows: u64,
+    /// Half of them were no longer.
+    pub p50: Duration,
+    /// 99 % of them were no longer.
+    pub p99: Duration,
+    /// The longest.
+    pub max: Duration,
+    /// How many outlasted their bound.
+    pub over_bound: u64,
+}
