@@ -23,7 +23,7 @@ PROTO_STAMP := $(PROTO_VENV)/.setup-done
 CARGO := PYO3_PYTHON=$(CURDIR)/$(BIN)/python cargo
 RUST_SOURCES := $(shell find native/src -name '*.rs' 2>/dev/null)
 
-.PHONY: help setup demo test test-rust test-python lint format proto proto-check bench stress docs clean tools lint-tools
+.PHONY: help setup demo test test-rust test-python lint format proto proto-check bench profile stress docs clean tools lint-tools
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
@@ -53,6 +53,9 @@ proto: $(PROTO_STAMP) ## makes the protobuf stubs again
 
 bench: $(STAMP) ## measures, beside the kernel's KSM where it may
 	$(BIN)/python bench/run.py $(ARGS)
+
+profile: $(STAMP) ## where the time of a merge goes (needs perf)
+	$(BIN)/python bench/profiling.py $(ARGS)
 
 stress: $(STAMP) ## the long campaigns
 	PROPTEST_CASES=20000 cargo test --release --locked --no-default-features --manifest-path native/Cargo.toml
