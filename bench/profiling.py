@@ -46,29 +46,32 @@ def main() -> int:
     """Runs what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mib", type=int, default=1024, help="MiB of each process (default 1024)")
+    parser.add_argument("--isolated", type=int, default=0, help="merge so many pages, of which no two are neighbours")
     given = parser.parse_args()
     perf = shutil.which("perf")
     if perf is None:
         print("profile: there is no perf here: apt install linux-perf", file=sys.stderr)
         return 2
     size = given.mib * MIB
+    saved = given.isolated or size // PAGE
+    layout: tuple[str, *tuple[int, ...]] = ("isolated", saved) if given.isolated else ("identical",)
     with tempfile.TemporaryDirectory(prefix="pagefold-profile-") as directory:
         data = Path(directory, "perf.data")
         with pagefold_side(Plan(kernel=False), 2, size, run=0) as (server, crew):
-            fill(crew, "identical")
+            fill(crew, *layout)
             warm(size)
             names = {server.pid: "server", crew[0].pid: "a client", crew[1].pid: "a client"}
             pids = ",".join(map(str, names))
             record = [perf, "record", "-q", "-g", "-e", "cpu-clock", "-F", str(_HERTZ), "-o", str(data), "-p", pids]
             sampler = subprocess.Popen(record, stderr=subprocess.DEVNULL)  # noqa: S603 (perf, by its full path)
             server.configure(run=1)
-            settled(crew[0]("settle", TIMEOUT), pages_sharing=size // PAGE)
+            settled(crew[0]("settle", TIMEOUT), pages_sharing=saved)
             sampler.send_signal(signal.SIGINT)
             sampler.wait()
         script = subprocess.run(  # noqa: S603 (as above)
             [perf, "script", "-F", "pid,ip,sym", "-i", str(data)], capture_output=True, text=True, check=True
         ).stdout
-    _print(names, script, size // PAGE)
+    _print(names, script, saved)
     return 0
 
 

@@ -37,7 +37,7 @@ def _crowd(plan: Plan) -> list[Figure]:
             after, books = meminfo("Shmem"), private_bytes(server.pid)
             time.sleep(calm)  # clients report until they have nothing to report; then it is idle
             used, began = cpu_seconds(server.pid), time.perf_counter()
-            time.sleep(idle)
+            time.sleep(idle)  # that is the measurement: what a server does while nobody needs it
             percent = 100 * (cpu_seconds(server.pid) - used) / (time.perf_counter() - began)
             verify(crew, sums)
     theirs = None

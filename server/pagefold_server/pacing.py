@@ -191,6 +191,6 @@ async def every(seconds: Callable[[], float], work: Callable[[], None], name: st
     while True:
         try:
             work()
-        except Exception:
+        except Exception:  # it is the only one of its kind: leases and names are tended by nobody else
             _log.exception("periodic work failed", work=name)
         await asyncio.sleep(seconds())

@@ -176,7 +176,7 @@ class Server:
         while True:
             try:
                 await self._pacer.run()
-            except Exception:
+            except Exception:  # without it nothing would be merged any more, in no domain
                 _log.exception("the pacer failed; it starts again")
                 await asyncio.sleep(1)
 
