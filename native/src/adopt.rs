@@ -66,6 +66,7 @@ impl Inner {
             if kept.count > 0 {
                 view.table.set(kept, State::Owned, 0, 0);
                 journal.push(Event::new(Kind::Released, segment, kept));
+                view.traces.told.insert(kept);
             }
             if let Some(errno) = errno {
                 let left = Run { first: kept.end(), count: part.count - kept.count };

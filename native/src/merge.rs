@@ -233,7 +233,7 @@ fn step(
     let Some(look) = look else { return declined(one, Reason::State) };
     let page = page_size();
     if !readable(first) {
-        return declined(one, Reason::State);
+        return declined(one, Reason::Changed); // it was given back since, or reclaimed
     }
     let equal = |at: usize| {
         let frame = if proposal.pool == 0 { 0 } else { proposal.frame as usize + at - first };

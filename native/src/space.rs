@@ -266,9 +266,7 @@ impl Space {
                 journal.push(Event { detail: 1, ..Event::new(Kind::Released, number, part) });
             }
         }
-        if view.table.watches() {
-            view.traces.forget(journal, number, run);
-        }
+        view.traces.forget(journal, number, run);
         pieces(
             run,
             |page| view.table.is_excluded(page),

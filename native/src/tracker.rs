@@ -53,7 +53,6 @@ impl Tracker {
     pub fn watch_new(&self, view: &mut View) {
         let whole = Run { first: 0, count: view.table.pages() };
         view.table.begin_to_watch();
-        view.traces = Traces::new(whole.count);
         if self.uffd.register(view.address(0), bytes(whole.count)).is_err() {
             view.table.set_unwatched(whole); // the next look tries again
         }
@@ -151,7 +150,7 @@ fn without(runs: Vec<Run>, others: &[Run]) -> Vec<Run> {
 pub struct Traces {
     /// Found written by the last look.
     pub hot: Bits,
-    /// Reported at least once since it was given back: the server may know a digest of it.
+    /// Reported written, or adopted, since it was given back: the server may know a digest of it, or have it wait.
     pub told: Bits,
 }
 

@@ -33,7 +33,7 @@ pub struct View {
     pub held_back: bool,
     /// When to look for written pages next.
     pub agenda: Agenda,
-    /// What is known of writes to it; empty where they are not watched.
+    /// What is known of writes to it, and of what was reported.
     pub traces: Traces,
     /// No page before this one is frozen.
     pub thawed: usize,
@@ -53,7 +53,7 @@ impl View {
             stale: false,
             held_back: false,
             agenda: Agenda::default(),
-            traces: Traces::new(0),
+            traces: Traces::new(pages),
             thawed: 0,
             copies: Vec::new(),
             withheld: Vec::new(),

@@ -65,6 +65,7 @@ _QUEUED_PAGES: Final = any_of(bytes((QUEUED,)))
 _PROPOSED_PAGES: Final = any_of(bytes((PROPOSED,)))
 _MAPPED_PAGES: Final = any_of(MAPPED)
 _REFUSED_PAGES: Final = any_of(bytes((REFUSED, EXCLUDED)))
+_RESTING_PAGES: Final = any_of(bytes((WAITING, REFUSED)))
 _UNHELD_PAGES: Final = any_of(UNHELD)
 _TO_ADOPT: Final = any_of(bytes(value for value in range(256) if value & ADOPT_QUEUED))
 _NOT_ASKED: Final = any_of(bytes(value for value in range(256) if not value & (ADOPT_QUEUED | ADOPT_SENT)))
@@ -280,15 +281,24 @@ class Books:
             event.table.own(first, count)
 
     def _book_written(self, event: _Event) -> None:
+        if event.detail == _GIVEN_BACK:
+            self._book_given_back(event)
+            return
         if not event.table.tracked:
             raise ProtocolViolation("written pages are reported by a client that does not track them")
         table, first, count = event.table, event.first, event.count
         self._unstable.remove(table, first, count)
-        if event.detail == _GIVEN_BACK:
-            for flag in (WRITTEN, PENDING, READING):
-                table.clear_flag(first, count, flag)
-        else:
-            table.set_flag(first, count, PENDING if event.detail == _MAY_HAVE_BEEN else WRITTEN)
+        table.set_flag(first, count, PENDING if event.detail == _MAY_HAVE_BEEN else WRITTEN)
+
+    def _book_given_back(self, event: _Event) -> None:
+        """What comes here next has another story."""
+        table, first, count = event.table, event.first, event.count
+        self._unstable.remove(table, first, count)
+        for start, number in runs(_RESTING_PAGES, table.states, first, event.end):
+            table.own(start, number)
+        table.breaks[first : event.end] = bytes(count)
+        for flag in (WRITTEN, PENDING, READING):
+            table.clear_flag(first, count, flag)
 
     # Proposals and references
 

@@ -153,7 +153,8 @@ class Domain:
         elif look.busy:
             pause = max(pause, _ANSWER_PAUSE)
         elif not self.settlers:
-            self._idle = min(self._idle * 2, _IDLE_MOST) or _IDLE_FIRST
+            most = _IDLE_FIRST if found.waiting else _IDLE_MOST  # they wait for passes to go by, not for ever
+            self._idle = min(self._idle * 2, most) or _IDLE_FIRST
         self._quiet_until = self.served + pause
         self.due = self.served + max(pause, self._idle)
 

@@ -160,8 +160,7 @@ class FakeClient:
             self._leave(segment, page, 1)
         view.dirty.discard(page)
         punch_hole(view.fd, page * PAGE, PAGE)
-        if self.tracked:
-            self.journal.append((WRITTEN, segment, page, 1, 0, 0, 2))
+        self.journal.append((WRITTEN, segment, page, 1, 0, 0, 2))
 
     def exclude(self, segment: int, page: int, on: bool) -> None:
         excluded = self.segments[segment].excluded

@@ -545,6 +545,22 @@ def test_a_page_that_breaks_is_adopted_at_once_and_waits_longer_each_time(world:
     assert world.engine.counters().pages_broken == 8
 
 
+def test_what_comes_after_a_page_that_waits_was_given_back_does_not_wait(world: World) -> None:
+    client = world.client(5, 5)
+    for _ in range(4):
+        world.settle(20)
+        client.write(1, 0, content(6))
+        client.exchange()
+        client.write(1, 0, content(5))
+    assert world.run_pass().waiting == 1
+    client.discard(1, 0)
+    client.write(1, 0, content(5))
+    client.exchange()
+    assert world.run_pass().waiting == 0
+    world.settle(3)
+    assert world.engine.merged_pages(1)[0] == 2
+
+
 def test_breaks_are_forgiven_after_a_long_time_and_forgotten_by_a_discard(reference_world: ReferenceWorld) -> None:
     world = reference_world
     client = world.client(5, 5)

@@ -24,6 +24,7 @@ from support.spaces import (
     PINNED,
     RELEASED,
     STATE,
+    WRITTEN,
     Bench,
     page_of,
 )
@@ -169,6 +170,18 @@ def test_adopt_brings_back_bytes_memory_and_mapping(bench: Callable[..., Bench])
     assert os.pread(b.segment, 1, 3 * PAGE_SIZE) == b"\x64", "an adopted page is shared with its segment again"
 
 
+def test_an_adopted_page_that_is_given_back_waits_no_longer_and_that_is_reported(bench: Callable[..., Bench]) -> None:
+    b = bench()
+    b.put(3, 3)
+    b.merge(3, 1, 3)
+    b.adopt(3, 1)
+    b.events()
+    b.space.discard(1, 0, 8)
+    assert b.events() == [(WRITTEN, 0, 8, 0, 0, 2)]
+    b.space.discard(1, 0, 8)
+    assert b.events() == []
+
+
 def test_adopting_zeros_writes_nothing(bench: Callable[..., Bench]) -> None:
     b = bench()
     b.put(0, 1)
@@ -302,7 +315,7 @@ def test_a_proposal_for_a_hole_is_declined_and_allocates_nothing(bench: Callable
     b = bench(pages=8, frames=8)
     b.put(3, 3)
     assert b.merge(0, 3, 0) == b.merge(4, 4, 4) == b.merge(5, 1, 0, pool=0) == 0
-    assert {detail for *_, detail in b.events()} == {STATE}
+    assert {detail for *_, detail in b.events()} == {CHANGED}
     assert b.allocated() == 1
     os.ftruncate(b.pool, 64 * PAGE_SIZE)  # frames that were never written
     assert b.merge(3, 1, 40) == 0

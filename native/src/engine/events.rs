@@ -223,18 +223,27 @@ impl Books {
     }
 
     fn book_written(&mut self, event: &Event) -> std::result::Result<(), Violation> {
+        if event.detail == GIVEN_BACK {
+            self.book_given_back(event);
+            return Ok(());
+        }
         if !self.tables.table(event.id).tracked {
             return Err(Violation::Untracked);
         }
         self.unstable.remove(&mut self.tables, event.id, event.run);
-        let table = self.tables.table_mut(event.id);
-        match event.detail {
-            GIVEN_BACK => [WRITTEN, PENDING, READING].into_iter().for_each(|flag| {
-                table.clear_flag(event.run, flag);
-            }),
-            MAY_HAVE_BEEN => table.set_flag(event.run, PENDING),
-            _ => table.set_flag(event.run, WRITTEN),
-        }
+        let flag = if event.detail == MAY_HAVE_BEEN { PENDING } else { WRITTEN };
+        self.tables.table_mut(event.id).set_flag(event.run, flag);
         Ok(())
+    }
+
+    /// What comes here next has another story.
+    fn book_given_back(&mut self, event: &Event) {
+        self.unstable.remove(&mut self.tables, event.id, event.run);
+        self.own_those(event, State::Waiting.bit() | State::Refused.bit());
+        let table = self.tables.table_mut(event.id);
+        table.forget_breaks(event.run);
+        for flag in [WRITTEN, PENDING, READING] {
+            table.clear_flag(event.run, flag);
+        }
     }
 }
