@@ -186,6 +186,7 @@ class Client:
             windows=windows.windows,
             window_p99_micros=windows.p99_micros,
             window_max_micros=windows.max_micros,
+            window_max_running_micros=windows.max_running_micros,
         )
 
     @contextlib.contextmanager

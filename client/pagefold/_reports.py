@@ -31,6 +31,8 @@ class Stats:
         windows: how often writes were held so far.
         window_p99_micros: 99 % of these times were no longer.
         window_max_micros: the longest of them.
+        window_max_running_micros: the longest without the time for which this client's thread had to give the processor
+            to others; if it is much less than `window_max_micros`, the machine is busy.
     """
 
     allocated_bytes: int
@@ -48,6 +50,7 @@ class Stats:
     windows: int
     window_p99_micros: float
     window_max_micros: float
+    window_max_running_micros: float
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain values, say for `json.dumps`."""

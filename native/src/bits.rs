@@ -51,7 +51,7 @@ impl Bits {
 }
 
 /// The words that a run has bits in, and which of their bits.
-fn words(run: Run) -> impl Iterator<Item = (usize, u64)> {
+pub fn words(run: Run) -> impl Iterator<Item = (usize, u64)> {
     (run.first / 64..run.end().div_ceil(64)).map(move |at| {
         let (from, to) = (run.first.max(at * 64) - at * 64, run.end().min(at * 64 + 64) - at * 64);
         let mask = if to - from == 64 { u64::MAX } else { ((1u64 << (to - from)) - 1) << from };

@@ -32,6 +32,8 @@ pub struct WindowStats {
     pub p99: Duration,
     /// The longest.
     pub max: Duration,
+    /// The longest, without the time for which its thread was off the processor.
+    pub max_running: Duration,
     /// How many outlasted their bound.
     pub over_bound: u64,
 }

@@ -71,6 +71,11 @@ impl Event {
         Event { kind, segment, first: run.first as u32, count: run.count as u32, pool: 0, frame: 0, detail: 0 }
     }
 
+    /// The pages, of a view that is known to have them.
+    pub fn run(&self) -> Run {
+        Run { first: self.first as usize, count: self.count as usize }
+    }
+
     fn is_followed_by(&self, next: &Event) -> bool {
         let frames_follow = self.pool == 0 || u64::from(next.frame) == u64::from(self.frame) + u64::from(self.count);
         self.kind == next.kind

@@ -11,10 +11,17 @@ use crate::states::State;
 use crate::sys::mmap::Look;
 use crate::view::View;
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
-/// Pages that lie between two runs and are held although nothing happens to them. Holding one costs about 0.1 us and a
-/// window of its own about 4 us.
+/// Pages that may lie between two runs that are switched under one lock, after one look at what is there. Each has a
+/// window of its own: to hold what lies between would end its tracking, and to begin that again costs more than a window.
 const MAX_GAP: usize = 32;
+
+/// So many runs at most: about as many as there is time for.
+const MAX_RUNS: usize = 16;
+
+/// For so long windows are opened under one lock: less than what is left of a time slice that was begun for them.
+const ROW: Duration = Duration::from_micros(100);
 
 /// How many pages are compared between two looks at the clock: about 8 us.
 const CLOCK_PAGES: usize = 32;
@@ -113,7 +120,7 @@ impl Inner {
             if let Some(last) = taken.last() {
                 let (end, first) = (last.run().end(), next.first as usize);
                 let near = next.segment == last.segment && first >= end && first - end <= MAX_GAP;
-                if !near || first - start >= self.window_pages {
+                if !near || first - start >= self.window_pages || taken.len() == MAX_RUNS {
                     break;
                 }
             }
@@ -132,70 +139,86 @@ impl Inner {
         taken
     }
 
-    /// One window: what is left undone for lack of time goes back to the front of the queue.
+    /// Windows in a row: what is left undone for lack of time goes back to the front of the queue.
     fn merge_span(&mut self, taken: Vec<Proposal>, queue: &mut VecDeque<Proposal>) -> usize {
         let Some((first, last)) = taken.first().zip(taken.last()) else { return 0 };
         let span = Run { first: first.first as usize, count: last.run().end() - first.first as usize };
         let others: usize = self.mappings() - self.views[&first.segment].table.mappings();
         let room = self.budget.saturating_sub(others);
         let view = self.views.get_mut(&first.segment).expect("no refusal, so there is a view");
-        let barrier = self.barrier.as_mut().expect("no refusal, so there is a barrier");
-        let mut events: Vec<Event> = Vec::with_capacity(taken.len());
-        let mut merged: Vec<Run> = Vec::new();
-        if let Some(tracker) = &self.tracker {
-            tracker.let_go(view, span); // a mapping takes one userfaultfd
-        }
         view.agenda.stir();
         // Reading a hole would allocate it; where there is no room, that is SIGBUS. A page was a hole when it was proposed
         // only if somebody lies, but it may have become one since; while the lock is held it becomes none.
         let present = view.memory.range.resident(bytes(span.first), bytes(span.count));
         let readable = |page: usize| present[page - span.first];
-        match barrier.window(view.address(span.first), bytes(span.count)) {
-            Err(error) => {
-                let reason = Reason::Failed as u32;
-                events.extend(taken.iter().map(|p| p.event(Kind::Declined, p.run(), reason)));
-                drop(error);
+        let began = Instant::now();
+        let mut events: Vec<Event> = Vec::with_capacity(taken.len());
+        let mut rest: VecDeque<Proposal> = taken.into();
+        while !rest.is_empty() && (events.is_empty() || began.elapsed() < ROW) {
+            self.merge_held(&mut rest, room, readable, &mut events);
+        }
+        for proposal in rest.into_iter().rev() {
+            queue.push_front(proposal);
+        }
+        // M7, still under the lock: a page that is adopted again must not be punched afterwards.
+        let view = self.views.get_mut(&events[0].segment).expect("looked at above");
+        let mut pages = 0;
+        let mut merged = events.iter().filter(|event| event.kind == Kind::Merged).map(Event::run).peekable();
+        while let Some(mut run) = merged.next() {
+            while let Some(next) = merged.next_if(|next| next.first == run.end()) {
+                run.count += next.count;
             }
-            Ok(window) => {
-                let mut rest: VecDeque<Proposal> = taken.into();
-                let mut started = false;
-                while let Some(proposal) = rest.front_mut() {
-                    if started && window.is_over() {
-                        break;
-                    }
-                    started = true;
+            pages += run.count;
+            view.punch(run);
+        }
+        events.into_iter().for_each(|event| self.journal.push(event));
+        pages
+    }
+
+    /// One window, over what the first proposals make one run.
+    fn merge_held(
+        &mut self,
+        rest: &mut VecDeque<Proposal>,
+        room: usize,
+        readable: impl Fn(usize) -> bool,
+        events: &mut Vec<Event>,
+    ) {
+        let mut held = rest[0].run();
+        held.count =
+            rest.iter().fold(0, |n, next| n + if next.first as usize == held.first + n { next.run().count } else { 0 });
+        let view = self.views.get_mut(&rest[0].segment).expect("no refusal, so there is a view");
+        let barrier = self.barrier.as_mut().expect("no refusal, so there is a barrier");
+        if let Some(tracker) = &self.tracker {
+            tracker.let_go(view, held); // a mapping takes one userfaultfd
+        }
+        match barrier.window(view.address(held.first), bytes(held.count)) {
+            Err(_) => {
+                let refused = rest.iter().take_while(|next| held.overlaps(next.run())).count();
+                let declined = |next: Proposal| next.event(Kind::Declined, next.run(), Reason::Failed as u32);
+                events.extend(rest.drain(..refused).map(declined));
+            }
+            Ok(mut window) => {
+                let mut at = held.first;
+                while at < held.end() && (at == held.first || !window.is_over()) {
+                    let proposal = &mut rest[0];
                     let pool = self.pools.get_mut(&proposal.pool);
-                    let (count, event) = step(view, pool, &self.zeros, proposal, room, readable, || window.is_over());
+                    let (count, event) = step(view, pool, &self.zeros, proposal, room, &readable, || window.is_over());
                     if event.kind == Kind::Merged {
-                        merged.push(Run { first: event.first as usize, count });
+                        window.switched(bytes(count));
                     }
                     events.push(event);
+                    at += count;
                     if count == proposal.count as usize {
                         rest.pop_front();
                     } else {
                         proposal.split(count);
                     }
                 }
-                drop(window);
-                for proposal in rest.into_iter().rev() {
-                    queue.push_front(proposal);
-                }
             }
         }
         if let Some(tracker) = &self.tracker {
-            tracker.take_back(view, span);
+            tracker.take_back(view, held);
         }
-        // M7, still under the lock: a page that is adopted again must not be punched afterwards.
-        let pages = merged.iter().map(|run| run.count).sum();
-        let mut punches = merged.into_iter().peekable();
-        while let Some(mut run) = punches.next() {
-            while let Some(next) = punches.next_if(|next| next.first == run.end()) {
-                run.count += next.count;
-            }
-            view.punch(run);
-        }
-        events.into_iter().for_each(|event| self.journal.push(event));
-        pages
     }
 
     fn decline(&mut self, proposal: &Proposal, run: Run, reason: Reason) {

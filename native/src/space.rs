@@ -199,7 +199,8 @@ impl Space {
     pub fn merge(&self, mut proposals: Vec<Proposal>) -> Result<usize> {
         proposals.sort_by_key(|p| (p.segment, p.first));
         let room = {
-            let inner = self.open()?;
+            let mut inner = self.open()?;
+            inner.pools.values_mut().for_each(Pool::forget);
             inner.budget.saturating_sub(inner.mappings())
         };
         if room < 2 * proposals.len() {
@@ -368,6 +369,7 @@ impl Space {
                 p50: lasted.quantile(0.5),
                 p99: lasted.quantile(0.99),
                 max: lasted.max(),
+                max_running: barrier.longest_running(),
                 over_bound: barrier.over_bound(),
             }
         })

@@ -6,11 +6,14 @@
 //!   end     unregister, wake                       (M6)
 //! ```
 //!
+//! What was mapped anew inside has lost its registration with its mapping; if that is all, nothing is left to unregister.
+//!
 //! It ends when it is dropped, so on every path, panics included (I8). If the kernel refuses to end it, the userfaultfd
 //! is closed, which wakes everybody.
 
 use crate::error::{Error, Result};
 use crate::histogram::Histogram;
+use crate::sys::sched::thread_time;
 use crate::sys::uffd::{FEATURE_WP, FEATURE_WP_SHMEM, FEATURE_WP_UNPOPULATED, Scope, Uffd};
 use std::time::{Duration, Instant};
 
@@ -22,6 +25,7 @@ pub struct Barrier {
     bound: Duration,
     lasted: Histogram,
     over_bound: u64,
+    longest_running: Duration,
 }
 
 impl Barrier {
@@ -29,7 +33,8 @@ impl Barrier {
     pub fn open(scope: Scope, unpopulated: bool, bound: Duration) -> Result<Barrier> {
         let wanted = FEATURE_WP | FEATURE_WP_SHMEM | if unpopulated { FEATURE_WP_UNPOPULATED } else { 0 };
         let uffd = open(scope, wanted)?;
-        Ok(Barrier { scope, wanted, uffd: Some(uffd), bound, lasted: Histogram::default(), over_bound: 0 })
+        let (lasted, longest_running) = (Histogram::default(), Duration::ZERO);
+        Ok(Barrier { scope, wanted, uffd: Some(uffd), bound, lasted, over_bound: 0, longest_running })
     }
 
     /// Whether untouched anonymous pages can be protected. If not, touch them first.
@@ -42,9 +47,9 @@ impl Barrier {
         if self.uffd.is_none() {
             self.uffd = Some(open(self.scope, self.wanted)?);
         }
-        let opened = Instant::now();
+        let (began, opened) = (thread_time(), Instant::now());
         // From here on the window's drop puts things right, whatever fails.
-        let mut window = Window { barrier: self, address, bytes, opened, registered: false };
+        let mut window = Window { barrier: self, address, bytes, switched: 0, began, opened, registered: false };
         let uffd = window.barrier.uffd.as_ref().expect("opened above");
         if let Err(e) = uffd.register(address, bytes) {
             // It may have failed half-way. Only where somebody else has the range there is nothing of ours to undo.
@@ -66,6 +71,11 @@ impl Barrier {
     pub fn over_bound(&self) -> u64 {
         self.over_bound
     }
+
+    /// The longest, without the time for which its thread was off the processor.
+    pub fn longest_running(&self) -> Duration {
+        self.longest_running
+    }
 }
 
 fn open(scope: Scope, wanted: u64) -> Result<Uffd> {
@@ -83,6 +93,8 @@ pub struct Window<'a> {
     barrier: &'a mut Barrier,
     address: usize,
     bytes: usize,
+    switched: usize,
+    began: Duration, // in the thread's own time
     opened: Instant,
     // If not, somebody else's userfaultfd may have the range, and older kernels would take it from them.
     registered: bool,
@@ -93,6 +105,11 @@ impl Window<'_> {
     pub fn is_over(&self) -> bool {
         self.opened.elapsed() >= self.barrier.bound
     }
+
+    /// So many bytes of it were mapped anew, each once.
+    pub fn switched(&mut self, bytes: usize) {
+        self.switched += bytes;
+    }
 }
 
 impl Drop for Window<'_> {
@@ -102,8 +119,11 @@ impl Drop for Window<'_> {
             return;
         }
         let Some(uffd) = &self.barrier.uffd else { return };
-        // Parts that were mapped anew lost their registration with their mapping; the kernel passes over them.
-        let ended = uffd.unregister(address, bytes).or_else(|_| uffd.protect(address, bytes, false));
+        // The kernel passes over parts that were mapped anew.
+        let ended = match self.switched == bytes {
+            true => Ok(()),
+            false => uffd.unregister(address, bytes).or_else(|_| uffd.protect(address, bytes, false)),
+        };
         let woken = uffd.wake(address, bytes);
         if ended.and(woken).is_err() {
             self.barrier.uffd = None;
@@ -111,6 +131,10 @@ impl Drop for Window<'_> {
         let lasted = self.opened.elapsed();
         self.barrier.lasted.record(lasted);
         self.barrier.over_bound += u64::from(lasted > self.barrier.bound);
+        if lasted > self.barrier.longest_running {
+            let running = thread_time().saturating_sub(self.began).min(lasted);
+            self.barrier.longest_running = self.barrier.longest_running.max(running);
+        }
     }
 }
 

@@ -145,7 +145,8 @@ class Domain:
             self.settlers.passed(found, self.engine.counters(), look, self._looked)
             self._tell_if_settled()
         if self.settlers:
-            self._ask_all()
+            if found.fresh or found.volatile or not look.busy:  # else clients have better things to do
+                self._ask_all()
         elif found.volatile and any(member.tracked for member in self.members.values()):
             pause = max(pause, quiet)
         if found.proposed or found.fresh or (found.backlog and not look.full):

@@ -106,7 +106,9 @@ class FakeSpace:
         )
 
     def windows(self) -> Any:
-        return SimpleNamespace(windows=0, p50_micros=0.0, p99_micros=0.0, max_micros=0.0, over_bound=0)
+        return SimpleNamespace(
+            windows=0, p50_micros=0.0, p99_micros=0.0, max_micros=0.0, max_running_micros=0.0, over_bound=0
+        )
 
     def wait(self, bell: Any, poll: float, timeout: float) -> str:
         self.waits += 1

@@ -52,6 +52,8 @@ class WindowStats:
     p50_micros: float
     p99_micros: float
     max_micros: float
+    max_running_micros: float
+    """The longest without the time for which its thread was off the processor."""
     over_bound: int
     """Windows that lasted longer than their bound; being preempted inside one is the usual reason."""
 

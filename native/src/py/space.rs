@@ -39,6 +39,7 @@ pub struct WindowStats {
     p50_micros: f64,
     p99_micros: f64,
     max_micros: f64,
+    max_running_micros: f64,
     over_bound: u64,
 }
 
@@ -237,6 +238,7 @@ impl Space {
             p50_micros: micros(w.p50),
             p99_micros: micros(w.p99),
             max_micros: micros(w.max),
+            max_running_micros: micros(w.max_running),
             over_bound: w.over_bound,
         }
     }

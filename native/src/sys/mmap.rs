@@ -228,10 +228,10 @@ impl Look {
         Ok(Look { address: map(ptr::null_mut(), bytes, libc::PROT_READ, flags, -1, 0)?, bytes })
     }
 
-    /// Whether all pages of a part are in memory; see `ViewRange::resident`.
-    pub fn is_resident(&self, offset: usize, bytes: usize) -> bool {
+    /// Which pages of a part are in memory; see `ViewRange::resident`.
+    pub fn resident(&self, offset: usize, bytes: usize) -> Vec<bool> {
         assert!(offset <= self.bytes && bytes <= self.bytes - offset, "a look beyond a mapping");
-        !resident(self.address + offset, bytes).contains(&false)
+        resident(self.address + offset, bytes)
     }
 
     /// Reads a byte of every page of a part, so that reading more of it faults no more. To read one that is not there would
