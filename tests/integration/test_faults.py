@@ -21,8 +21,8 @@ Work = Callable[..., Worker]
 
 @pytest.mark.parametrize("point", ["merge.held", "merge.mapped", "window.end", "view.punch", "harvest.copies"])
 def test_a_panic_ends_the_session_and_nothing_else(point: str, server: Server, work: Work) -> None:
-    # A panic was pyo3's PanicException, which is no Exception: the session's thread ended without a word, settle() waited
-    # until its time was over, and stats() went on saying that all was well.
+    # A panic was pyo3's PanicException, which is no Exception: the session's thread ended without a word, settle()
+    # waited until its time was over, and stats() went on saying that all was well.
     victim = work(env={"PAGEFOLD_FAULTS": f"{point}=panic@2"})
     others = [work(), work()]
     for w in (victim, *others):

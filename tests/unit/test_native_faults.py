@@ -1,8 +1,8 @@
 """Faults at every step of the native half, under writers: nobody is held for good, no byte is lost, books are right.
 
 Each test runs in a child of its own, since a fault may end a thread or the process. Writers write all the time, each to
-pages of its own, which are merged and adopted meanwhile, and look whether they hold what was written. What the space says
-of its pages is compared with what the kernel has mapped (/proc/self/maps).
+pages of its own, which are merged and adopted meanwhile, and look whether they hold what was written. What the space
+says of its pages is compared with what the kernel has mapped (/proc/self/maps).
 """
 
 from __future__ import annotations
