@@ -39,6 +39,7 @@ pub const POINTS: &[(&str, bool)] = &[
     ("harvest.look", true),
     ("harvest.looked", false), // the kernel protects again what it has told us of
     ("tracker.watch", true),
+    ("engine.founded", false), // the frame is written, and nobody knows of it
 ];
 
 #[cfg(not(feature = "faults"))]

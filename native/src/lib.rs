@@ -4,7 +4,7 @@
 //! `page` (sizes and runs) -> `sys` (every system call) -> `bits`, `counts`, `freed`, `histogram`, `journal`, `states`
 //! (pure books) -> `pool`, `view`, `window`, `tracker` -> `merge`, `adopt`, `thaw`, `harvest`, `redo` -> `space` ->
 //! `warden`, `py`. `faults` is for tests, and may be called from everywhere.
-//! `engine` stands beside it, on `page` and `sys` alone, and has a ladder of its own.
+//! `engine` stands beside it, on `page`, `sys` and `faults` alone, and has a ladder of its own.
 //!
 //! What this crate keeps true: a page is switched to a frame only while writes to it are held and the bytes are
 //! equal (I2), a window ends on every path (I8), and no number that a caller passes can change what a page reads.
