@@ -173,6 +173,7 @@ class Campaign:
             point = self.kill_child(rng.choice(points.known(points.CHILD, ())), nth, pick)
         report.kills[f"{kind}: {point}"] += 1
         self.look()
+        self.audit()
         self.say(f"round {report.rounds}: {kind} at {point}, {report.verified >> 20} MiB verified so far")
 
     def reached(self, dead: bool, point: str) -> str:
@@ -288,7 +289,6 @@ class Campaign:
             self.count(tenant, found)
             for pid in tenant.children:
                 self.read_child(pid)
-        self.audit()
 
     def count(self, tenant: Tenant, found: dict[str, Any]) -> None:
         report = self.report

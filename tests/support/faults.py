@@ -32,7 +32,7 @@ def disarm() -> None:
 
 
 def passed(point: str) -> int:
-    """How often a point was passed since this process began."""
+    """How often a point was passed since something was armed for the first time."""
     return int(_module.faults_passed(point))
 
 
