@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from pagefold import ServerUnavailable
 from pagefold_proto.v1 import memory_pb2
 from support import kernel
 from support.server import Server
@@ -99,7 +101,11 @@ class Tenant:
     def __init__(self, number: int, address: str, seed: str, point: str = "", nth: int = 1) -> None:
         self.number = number
         self.worker = Worker(address, env={"CHAOS_POINT": f"{point or 'none'}@{nth}"})
-        self.worker.call("execute", _BEGIN, address, seed)
+        try:
+            self.worker.call("execute", _BEGIN, address, seed)
+        except BaseException:
+            self.worker.kill()
+            raise
         self.counted = (0, 0)
         self.children: list[int] = []
 
@@ -149,6 +155,8 @@ class Campaign:
                 if self.report.losses or self.report.faults:
                     break
             self.finish()
+        except Exception as error:
+            self.report.faults.append(f"round {self.report.rounds}: {error!r}\n{traceback.format_exc()}{self.log()}")
         finally:
             for tenant in self.tenants:
                 tenant.bury()
@@ -156,6 +164,10 @@ class Campaign:
         self.report.leaks += [f"name {name}" for name in sorted(kernel.names() - self.before)]
         self.report.seconds = round(time.monotonic() - began, 1)
         return self.report
+
+    def log(self) -> str:
+        """The end of the server's."""
+        return "\n".join(self.server.log.read_text().splitlines()[-20:])
 
     # A round
 
@@ -229,15 +241,23 @@ class Campaign:
     def succeed(self) -> None:
         """A server has followed. Clients connect again; where they cannot, they live on and make room for others."""
         if FOLLOWS:
-            for tenant in self.tenants:
-                until(partial(self.connected, tenant), 30, "connecting to the server that follows")
-                self.report.reconnected += 1
+            self.follow()
             return
         self.look()
         for tenant in [t for t in self.tenants if not self.connected(t) or self.rng.random() < 0.3]:
             if self.rng.random() < 0.7:
                 self.dismiss(tenant)
                 self.admit()
+
+    def follow(self) -> None:
+        """Every client finds the server that follows, and merging goes on onto the frames that there were."""
+        for tenant in self.tenants:
+            until(partial(self.connected, tenant), 30, "connecting to the server that follows")
+            self.report.reconnected += 1
+        for tenant in self.tenants:
+            tenant.call("end_children")  # a child keeps its parent's memory from being merged
+        until(lambda: all(t.call("verify")["merged"] for t in self.tenants), 30, "merging going on")
+        until(lambda: len([n for n in kernel.names() if n.startswith("pagefold-p")]) == 1, 30, "one pool being used")
 
     def connected(self, tenant: Tenant) -> bool:
         """Whether a client has found the server."""
@@ -326,7 +346,14 @@ class Campaign:
 
     def admit(self) -> None:
         self.made += 1
-        self.tenants.append(Tenant(self.made, self.server.address, f"{self.report.seed}/{self.made}"))
+
+        def enter() -> Tenant | None:
+            # On a machine with too much to do a server may not answer in the time that a client gives it to begin with.
+            with contextlib.suppress(ServerUnavailable):
+                return Tenant(self.made, self.server.address, f"{self.report.seed}/{self.made}")
+            return None
+
+        self.tenants.append(until(enter, 60, "a client finding the server"))  # type: ignore[arg-type]
 
     def mourn(self, tenant: Tenant) -> None:
         tenant.bury()
