@@ -215,8 +215,14 @@ class Campaign:
         place = self.reached(self.server.dead(REACHED), point)
         self.server.kill()
         self.drain(self.tenants[pick], expected)
+        alone = self.rng.random() < 0.25
+        if alone:  # nobody notices this death: what it leaves, the next server sweeps
+            self.mourn(self.tenants[pick])
+            self.report.kills["client: while no server was there"] += 1
         self.server.start()
         self.succeed()
+        if alone:
+            self.admit()
         return place
 
     def guest(self) -> None:
