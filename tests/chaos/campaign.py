@@ -396,9 +396,9 @@ class Campaign:
         try:
             until(lambda: not server.clients(), 20, "all sessions ending")
             until(lambda: kernel.names() == self.before, 20, "all names going")
+            until(lambda: not load.remains(server.pid), 20, "the server letting go of all memory")
         except AssertionError as error:
-            report.leaks.append(str(error))
-        report.leaks += [f"server: {text}" for text in load.remains(server.pid)]
+            report.leaks += [str(error), *load.remains(server.pid)]
         server.stop()
 
 
