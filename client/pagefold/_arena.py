@@ -307,7 +307,6 @@ class Arena:
                 raise no_segment(nbytes, error) from error
             raise
         segment = Segment(number, made.name, made.fd, pages, address, dedicated)
-        self._kin.has_views = True
         # The listener knows of it before any buffer, and so before any event, exists.
         self._listener.added(segment)
         self._segments[number] = segment

@@ -109,7 +109,7 @@ def connect(
             tier, trouble, way = "off", f"nothing is merged: {error}", "checksum"
             space = Space(tier, lease.fd, budget, disabled=disabled)
         bell = release.make_doorbell()
-        kin = _fork.Kin(space, can_thaw=tier != "off")
+        kin = _fork.Kin(space)
         _fork.register(kin)
         undo.callback(kin.detach)
         with kin.session():

@@ -6,14 +6,17 @@
 
 use crate::counts::{Counts, WindowStats};
 use crate::error::{Error, Result};
+use crate::flags::Flags;
+use crate::fork;
 use crate::freed::Freed;
+use crate::generation::Generations;
 use crate::journal::{Event, Journal, Kind};
 use crate::merge::Proposal;
 use crate::page::{Run, bytes, page_size, pieces};
 use crate::pool::Pool;
 use crate::states::State;
 use crate::sys::doorbell::Doorbell;
-use crate::sys::forklock::ForkLock;
+use crate::sys::forklock::{ForkLock, Guard};
 use crate::sys::mmap::{Lease, Look, ViewRange};
 use crate::sys::pagemap::Pagemap;
 use crate::sys::sched;
@@ -65,6 +68,16 @@ pub(crate) struct Inner {
     pub budget: usize,
     pub window_pages: usize,
     pub closed: bool,
+    pub flags: Arc<Flags>,
+    pub generations: Generations,
+    /// Whether forks get a lease: somebody will ask whether the children are gone.
+    pub asks_for_children: bool,
+    /// During a fork: the lease for the child.
+    pub given: Option<Lease>,
+    /// In a child: the lease that the parent waits for, held for life.
+    pub inherited: Option<Lease>,
+    /// What went wrong at the last fork.
+    pub trouble: Option<Error>,
 }
 
 /// Why a wait ended.
@@ -80,7 +93,8 @@ pub enum Woken {
 
 /// A space.
 pub struct Space {
-    inner: Arc<ForkLock<Inner>>,
+    pub(crate) inner: Arc<ForkLock<Inner>>,
+    flags: Arc<Flags>,
     freed: Arc<Freed>,
     lease: Arc<Lease>,
 }
@@ -114,12 +128,26 @@ impl Space {
             budget: options.budget,
             window_pages: options.window_pages.clamp(1, MAX_WINDOW_PAGES),
             closed: false,
+            flags: Arc::default(),
+            generations: Generations::default(),
+            asks_for_children: true,
+            given: None,
+            inherited: None,
+            trouble: None,
         };
-        Ok(Space {
+        let space = Space {
+            flags: inner.flags.clone(),
             inner: Arc::new(ForkLock::new(inner)),
             freed: Arc::default(),
             lease: Arc::new(Lease::hold(lease).map_err(|e| Error::System("mapping the lease", e))?),
-        })
+        };
+        fork::take_part(&space.inner)?;
+        Ok(space)
+    }
+
+    /// See `Flags`.
+    pub fn flags(&self) -> &Flags {
+        &self.flags
     }
 
     /// The list that dying blocks add to.
@@ -139,7 +167,8 @@ impl Space {
         }
         let range = ViewRange::map_segment(segment.as_fd(), bytes(pages))
             .map_err(|e| Error::System("mapping the segment", e))?;
-        let mut view = View::new(Memory { range, segment, _lease: self.lease.clone() }, pages);
+        let mut view =
+            View::new(Memory { range, segment, _lease: self.lease.clone() }, pages, inner.generations.next());
         if let Some(tracker) = &inner.tracker {
             tracker.watch_new(&mut view);
         }
@@ -169,6 +198,12 @@ impl Space {
             },
         );
         Ok(true)
+    }
+
+    /// What a block holds on to so that forks freeze its memory, whatever becomes of the space.
+    #[cfg_attr(not(feature = "python"), expect(dead_code, reason = "blocks are the bindings' business"))]
+    pub(crate) fn keeper(&self) -> Arc<dyn Send + Sync> {
+        self.inner.clone()
     }
 
     /// The memory behind a range of a view, for a block.
@@ -394,44 +429,12 @@ impl Space {
         }
     }
 
-    /// Freezes all views and keeps the space's lock for this thread.
-    pub fn before_fork(&self) -> Result<()> {
-        self.inner.hold(Inner::freeze)
-    }
-
-    /// Lets the space go on.
-    pub fn after_fork_in_parent(&self) {
-        self.inner.release();
-        self.inner.lock().give_back();
-    }
-
-    /// Makes this process's copy of the space one whose bytes can be used, and nothing else.
-    pub fn after_fork_in_child(&self) -> Result<()> {
-        self.inner.release();
-        let mut inner = self.inner.lock();
-        let taken = inner.take_copies();
-        inner.shut();
-        taken
-    }
-
-    /// Takes frozen pages back. How many are left.
-    pub fn thaw(&self) -> Result<usize> {
-        let numbers: Vec<u32> = self.open()?.views.keys().copied().collect();
-        for number in numbers {
-            while self.open()?.thaw_window(number)? {
-                sched::begin_slice();
-            }
-            self.open()?.end_sharing(number);
-        }
-        Ok(self.counts().frozen)
-    }
-
     /// Ends merging for good.
     pub fn close(&self) {
         self.inner.lock().shut();
     }
 
-    fn open(&self) -> Result<std::sync::MutexGuard<'_, Inner>> {
+    pub(crate) fn open(&self) -> Result<Guard<'_, Inner>> {
         if self.inner.is_held_here() {
             return Err(Error::Forking);
         }
@@ -450,14 +453,26 @@ impl Space {
     }
 }
 
+impl Drop for Space {
+    /// Blocks may live on, and with them what has to be frozen at a fork: nothing else of it.
+    fn drop(&mut self) {
+        if !self.inner.is_held_here() {
+            self.close();
+        }
+    }
+}
+
 impl Inner {
     /// Mappings that all views take.
     pub fn mappings(&self) -> usize {
         self.views.values().map(|view| view.table.mappings()).sum()
     }
 
-    fn shut(&mut self) {
+    /// Ends everything but the views.
+    pub fn shut(&mut self) {
         self.closed = true;
+        self.asks_for_children = false;
+        self.generations.forget();
         // A child's copies of these belong to the parent's address space; closed, they cannot hold anything up there.
         self.barrier = None;
         self.pagemap = None;

@@ -27,6 +27,8 @@ pub struct View {
     pub table: PageTable,
     /// A forked child may map the same segment and frames: nothing is merged, adopted, punched or released.
     pub shared: bool,
+    /// The first fork whose child has inherited it.
+    pub since: u64,
     /// A segment page that is not mapped may hold old bytes (punching it failed): adopting zeros must write them.
     pub stale: bool,
     /// A pin kept pages from being merged or adopted: when it ends, the server is told.
@@ -44,12 +46,13 @@ pub struct View {
 }
 
 impl View {
-    /// A view of a segment that nothing of was merged.
-    pub fn new(memory: Memory, pages: usize) -> View {
+    /// A view of a segment that nothing of was merged, from the fork with that number on.
+    pub fn new(memory: Memory, pages: usize, since: u64) -> View {
         View {
             memory: Arc::new(memory),
             table: PageTable::new(pages),
             shared: false,
+            since,
             stale: false,
             held_back: false,
             agenda: Agenda::default(),

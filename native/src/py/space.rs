@@ -258,20 +258,26 @@ impl Space {
         })
     }
 
-    fn before_fork(&self, py: Python<'_>) -> PyResult<()> {
-        Ok(py.detach(|| self.space.before_fork())?)
+    #[getter]
+    fn shared(&self) -> bool {
+        self.space.flags().is_shared()
     }
 
-    fn after_fork_in_parent(&self) {
-        self.space.after_fork_in_parent();
+    #[getter]
+    fn forked(&self) -> bool {
+        self.space.flags().is_forked()
     }
 
-    fn after_fork_in_child(&self) -> PyResult<()> {
-        Ok(self.space.after_fork_in_child()?)
-    }
-
-    fn thaw(&self, py: Python<'_>) -> PyResult<usize> {
+    fn thaw(&self, py: Python<'_>) -> PyResult<bool> {
         Ok(py.detach(|| self.space.thaw())?)
+    }
+
+    fn forget_children(&self, py: Python<'_>) {
+        py.detach(|| self.space.forget_children());
+    }
+
+    fn fork_trouble(&self, py: Python<'_>) -> Option<String> {
+        py.detach(|| self.space.fork_trouble()).map(|error| error.to_string())
     }
 
     fn close(&self, py: Python<'_>) {
