@@ -2,7 +2,7 @@
 
     before      for each client: arena lock, session lock (no RPC); then, natively: no window, pages frozen
     in parent   pages stay quarantined until all children are gone; then they are thawed
-    in child    new locks, no channel, no thread: memory is a snapshot, methods raise ForkedClient
+    in child    new locks, no channel, no thread: memory is a snapshot; the client connects anew when it is used
 
 **Memory** is the native half's business: it has the C library call it at every fork, Python's and that of C code
 alike (`fork.rs`), so both processes keep their bytes whatever forked. **Sessions** are Python's: the hooks below hold
@@ -30,8 +30,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
-from pagefold._errors import ForkedClient
-
 GENERATION_POLL: Final = 0.5
 """Seconds between two looks whether forked children are gone."""
 
@@ -47,6 +45,7 @@ class ForkSpace(Protocol):
     def forked(self) -> bool: ...
     def thaw(self) -> bool: ...
     def forget_children(self) -> None: ...
+    def owns(self, address: int, nbytes: int) -> bool: ...
     def fork_trouble(self) -> str | None: ...
 
 
@@ -59,7 +58,8 @@ class Kin:
     Attributes:
         arena_lock, session_lock: the client's locks, in the order in which they are taken.
         on_fork: called in the parent after a fork, with no lock held.
-        in_child: called in the child, to forget what cannot be used there.
+        in_child: called in the child, to forget what cannot be used there. False: that may be long after the fork, so
+            that the numbers of descriptors may be somebody else's by now.
     """
 
     def __init__(self, space: ForkSpace) -> None:
@@ -67,7 +67,7 @@ class Kin:
         self.arena_lock = threading.RLock()
         self.session_lock = threading.RLock()
         self.on_fork: Callable[[], None] | None = None
-        self.in_child: Callable[[], None] | None = None
+        self.in_child: Callable[[bool], object] | None = None
         self._forked = False
         self._tracked = True
         self._next_look = 0.0
@@ -78,16 +78,8 @@ class Kin:
     def forked(self) -> bool:
         """Whether this process is a child of the client's. For good."""
         if not self._forked and self.space.forked:
-            self._become_child()  # C code forked past our hooks
+            self._become_child(at_once=False)  # C code forked past our hooks
         return self._forked
-
-    def ensure_not_forked(self) -> None:
-        """Raises ForkedClient in a child."""
-        if self.forked:
-            raise ForkedClient(
-                "this client belongs to the parent process, and its memory is a snapshot here: "
-                "open a client of your own with pagefold.connect()"
-            )
 
     @contextlib.contextmanager
     def session(self) -> Iterator[None]:
@@ -168,15 +160,16 @@ class Kin:
     def after_fork_in_child(self) -> None:
         """Becomes a copy of which only the bytes can be used."""
         if not self._forked:
-            self._become_child()
+            self._become_child(at_once=True)
 
-    def _become_child(self) -> None:
+    def _become_child(self, at_once: bool) -> None:
         self._forked = True
         self.arena_lock, self.session_lock = threading.RLock(), threading.RLock()
         self._queue.clear()
         self._locks_held = 0
-        if self.in_child is not None:
-            self.in_child()
+        in_child, self.in_child, self.on_fork = self.in_child, None, None
+        if in_child is not None:
+            in_child(at_once)
         self._tell_trouble()
 
     def _tell_trouble(self) -> None:
@@ -188,6 +181,8 @@ class Kin:
 _registry: weakref.WeakSet[Kin] = weakref.WeakSet()
 _registry_lock = threading.RLock()
 _process = os.getpid()
+# This process, or one that it descends from, was forked past `_before`: grpc may have been in the middle of a call.
+_past_hooks = False
 # The fork under way: whose `before_fork` was called, and whether the registry's lock was taken for it.
 _forking: list[Kin] = []
 _holding: list[None] = []
@@ -208,18 +203,34 @@ def no_fork() -> Iterator[None]:
         yield
 
 
+def can_attach() -> bool:
+    """Whether grpc can be used in this process: no fork on the way to it went past the hooks."""
+    _ensure_own_lock()
+    return not _past_hooks
+
+
+def is_inherited(address: int, nbytes: int) -> bool:
+    """Whether memory was inherited from a parent's client."""
+    return any(kin.forked and kin.space.owns(address, nbytes) for kin in list(_registry))
+
+
 def _ensure_own_lock() -> None:
     """In a child that C code forked past our hooks: who held the lock there does not exist here."""
     if _process != os.getpid():
-        _start_anew()
+        _start_anew(past_hooks=True)
 
 
-def _start_anew() -> None:
-    global _registry_lock, _process
+def _start_anew(past_hooks: bool) -> None:
+    global _registry_lock, _process, _past_hooks
+    _past_hooks = _past_hooks or past_hooks
     _forking.clear()
     _holding.clear()
     _registry_lock = threading.RLock()
     _process = os.getpid()
+
+
+# This process, or one that it descends from, was forked past `_before`: grpc may have been in the middle of a call.
+_past_hooks = False
 
 
 def _before() -> None:
@@ -256,7 +267,7 @@ def _after_in_child() -> None:
             kin.after_fork_in_child()
         except Exception:  # the child goes on; the log says what it cannot use
             _log.exception("a forked child cannot use the memory of its parent's pagefold client")
-    _start_anew()
+    _start_anew(past_hooks=not _holding)
 
 
 os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)

@@ -27,7 +27,7 @@ use crate::view::{Memory, View};
 use crate::window::Barrier;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 /// What a space is made with.
@@ -74,8 +74,10 @@ pub(crate) struct Inner {
     pub asks_for_children: bool,
     /// During a fork: the lease for the child.
     pub given: Option<Lease>,
-    /// In a child: the lease that the parent waits for, held for life.
-    pub inherited: Option<Lease>,
+    /// For views that are made: held as long as they are. A child has none.
+    pub lease: Option<Arc<Lease>>,
+    /// In a child: memory of the parent's, as long as blocks live in it.
+    pub inherited: Vec<Weak<Memory>>,
     /// What went wrong at the last fork.
     pub trouble: Option<Error>,
 }
@@ -96,7 +98,6 @@ pub struct Space {
     pub(crate) inner: Arc<ForkLock<Inner>>,
     flags: Arc<Flags>,
     freed: Arc<Freed>,
-    lease: Arc<Lease>,
 }
 
 impl Space {
@@ -132,15 +133,11 @@ impl Space {
             generations: Generations::default(),
             asks_for_children: true,
             given: None,
-            inherited: None,
+            lease: Some(Arc::new(Lease::hold(lease).map_err(|e| Error::System("mapping the lease", e))?)),
+            inherited: Vec::new(),
             trouble: None,
         };
-        let space = Space {
-            flags: inner.flags.clone(),
-            inner: Arc::new(ForkLock::new(inner)),
-            freed: Arc::default(),
-            lease: Arc::new(Lease::hold(lease).map_err(|e| Error::System("mapping the lease", e))?),
-        };
+        let space = Space { flags: inner.flags.clone(), inner: Arc::new(ForkLock::new(inner)), freed: Arc::default() };
         fork::take_part(&space.inner)?;
         Ok(space)
     }
@@ -167,8 +164,9 @@ impl Space {
         }
         let range = ViewRange::map_segment(segment.as_fd(), bytes(pages))
             .map_err(|e| Error::System("mapping the segment", e))?;
-        let mut view =
-            View::new(Memory { range, segment, _lease: self.lease.clone() }, pages, inner.generations.next());
+        let lease = inner.lease.clone().ok_or(Error::Closed)?;
+        let memory = Memory { range, segment, _lease: lease, inherited: OnceLock::new() };
+        let mut view = View::new(memory, pages, inner.generations.next());
         if let Some(tracker) = &inner.tracker {
             tracker.watch_new(&mut view);
         }

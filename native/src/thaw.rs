@@ -11,8 +11,9 @@ use crate::states::State;
 use crate::sys::pagemap::{Pagemap, ZeroPage};
 use crate::sys::sched;
 use crate::sys::shm;
-use crate::view::View;
+use crate::view::{Memory, View};
 use std::os::fd::AsFd;
+use std::sync::{Arc, Weak};
 
 /// Most pages in a window that thaws: each costs up to 2 us.
 const CLOCK_PAGES: usize = 128;
@@ -48,11 +49,20 @@ impl Inner {
             return; // a child's child: it holds what its parent inherited, by descriptors and mappings alike
         }
         self.flags.set_forked();
-        self.inherited = self.given.take();
         if let Err(error) = self.take_copies() {
             self.trouble = Some(error);
         }
         self.shut();
+        // Memory is held by its blocks alone from here on, and by it the leases: whatever else of the parent's program is
+        // never released here (the frames of threads that do not exist, say), it waits for no more than it has to.
+        let lease = self.given.take().map(Arc::new);
+        for view in std::mem::take(&mut self.views).into_values() {
+            if let Some(lease) = &lease {
+                let _ = view.memory.inherited.set(lease.clone()); // nobody else sets it
+            }
+            self.inherited.push(Arc::downgrade(&view.memory));
+        }
+        self.lease = None;
     }
 
     /// Freezes every view. The mapping is replaced in one step, so writers need not be held: what they wrote before is in
@@ -179,6 +189,14 @@ impl Space {
             self.open()?.end_sharing(number);
         }
         Ok(!self.flags().is_shared())
+    }
+
+    /// Whether a range of addresses lies inside of one view.
+    pub fn owns(&self, address: usize, bytes: usize) -> bool {
+        let inner = self.inner.lock();
+        let within = |memory: &Memory| memory.range.covers(address, bytes);
+        inner.views.values().any(|view| within(&view.memory))
+            || inner.inherited.iter().filter_map(Weak::upgrade).any(|memory| within(&memory))
     }
 
     /// Nobody will thaw any more: the children of later forks need no lease.

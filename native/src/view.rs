@@ -7,7 +7,7 @@ use crate::states::PageTable;
 use crate::sys::mmap::{Lease, ViewRange};
 use crate::tracker::Traces;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// The range itself. Shared by the view and by every block in it: the memory lives as long as anybody looks at it.
 pub struct Memory {
@@ -17,6 +17,8 @@ pub struct Memory {
     pub segment: OwnedFd,
     /// As long as pages may map frames, the server must not take the client for dead.
     pub _lease: Arc<Lease>,
+    /// In a child: what the parent waits for, held as long as this memory is.
+    pub inherited: OnceLock<Arc<Lease>>,
 }
 
 /// A view.

@@ -133,6 +133,9 @@ class FakeSpace:
             self.shared.clear()
         return not self.shared
 
+    def owns(self, address: int, nbytes: int) -> bool:
+        return False
+
     def forget_children(self) -> None:
         self.calls.append(("forget_children",))
 

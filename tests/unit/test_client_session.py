@@ -348,32 +348,32 @@ def is_free(lock: Any) -> bool:
 def test_a_child_is_a_copy_without_locks_or_channel() -> None:
     space = FakeSpace()
     kin = Kin(space)
-    forgotten: list[int] = []
-    kin.in_child = lambda: forgotten.append(1)
+    forgotten: list[bool] = []
+    kin.in_child = forgotten.append
     kin.before_fork()
     space.forked = True
     kin.after_fork_in_child()
     assert kin.forked
-    assert forgotten == [1]
+    assert forgotten == [True]
     kin.before_fork()  # the child forks: nothing is left to do
     kin.after_fork_in_child()
     assert kin.after_fork_in_parent() is None
-    assert forgotten == [1]
+    assert forgotten == [True]
     assert kin.arena_lock.acquire(timeout=1)
 
 
 def test_a_child_of_c_code_finds_out_and_takes_no_lock_of_its_parents() -> None:
     space = FakeSpace()
     kin = Kin(space)
-    forgotten: list[int] = []
-    kin.in_child = lambda: forgotten.append(1)
+    forgotten: list[bool] = []
+    kin.in_child = forgotten.append
     held = threading.Thread(target=lambda: (kin.arena_lock.acquire(), kin.session_lock.acquire()))
     held.start()
     held.join()  # a thread that does not exist in the child
     assert not kin.forked
     space.forked = True  # the native half was called, our hooks were not
     assert kin.forked
-    assert forgotten == [1]
+    assert forgotten == [False]
     assert is_free(kin.arena_lock)
     assert is_free(kin.session_lock)
     kin.before_fork()

@@ -3,7 +3,7 @@
 Pages and frames are counted, never bytes, unless a name says so. Runs are given as columns: sequences of equal
 length. Every method releases the GIL before it takes a lock or makes a system call, and every class is thread-safe.
 System calls that fail raise `OSError` with their errno. Nothing here is async-signal-safe or usable in a forked
-child, but `Block` (its bytes), `Space.forked` and `Space.fork_trouble`.
+child, but `Block` (its bytes), `Space.forked`, `Space.owns` and `Space.fork_trouble`.
 """
 
 from collections.abc import Sequence
@@ -227,6 +227,9 @@ class Space:
 
         False: children live, or memory was short; call it again. In tier "off" frozen pages stay frozen.
         """
+
+    def owns(self, address: int, nbytes: int) -> bool:
+        """Whether a range of addresses lies inside of one view. Works in a forked child as well."""
 
     def forget_children(self) -> None:
         """Nobody will call `thaw` any more: memory that is shared stays so, and later forks cost no descriptor."""

@@ -272,6 +272,10 @@ impl Space {
         Ok(py.detach(|| self.space.thaw())?)
     }
 
+    fn owns(&self, py: Python<'_>, address: usize, nbytes: usize) -> bool {
+        py.detach(|| self.space.owns(address, nbytes))
+    }
+
     fn forget_children(&self, py: Python<'_>) {
         py.detach(|| self.space.forget_children());
     }
