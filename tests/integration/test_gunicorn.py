@@ -40,6 +40,8 @@ for page in range(PAGES):
     unique[page, :4] = np.frombuffer((page | 1 << 31).to_bytes(4, "little"), "u1")
 assert client.settle(60).settled
 
+own = []
+
 def app(environ, start_response):
     what, _, page = environ["PATH_INFO"].strip("/").partition("/")
     if what == "pid":
@@ -47,6 +49,11 @@ def app(environ, start_response):
     elif what == "write":                        # stays in this worker
         unique[int(page), 8:12] = np.frombuffer(os.getpid().to_bytes(4, "little"), "u1")
         body = unique[int(page)].tobytes()
+    elif what == "own":                          # made by this worker, with the client that it inherited
+        if not own:
+            own.append(client.array(table[:64]))
+            assert client.settle(20).settled
+        body = own[0][int(page) % 64].tobytes()
     else:
         body = {"table": table, "unique": unique}[what][int(page)].tobytes()
     start_response("200 OK", [("Content-Length", str(len(body))), ("X-Pid", str(os.getpid()))])
@@ -151,5 +158,16 @@ def test_workers_share_the_table_and_read_right_bytes(site: Site, server: Server
     until(lambda: site.is_up() and writer not in site.workers(), 30, "another worker")
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(ask, range(400)))
+
+    def ask_own(page: int) -> int:
+        pid, body = site.get(f"/own/{page}")
+        assert body == wanted("table", page % 64)
+        return pid
+
+    frames = server.status().counters.pages_shared
+    with ThreadPoolExecutor(8) as pool:
+        clients = set(pool.map(ask_own, range(200)))
+    assert {client.pid for client in server.clients()} == clients | {site.process.pid}
+    assert server.status().counters.pages_shared == frames, "what workers make themselves merges with the table"
     assert site.stop() == 0
     until(lambda: not server.clients(), 20, "the master's goodbye")
