@@ -205,6 +205,14 @@ class Arena:
             self._by_address.clear()
             return left
 
+    def forget(self) -> None:
+        """In a forked child: closes its copies of the descriptors. The native half has its own, as long as needed."""
+        for segment in self._segments.values():
+            os.close(segment.fd)
+        self._segments.clear()
+        self._by_address.clear()
+        self._closed = True
+
     # Inside, with the lock held
 
     @contextlib.contextmanager
@@ -307,7 +315,6 @@ class Arena:
                 raise no_segment(nbytes, error) from error
             raise
         segment = Segment(number, made.name, made.fd, pages, address, dedicated)
-        self._kin.has_views = True
         # The listener knows of it before any buffer, and so before any event, exists.
         self._listener.added(segment)
         self._segments[number] = segment

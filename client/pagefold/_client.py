@@ -9,10 +9,12 @@ import atexit
 import contextlib
 import logging
 import operator
+import os
 import sys
+import threading
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, SupportsIndex
@@ -24,7 +26,7 @@ from pagefold import _arrays, _fork
 from pagefold._arena import Arena
 from pagefold._buffer import HOW_TO_ALLOCATE, Buffer, span_of
 from pagefold._conversation import ADOPT_PAGES, Conversation
-from pagefold._errors import ClientClosed
+from pagefold._errors import ClientClosed, ForkedClient
 from pagefold._reports import SettleReport, Stats
 from pagefold._session import Session
 
@@ -38,6 +40,8 @@ Shape = SupportsIndex | tuple[SupportsIndex, ...]
 
 _log = logging.getLogger("pagefold")
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
+# Held while a child's client connects. A fork may copy it in that state, so children have a new one.
+_attach_lock = threading.RLock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +62,8 @@ class Client:
 
     Thread-safe: any thread may call any method at any time. Closing it, by `close()` or as a context manager, ends
     the merging; its buffers and arrays stay readable and writable until they are released. After a fork the child
-    has a snapshot of the memory, as with ordinary memory; there, methods raise ForkedClient, and a client of its own
-    is a `connect()` away.
+    has a snapshot of the memory, as with ordinary memory. What it shared it goes on sharing, and it is not merged any
+    further there. When the child uses the client, that connects again, as a client of the child's own: see `reattach`.
 
     Example:
         >>> a = client.array(range(1000), "u4")
@@ -68,8 +72,9 @@ class Client:
         True
     """
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, again: Callable[[], Client] | None = None) -> None:
         self._parts: Parts | None = parts
+        self._again = again
         _clients.add(self)
 
     def allocate(self, size: SupportsIndex) -> Buffer:
@@ -243,6 +248,19 @@ class Client:
                 parts.conversation.adopt(segment, begin, min(ADOPT_PAGES, first + pages - begin))
         parts.session.kick()
 
+    def reattach(self) -> None:
+        """In a forked child: connects, so that what is allocated from here on is merged. Elsewhere it does nothing.
+
+        Any other method does this by itself, on first use; call it to choose the moment, after a pre-forking server has
+        started its worker, say. What was inherited stays a snapshot, which shares its pages with the parent until
+        they are written; the parent's memory is merged again when all children have ended or let go of theirs.
+
+        Raises:
+            ForkedClient: C code has forked this process past Python's hooks, or the client has a transport of its own.
+            ServerUnavailable, ServerRefused, OutOfSharedMemory: see `connect`. The next use tries again.
+        """
+        self._open()
+
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
@@ -283,8 +301,19 @@ class Client:
         parts = self._parts
         if parts is None:
             raise ClientClosed("the client is closed: connect again")
-        parts.kin.ensure_not_forked()
-        return parts
+        return self._attach(parts) if parts.kin.forked else parts
+
+    def _attach(self, inherited: Parts) -> Parts:
+        if self._again is None or not _fork.can_attach():
+            raise ForkedClient(
+                "this client belongs to the parent process, and its memory is a snapshot here: open a client of your "
+                "own with pagefold.connect() or, if C code has forked this process past Python's hooks, exec first"
+            )
+        with _attach_lock:
+            if self._parts is inherited:  # else another thread was faster
+                made = self._again()
+                self._parts, made._parts = made._parts, None
+        return self._open()
 
     def _allocator(self) -> _arrays.Allocate:
         parts = self._open()
@@ -312,6 +341,8 @@ def _place(parts: Parts, obj: Any) -> tuple[int, int, int] | None:
     if nbytes == 0:
         return None
     place = parts.arena.locate(address, nbytes)
+    if place is None and _fork.is_inherited(address, nbytes):
+        return None  # a snapshot is never merged
     if place is None:
         raise ValueError(f"this memory does not belong to the client: {HOW_TO_ALLOCATE}")
     return place
@@ -326,4 +357,10 @@ def _close_all() -> None:
             _log.exception("closing a pagefold client at exit failed")
 
 
+def _renew_lock() -> None:
+    global _attach_lock
+    _attach_lock = threading.RLock()
+
+
 atexit.register(_close_all)
+os.register_at_fork(after_in_child=_renew_lock)

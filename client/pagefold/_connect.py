@@ -6,6 +6,7 @@ lease -> native space -> doorbell -> kin (from here on forks wait) -> hello -> a
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import time
@@ -109,21 +110,27 @@ def connect(
             tier, trouble, way = "off", f"nothing is merged: {error}", "checksum"
             space = Space(tier, lease.fd, budget, disabled=disabled)
         bell = release.make_doorbell()
-        kin = _fork.Kin(space, can_thaw=tier != "off")
+        kin = _fork.Kin(space)
         _fork.register(kin)
         undo.callback(kin.detach)
         with kin.session():
             used = transport or GrpcTransport(where, token or os.environ.get("PAGEFOLD_TOKEN"), ca)
-            kin.in_child = used.forget
+            forget = [used.forget, release.forget]
+            kin.in_child = lambda at_once: [act() for act in (forget if at_once else forget[:1])]
         undo.callback(_close_locked, kin, used)
         conversation = Conversation(space, used, bell.ring)
         _hello(kin, conversation, where, _hello_request(lease.name, tier, way, domain), autostart)
         arena = Arena(kin, space, conversation, Buffer)
+        forget.append(arena.forget)
         conversation.watch(arena)
         session = Session(Wiring(kin, space, arena, conversation, used, bell, release))
         session.start()
         undo.pop_all()
-    return Client(Parts(kin, space, arena, conversation, session, trouble, way))
+    again = functools.partial(
+        connect, named, domain=domain, autostart=autostart, barrier=barrier, tracker=tracker, ca=ca, token=token
+    )
+    parts = Parts(kin, space, arena, conversation, session, trouble, way)
+    return Client(parts, functools.partial(again, mapping_budget=mapping_budget) if transport is None else None)
 
 
 def _make_space(
@@ -156,6 +163,10 @@ class _Release:
             raise no_segment(PAGE, error) from error
         self._doorbell = name
         return Doorbell(name)
+
+    def forget(self) -> None:
+        """In a forked child: what it holds of the lease, the native half does, for as long as it maps frames."""
+        os.close(self._lease.fd)
 
     def __call__(self) -> None:
         if self._doorbell:

@@ -69,7 +69,7 @@ class ClientClosed(PagefoldError):
 
 
 class ForkedClient(PagefoldError):
-    """This process was forked from the client's. Memory goes on as a snapshot; the client itself stayed there."""
+    """This process was forked from the client's, and the client cannot connect here. Its memory is a snapshot."""
 
 
 class OutOfSharedMemory(PagefoldError, MemoryError):

@@ -1,9 +1,9 @@
 //! The native half of pagefold: everything that touches the address space of a client, and the server's engine.
 //!
 //! The ladder, each step knowing only those before it:
-//! `page` (sizes and runs) -> `sys` (every system call) -> `bits`, `counts`, `freed`, `histogram`, `journal`, `states`
-//! (pure books) -> `pool`, `view`, `window`, `tracker` -> `merge`, `adopt`, `thaw`, `harvest`, `redo` -> `space` ->
-//! `warden`, `py`. `faults` is for tests, and may be called from everywhere.
+//! `page` (sizes and runs) -> `sys` (every system call) -> `bits`, `counts`, `flags`, `freed`, `histogram`, `journal`,
+//! `states` (pure books) -> `generation`, `pool`, `view`, `window`, `tracker` -> `merge`, `adopt`, `thaw`, `harvest`, `redo`,
+//! `fork` -> `space` -> `warden`, `py`. `faults` is for tests, and may be called from everywhere.
 //! `engine` stands beside it, on `page`, `sys` and `faults` alone, and has a ladder of its own.
 //!
 //! What this crate keeps true: a page is switched to a frame only while writes to it are held and the bytes are
@@ -24,6 +24,9 @@ pub mod states;
 pub mod sys;
 
 mod adopt;
+mod flags;
+mod fork;
+mod generation;
 mod harvest;
 mod merge;
 mod pool;

@@ -7,7 +7,10 @@
 use crate::counts::{Counts, WindowStats};
 use crate::error::{Error, Result};
 use crate::faults;
+use crate::flags::Flags;
+use crate::fork;
 use crate::freed::Freed;
+use crate::generation::Generations;
 use crate::journal::{Event, Journal, Kind};
 use crate::page::{Run, bytes, page_size, pieces};
 use crate::pool::Pool;
@@ -27,7 +30,7 @@ use crate::warden::{self, Watch};
 use crate::window::Barrier;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 /// What a space is made with.
@@ -69,6 +72,18 @@ pub(crate) struct Inner {
     pub window_pages: usize,
     pub redo: Redo,
     pub closed: bool,
+    pub flags: Arc<Flags>,
+    pub generations: Generations,
+    /// Whether forks get a lease: somebody will ask whether the children are gone.
+    pub asks_for_children: bool,
+    /// During a fork: the lease for the child.
+    pub given: Option<Lease>,
+    /// For views that are made: held as long as they are. A child has none.
+    pub lease: Option<Arc<Lease>>,
+    /// In a child: memory of the parent's, as long as blocks live in it.
+    pub inherited: Vec<Weak<Memory>>,
+    /// What went wrong at the last fork.
+    pub trouble: Option<Error>,
 }
 
 /// Why a wait ended.
@@ -84,9 +99,9 @@ pub enum Woken {
 
 /// A space.
 pub struct Space {
-    inner: Arc<ForkLock<Inner>>,
+    pub(crate) inner: Arc<ForkLock<Inner>>,
+    flags: Arc<Flags>,
     freed: Arc<Freed>,
-    lease: Arc<Lease>,
     watch: Option<Arc<Watch>>,
 }
 
@@ -120,18 +135,28 @@ impl Space {
             window_pages: options.window_pages.clamp(1, MAX_WINDOW_PAGES),
             redo: Redo::default(),
             closed: false,
+            flags: Arc::default(),
+            generations: Generations::default(),
+            asks_for_children: true,
+            given: None,
+            lease: Some(Arc::new(Lease::hold(lease).map_err(|e| Error::System("mapping the lease", e))?)),
+            inherited: Vec::new(),
+            trouble: None,
         };
         let watch = inner.barrier.as_ref().map(Barrier::watch);
-        let inner = Arc::new(ForkLock::new(inner));
-        if let Some(watch) = &watch {
-            warden::start(Arc::downgrade(&inner), watch.clone()).map_err(|e| Error::System("starting a thread", e))?;
+        let space =
+            Space { flags: inner.flags.clone(), inner: Arc::new(ForkLock::new(inner)), freed: Arc::default(), watch };
+        if let Some(watch) = &space.watch {
+            warden::start(Arc::downgrade(&space.inner), watch.clone())
+                .map_err(|e| Error::System("starting a thread", e))?;
         }
-        Ok(Space {
-            inner,
-            watch,
-            freed: Arc::default(),
-            lease: Arc::new(Lease::hold(lease).map_err(|e| Error::System("mapping the lease", e))?),
-        })
+        fork::take_part(&space.inner)?;
+        Ok(space)
+    }
+
+    /// See `Flags`.
+    pub fn flags(&self) -> &Flags {
+        &self.flags
     }
 
     /// The list that dying blocks add to.
@@ -151,7 +176,9 @@ impl Space {
         }
         let range = ViewRange::map_segment(segment.as_fd(), bytes(pages))
             .map_err(|e| Error::System("mapping the segment", e))?;
-        let mut view = View::new(Memory { range, segment, _lease: self.lease.clone() }, pages);
+        let lease = inner.lease.clone().ok_or(Error::Closed)?;
+        let memory = Memory { range, segment, _lease: lease, inherited: OnceLock::new() };
+        let mut view = View::new(memory, pages, inner.generations.next());
         if let Some(tracker) = &inner.tracker {
             tracker.watch_new(&mut view);
         }
@@ -181,6 +208,12 @@ impl Space {
             },
         );
         Ok(true)
+    }
+
+    /// What a block holds on to so that forks freeze its memory, whatever becomes of the space.
+    #[cfg_attr(not(feature = "python"), expect(dead_code, reason = "blocks are the bindings' business"))]
+    pub(crate) fn keeper(&self) -> Arc<dyn Send + Sync> {
+        self.inner.clone()
     }
 
     /// The memory behind a range of a view, for a block.
@@ -409,44 +442,12 @@ impl Space {
         }
     }
 
-    /// Freezes all views and keeps the space's lock for this thread.
-    pub fn before_fork(&self) -> Result<()> {
-        self.inner.hold(Inner::prepare_fork)
-    }
-
-    /// Lets the space go on.
-    pub fn after_fork_in_parent(&self) {
-        self.inner.release();
-        self.inner.lock().give_back();
-    }
-
-    /// Makes this process's copy of the space one whose bytes can be used, and nothing else.
-    pub fn after_fork_in_child(&self) -> Result<()> {
-        self.inner.release();
-        let mut inner = self.inner.lock();
-        let taken = inner.take_copies();
-        inner.shut();
-        taken
-    }
-
-    /// Takes frozen pages back. How many are left.
-    pub fn thaw(&self) -> Result<usize> {
-        let numbers: Vec<u32> = self.open()?.views.keys().copied().collect();
-        for number in numbers {
-            while self.open()?.thaw_window(number)? {
-                sched::begin_slice();
-            }
-            self.open()?.end_sharing(number);
-        }
-        Ok(self.counts().frozen)
-    }
-
     /// Ends merging for good.
     pub fn close(&self) {
         self.inner.lock().shut();
     }
 
-    fn open(&self) -> Result<Guard<'_, Inner>> {
+    pub(crate) fn open(&self) -> Result<Guard<'_, Inner>> {
         if self.inner.is_held_here() {
             return Err(Error::Forking);
         }
@@ -466,9 +467,13 @@ impl Space {
 }
 
 impl Drop for Space {
+    /// Blocks may live on, and with them what has to be frozen at a fork: nothing else of it.
     fn drop(&mut self) {
+        if !self.inner.is_held_here() {
+            self.close();
+        }
         if let Some(watch) = &self.watch {
-            watch.stir(); // the warden ends when the space is gone
+            watch.end(); // and with it the warden
         }
     }
 }
@@ -479,8 +484,11 @@ impl Inner {
         self.views.values().map(|view| view.table.mappings()).sum()
     }
 
-    fn shut(&mut self) {
+    /// Ends everything but the views.
+    pub fn shut(&mut self) {
         self.closed = true;
+        self.asks_for_children = false;
+        self.generations.forget();
         // A child's copies of these belong to the parent's address space; closed, they cannot hold anything up there.
         self.barrier = None;
         self.pagemap = None;

@@ -8,14 +8,16 @@ use crate::error::{Error, Result};
 use crate::faults;
 use crate::page::{Run, bytes, page_size, pieces};
 use crate::redo::{Change, Mapped};
-use crate::space::Inner;
+use crate::space::{Inner, Space};
 use crate::states::State;
 use crate::sys::forklock::Recover;
 use crate::sys::pagemap::{Pagemap, ZeroPage};
+use crate::sys::sched;
 use crate::sys::shm;
-use crate::view::View;
+use crate::view::{Memory, View};
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Weak};
 
 /// Most pages in a window that thaws: each costs up to 2 us.
 const CLOCK_PAGES: usize = 128;
@@ -23,7 +25,7 @@ const CLOCK_PAGES: usize = 128;
 impl Inner {
     /// Freezes every view, whatever happens: nothing can stop the fork any more, and what is not frozen the child would write
     /// to in its parent. So after a panic it is tried once more (what was done is done), and then withheld.
-    pub fn prepare_fork(&mut self) -> Result<()> {
+    fn prepare_fork(&mut self) -> Result<()> {
         let mut freeze = || {
             let frozen = catch_unwind(AssertUnwindSafe(|| self.freeze()));
             frozen.inspect_err(|_| self.recover())
@@ -32,6 +34,52 @@ impl Inner {
             self.withhold();
             Err(Error::Range("freezing memory before a fork failed: the child does not get all of it"))
         })
+    }
+
+    /// A fork begins, and this thread has the lock until it is over. What goes wrong is told afterwards: `trouble`.
+    ///
+    /// In a child nothing is left to do: all that it inherited is private to it.
+    pub fn before_fork(&mut self) {
+        if self.flags.is_forked() || self.views.is_empty() {
+            return;
+        }
+        let mut trouble = None;
+        if self.asks_for_children {
+            match self.generations.begin() {
+                Ok(lease) => self.given = Some(lease),
+                Err(error) => trouble = Some(error),
+            }
+        }
+        self.trouble = self.prepare_fork().err().or(trouble);
+        self.flags.set_shared(true);
+    }
+
+    /// The fork is over, and this is still the parent.
+    pub fn after_fork_in_parent(&mut self) {
+        self.given = None; // unmapped and closed: only the child holds it now
+        self.give_back();
+    }
+
+    /// This process is the child: its copy of the space is one whose bytes can be used, and nothing else.
+    pub fn after_fork_in_child(&mut self) {
+        if self.flags.is_forked() {
+            return; // a child's child: it holds what its parent inherited, by descriptors and mappings alike
+        }
+        self.flags.set_forked();
+        if let Err(error) = self.take_copies() {
+            self.trouble = Some(error);
+        }
+        self.shut();
+        // Memory is held by its blocks alone from here on, and by it the leases: whatever else of the parent's program is
+        // never released here (the frames of threads that do not exist, say), it waits for no more than it has to.
+        let lease = self.given.take().map(Arc::new);
+        for view in std::mem::take(&mut self.views).into_values() {
+            if let Some(lease) = &lease {
+                let _ = view.memory.inherited.set(lease.clone()); // nobody else sets it
+            }
+            self.inherited.push(Arc::downgrade(&view.memory));
+        }
+        self.lease = None;
     }
 
     /// Freezes every view. The mapping is replaced in one step, so writers need not be held: what they wrote before is in
@@ -99,7 +147,7 @@ impl Inner {
     }
 
     /// After a fork, in the child: makes memory of its own from what was not frozen.
-    pub fn take_copies(&mut self) -> Result<()> {
+    fn take_copies(&mut self) -> Result<()> {
         for view in self.views.values_mut() {
             view.withheld.clear();
             for (run, copy) in std::mem::take(&mut view.copies) {
@@ -112,7 +160,7 @@ impl Inner {
     }
 
     /// After a fork, in the parent: what was withheld from the child is withheld from no further one.
-    pub fn give_back(&mut self) {
+    fn give_back(&mut self) {
         for view in self.views.values_mut() {
             view.copies.clear();
             for run in std::mem::take(&mut view.withheld) {
@@ -123,8 +171,11 @@ impl Inner {
 
     /// Thaws what one window holds of a view. Whether there is more to do.
     pub fn thaw_window(&mut self, number: u32) -> Result<bool> {
-        let Inner { views, journal, barrier, pagemap, window_pages, redo, .. } = self;
-        let view = views.get_mut(&number).ok_or(Error::NoView(number))?;
+        let Inner { views, journal, barrier, pagemap, window_pages, redo, generations, .. } = self;
+        let Some(view) = views.get_mut(&number) else { return Ok(false) };
+        if generations.any_since(view.since) {
+            return Ok(false); // there was another fork since the last window
+        }
         let pages = view.table.pages();
         if view.table.count(State::Frozen) == 0 {
             return Ok(false);
@@ -149,14 +200,56 @@ impl Inner {
 }
 
 impl Inner {
-    /// No child shares the view any more. Pages that nothing can thaw (tier "off") stay frozen until they are discarded.
+    /// Ends the sharing of a view that no child shares any more. Pages that nothing can thaw (tier "off") stay frozen until
+    /// they are discarded.
     pub fn end_sharing(&mut self, number: u32) {
-        let Inner { views, journal, .. } = self;
+        let Inner { views, journal, generations, barrier, flags, .. } = self;
         if let Some(view) = views.get_mut(&number)
+            && !generations.any_since(view.since)
+            && (view.table.count(State::Frozen) == 0 || barrier.is_none())
             && std::mem::take(&mut view.shared)
         {
             view.include(journal, number, Run { first: 0, count: view.table.pages() });
         }
+        flags.set_shared(views.values().any(|view| view.shared));
+    }
+}
+
+impl Space {
+    /// Takes memory back that no forked child shares any more. False if some is left: children live, or memory was short.
+    pub fn thaw(&self) -> Result<bool> {
+        let numbers: Vec<u32> = {
+            let mut inner = self.open()?;
+            inner.generations.look();
+            inner.views.iter().filter(|(_, view)| view.shared).map(|(number, _)| *number).collect()
+        };
+        for number in numbers {
+            while self.open()?.thaw_window(number)? {
+                sched::begin_slice();
+            }
+            self.open()?.end_sharing(number);
+        }
+        Ok(!self.flags().is_shared())
+    }
+
+    /// Whether a range of addresses lies inside of one view.
+    pub fn owns(&self, address: usize, bytes: usize) -> bool {
+        let inner = self.inner.lock();
+        let within = |memory: &Memory| memory.range.covers(address, bytes);
+        inner.views.values().any(|view| within(&view.memory))
+            || inner.inherited.iter().filter_map(Weak::upgrade).any(|memory| within(&memory))
+    }
+
+    /// Nobody will thaw any more: the children of later forks need no lease.
+    pub fn forget_children(&self) {
+        let mut inner = self.inner.lock();
+        inner.asks_for_children = false;
+        inner.generations.forget();
+    }
+
+    /// What went wrong at the last fork, if it was not told yet.
+    pub fn fork_trouble(&self) -> Option<Error> {
+        self.inner.lock().trouble.take()
     }
 }
 

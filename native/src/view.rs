@@ -9,7 +9,7 @@ use crate::sys::mmap::{Lease, ViewRange};
 use crate::sys::shm;
 use crate::tracker::Traces;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// The range itself. Shared by the view and by every block in it: the memory lives as long as anybody looks at it.
 pub struct Memory {
@@ -19,6 +19,8 @@ pub struct Memory {
     pub segment: OwnedFd,
     /// As long as pages may map frames, the server must not take the client for dead.
     pub _lease: Arc<Lease>,
+    /// In a child: what the parent waits for, held as long as this memory is.
+    pub inherited: OnceLock<Arc<Lease>>,
 }
 
 /// A view.
@@ -29,6 +31,8 @@ pub struct View {
     pub table: PageTable,
     /// A forked child may map the same segment and frames: nothing is merged, adopted, punched or released.
     pub shared: bool,
+    /// The first fork whose child has inherited it.
+    pub since: u64,
     /// A segment page that is not mapped may hold old bytes (punching it failed): adopting zeros must write them.
     pub stale: bool,
     /// A pin kept pages from being merged or adopted: when it ends, the server is told.
@@ -46,12 +50,13 @@ pub struct View {
 }
 
 impl View {
-    /// A view of a segment that nothing of was merged.
-    pub fn new(memory: Memory, pages: usize) -> View {
+    /// A view of a segment that nothing of was merged, from the fork with that number on.
+    pub fn new(memory: Memory, pages: usize, since: u64) -> View {
         View {
             memory: Arc::new(memory),
             table: PageTable::new(pages),
             shared: false,
+            since,
             stale: false,
             held_back: false,
             agenda: Agenda::default(),

@@ -9,7 +9,7 @@
 use crate::sys::forklock::{ForkLock, Recover, wait, wake};
 use crate::sys::sched::block_signals;
 use std::io;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -24,10 +24,17 @@ const LONG: Duration = Duration::from_secs(1 << 20);
 pub struct Watch {
     windows: AtomicU32,
     asleep: AtomicU32,
+    ended: AtomicBool,
 }
 
 impl Watch {
-    /// A window is about to be opened, or the space to go.
+    /// No window will be opened any more.
+    pub fn end(&self) {
+        self.ended.store(true, Ordering::SeqCst);
+        self.stir();
+    }
+
+    /// A window is about to be opened.
     pub fn stir(&self) {
         self.windows.fetch_add(1, Ordering::SeqCst);
         if self.asleep.load(Ordering::SeqCst) != 0 && self.asleep.swap(0, Ordering::SeqCst) != 0 {
@@ -54,6 +61,9 @@ fn guard<T: Recover + Send + 'static>(space: &Weak<ForkLock<T>>, watch: &Watch) 
         drop(lock.take_over());
         let quiet = lock.is_free();
         drop(lock);
+        if quiet && watch.ended.load(Ordering::SeqCst) {
+            return; // blocks may live on in the space, and keep it
+        }
         let windows = watch.windows.load(Ordering::SeqCst);
         if quiet && windows == seen {
             watch.asleep.store(1, Ordering::SeqCst);

@@ -32,6 +32,9 @@ class FakeSpace:
         self.woken = threading.Event()
         self.waits = 0
         self.closed = False
+        self.child = self.forked = False
+        self.trouble: str | None = None
+        self.thaw_error: OSError | None = None
 
     # views
 
@@ -118,20 +121,27 @@ class FakeSpace:
 
     # forks
 
-    def before_fork(self) -> None:
-        self.calls.append(("before_fork",))
+    def fork(self) -> None:
+        """A child that lives as long as `child` is set."""
         self.shared = set(self.views)
 
-    def after_fork_in_parent(self) -> None:
-        self.calls.append(("after_fork_in_parent",))
-
-    def after_fork_in_child(self) -> None:
-        self.calls.append(("after_fork_in_child",))
-
-    def thaw(self) -> int:
+    def thaw(self) -> bool:
         self.calls.append(("thaw",))
-        self.shared.clear()
-        return 0
+        if self.thaw_error is not None:
+            raise self.thaw_error
+        if not self.child:
+            self.shared.clear()
+        return not self.shared
+
+    def owns(self, address: int, nbytes: int) -> bool:
+        return False
+
+    def forget_children(self) -> None:
+        self.calls.append(("forget_children",))
+
+    def fork_trouble(self) -> str | None:
+        trouble, self.trouble = self.trouble, None
+        return trouble
 
     def close(self) -> None:
         self.closed = True

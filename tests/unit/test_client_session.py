@@ -260,10 +260,11 @@ def test_a_turn_lets_others_have_the_lock(bed: Bed) -> None:
     bed.server.called = None
 
 
-def fork_in_parent(kin: Kin) -> None:
-    """What the hooks do around a fork, without a child."""
-    kin.before_fork()
-    call = kin.after_fork_in_parent()
+def fork_in_parent(bed: Bed) -> None:
+    """What happens around a fork, without a child."""
+    bed.kin.before_fork()
+    bed.space.fork()
+    call = bed.kin.after_fork_in_parent()
     if call is not None:
         call()
 
@@ -271,57 +272,63 @@ def fork_in_parent(kin: Kin) -> None:
 def test_after_a_fork_memory_is_thawed_when_the_children_are_gone(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pagefold._fork.GENERATION_POLL", 0.01)
     monkeypatch.setattr(_session, "GENERATION_POLL", 0.01)
-    living = threading.Event()
-    monkeypatch.setattr("pagefold._fork._Generation.is_over", lambda self: not living.is_set())
     bed.session.start()
     block = bed.arena.allocate(16 * PAGE)
-    living.set()
-    fork_in_parent(bed.kin)
+    bed.space.child = True
+    fork_in_parent(bed)
     block.free()
     until(lambda: bed.arena.quarantined, what="quarantine")
+    until(lambda: ("thaw",) in bed.space.calls, what="a look whether the child lives")
     assert bed.kin.quarantined
-    assert ("thaw",) not in bed.space.calls
-    living.clear()
+    assert bed.arena.quarantined
+    bed.space.thaw_error = OSError(28, "no space")
+    bed.space.child = False
+    tries = len(bed.space.calls)
+    until(lambda: len(bed.space.calls) > tries + 2, what="trying again")
+    assert bed.arena.quarantined
+    bed.space.thaw_error = None
     until(lambda: not bed.arena.quarantined, what="the thaw")
-    assert ("thaw",) in bed.space.calls
+    assert not bed.kin.quarantined
     assert bed.arena.pages_in_use == 0
 
 
 def test_a_fork_without_memory_is_cheap(bed: Bed) -> None:
-    fork_in_parent(bed.kin)
+    woken: list[int] = []
+    bed.kin.on_fork = lambda: woken.append(1)
+    fork_in_parent(bed)
     assert not bed.kin.quarantined
-    assert bed.space.calls == [("before_fork",), ("after_fork_in_parent",)]
-
-
-def test_a_fork_that_cannot_have_a_lease_quarantines_for_ever(
-    bed: Bed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def fail(*_: Any) -> Any:
-        raise OSError(24, "no descriptors")
-
-    bed.arena.allocate(PAGE)
-    monkeypatch.setattr("pagefold._names.create_locked", fail)
-    fork_in_parent(bed.kin)
-    monkeypatch.undo()
-    assert bed.kin.quarantined
     assert not bed.kin.thaw_if_over()
-    assert "no lease" in caplog.text
+    assert woken == []
+    assert bed.space.calls == []
+
+
+def test_a_closed_client_waits_for_no_children(bed: Bed) -> None:
+    bed.arena.allocate(PAGE)
+    bed.space.child = True
+    fork_in_parent(bed)
+    assert bed.kin.quarantined
+    bed.kin.detach()
+    assert not bed.kin.quarantined
+    assert bed.space.calls[-1] == ("forget_children",)
+
+
+def test_what_went_wrong_at_a_fork_is_logged_once(bed: Bed, caplog: pytest.LogCaptureFixture) -> None:
+    bed.space.trouble = "a lease for a forked child: no descriptors"
+    fork_in_parent(bed)
+    fork_in_parent(bed)
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert "no descriptors" in caplog.text
 
 
 def test_hooks_that_fail_leave_no_lock_held(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
-        raise OSError(12, "freezing failed")
+        raise OSError(12, "no memory")
 
-    bed.arena.allocate(PAGE)
-    for name in ("before_fork", "after_fork_in_parent"):
-        with monkeypatch.context() as patch:
-            patch.setattr(bed.space, name, fail)
-            with pytest.raises(OSError, match="freezing"):
-                fork_in_parent(bed.kin)
-            if name == "before_fork":
-                bed.kin.after_fork_in_parent()
-        for lock in (bed.kin.arena_lock, bed.kin.session_lock):
-            assert is_free(lock)
+    monkeypatch.setattr(bed.space, "fork_trouble", fail)
+    with pytest.raises(OSError, match="no memory"):
+        fork_in_parent(bed)
+    for lock in (bed.kin.arena_lock, bed.kin.session_lock):
+        assert is_free(lock)
 
 
 def is_free(lock: Any) -> bool:
@@ -341,15 +348,33 @@ def is_free(lock: Any) -> bool:
 def test_a_child_is_a_copy_without_locks_or_channel() -> None:
     space = FakeSpace()
     kin = Kin(space)
-    forgotten: list[int] = []
-    kin.in_child = lambda: forgotten.append(1)
+    forgotten: list[bool] = []
+    kin.in_child = forgotten.append
     kin.before_fork()
+    space.forked = True
     kin.after_fork_in_child()
     assert kin.forked
-    assert forgotten == [1]
-    assert space.calls == [("before_fork",), ("after_fork_in_child",)]
+    assert forgotten == [True]
     kin.before_fork()  # the child forks: nothing is left to do
     kin.after_fork_in_child()
     assert kin.after_fork_in_parent() is None
-    assert len(space.calls) == 2
+    assert forgotten == [True]
     assert kin.arena_lock.acquire(timeout=1)
+
+
+def test_a_child_of_c_code_finds_out_and_takes_no_lock_of_its_parents() -> None:
+    space = FakeSpace()
+    kin = Kin(space)
+    forgotten: list[bool] = []
+    kin.in_child = forgotten.append
+    held = threading.Thread(target=lambda: (kin.arena_lock.acquire(), kin.session_lock.acquire()))
+    held.start()
+    held.join()  # a thread that does not exist in the child
+    assert not kin.forked
+    space.forked = True  # the native half was called, our hooks were not
+    assert kin.forked
+    assert forgotten == [False]
+    assert is_free(kin.arena_lock)
+    assert is_free(kin.session_lock)
+    kin.before_fork()
+    assert kin.after_fork_in_parent() is None

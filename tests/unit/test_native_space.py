@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from pagefold_core import PAGE_SIZE, Block, Space, probe
+from support.children import child
 from support.spaces import (
     BUDGET,
     CHANGED,
@@ -276,31 +277,26 @@ def test_I4_frozen_memory_is_neither_merged_nor_adopted_nor_punched(bench: Calla
     b.events()
     before = bytes(b.bytes)
     allocated = b.allocated()
-    go, went = os.pipe()
-    b.space.before_fork()
-    child = os.fork()
-    if child == 0:
-        os.close(went)
-        b.space.after_fork_in_child()
-        os.read(go, 1)  # until the parent has tried everything
-        ok = bytes(b.bytes) == before
+
+    def look() -> None:
+        assert bytes(b.bytes) == before
         b.bytes[:] = bytes(len(b.bytes))
-        os._exit(0 if ok and bytes(b.bytes) == bytes(len(before)) else 1)
-    b.space.after_fork_in_parent()
-    os.close(go)
-    assert b.merge(0, 8, 0) == 0
-    assert b.adopt(8, 4) == 0
-    assert b.events() == [(DECLINED, 0, 8, 1, 0, FORKED), (NOT_ADOPTED, 8, 4, 0, 0, errno.EBUSY)]
-    with pytest.raises(BlockingIOError):
-        b.space.discard(1, 0, 16)
-    assert b.space.drop_view(1) is False
-    b.put(2, 99)
-    b.put(9, 98)
-    assert b.space.harvest() == 0
-    assert b.allocated() == allocated
-    os.close(went)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert b.space.thaw() == 0
+        assert bytes(b.bytes) == bytes(len(before))
+
+    with child(look) as one:  # looks when the parent has tried everything
+        assert b.merge(0, 8, 0) == 0
+        assert b.adopt(8, 4) == 0
+        assert b.events() == [(DECLINED, 0, 8, 1, 0, FORKED), (NOT_ADOPTED, 8, 4, 0, 0, errno.EBUSY)]
+        with pytest.raises(BlockingIOError):
+            b.space.discard(1, 0, 16)
+        assert b.space.drop_view(1) is False
+        b.put(2, 99)
+        b.put(9, 98)
+        assert b.space.harvest() == 0
+        assert b.allocated() == allocated
+        assert b.space.thaw() is False
+        one.go()
+    assert b.space.thaw() is True
     expected = [page_of({2: 99, 9: 98}.get(p, p)) for p in range(16)]
     assert [b.get(p) for p in range(16)] == expected
     assert b.space.harvest() == 1
@@ -349,46 +345,36 @@ def test_a_child_gets_a_copy_of_what_is_pinned(bench: Callable[..., Bench]) -> N
     b = bench(pages=4)
     b.put(1, 1)
     b.space.pin(1, 1, 1)
-    go, went = os.pipe()
-    b.space.before_fork()
-    pid = os.fork()
-    if pid == 0:
-        os.close(went)
-        b.space.after_fork_in_child()
-        os.read(go, 1)
-        same = b.get(1) == page_of(1)
+
+    def look() -> None:
+        assert b.get(1) == page_of(1)
         b.put(1, 3)
-        os._exit(0 if same and b.get(1) == page_of(3) else 1)
-    b.space.after_fork_in_parent()
-    os.close(go)
-    os.pwrite(b.segment, page_of(2), PAGE_SIZE)  # a device writes to the page that it was given
-    assert b.get(1) == page_of(2)
-    os.close(went)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    assert b.get(1) == page_of(2)
-    assert b.space.thaw() == 0
-    assert b.get(1) == page_of(2)
+        assert b.get(1) == page_of(3)
+        with child(lambda: b.put(1, 4)) as grandchild:
+            grandchild.go()
+        assert b.get(1) == page_of(3)
 
-
-def test_using_the_space_in_a_fork_hook_is_an_error_and_no_deadlock(bench: Callable[..., Bench]) -> None:
-    b = bench(pages=4)
-    b.space.before_fork()
-    with pytest.raises(RuntimeError, match="fork"):
-        b.space.harvest()
-    b.space.after_fork_in_parent()
-    assert b.space.harvest() == 0
+    with child(look) as one:
+        os.pwrite(b.segment, page_of(2), PAGE_SIZE)  # a device writes to the page that it was given
+        assert b.get(1) == page_of(2)
+        one.go()
+    assert b.get(1) == page_of(2)
+    assert b.space.thaw() is True
+    assert b.get(1) == page_of(2)
 
 
 def test_without_a_barrier_frozen_memory_stays_frozen_until_it_is_discarded() -> None:
     b = Bench(pages=4, tier="off")
     b.put(0, 1)
     b.put(1, 2)
-    b.space.before_fork()
-    b.space.after_fork_in_parent()
-    b.put(1, 3)
-    with pytest.raises(BlockingIOError):
-        b.space.discard(1, 0, 4)
-    assert b.space.thaw() == 4
+    with child() as one:
+        b.put(1, 3)
+        with pytest.raises(BlockingIOError):
+            b.space.discard(1, 0, 4)
+        assert b.space.thaw() is False
+        one.go()
+    assert b.space.thaw() is True
+    assert b.space.counts().frozen == 4
     assert (b.get(0), b.get(1)) == (page_of(1), page_of(3))
     b.space.discard(1, 0, 4)
     assert (b.get(0), b.get(1)) == (page_of(0), page_of(0))

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from pagefold_core import Block, Doorbell, Space
+from support.children import child
 from support.spaces import COPIED, DECLINED, INCLUDED, MERGED, PAGE, RELEASED, WRITTEN, Bench
 
 pytestmark = [pytest.mark.needs("uffd"), pytest.mark.needs("wp_async")]
@@ -127,16 +128,15 @@ def test_after_a_fork_everything_is_watched_again(bench: Callable[..., Bench]) -
     b.put(0, 1)
     b.put(1, 2)
     assert written(b) == [(0, 2, 0)]
-    b.space.before_fork()
-    pid = os.fork()
-    if pid == 0:
-        b.space.after_fork_in_child()
-        os._exit(0 if b.get(1)[0] == 2 else 1)
-    b.space.after_fork_in_parent()
-    assert os.waitpid(pid, 0)[1] == 0
-    b.put(1, 7)
-    assert b.space.harvest() == 0, "while a child may share it nothing is merged, so nothing is looked for"
-    assert b.space.thaw() == 0
+
+    def look() -> None:
+        assert b.get(1)[0] == 2
+
+    with child(look) as one:
+        b.put(1, 7)
+        assert b.space.harvest() == 0, "while a child may share it nothing is merged, so nothing is looked for"
+        one.go()
+    assert b.space.thaw() is True
     b.space.harvest()
     assert b.events() == [(INCLUDED, 0, 64, 0, 0, 0), (WRITTEN, 0, 64, 0, 0, 1)]
     b.put(0, 3)

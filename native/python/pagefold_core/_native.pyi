@@ -3,7 +3,7 @@
 Pages and frames are counted, never bytes, unless a name says so. Runs are given as columns: sequences of equal
 length. Every method releases the GIL before it takes a lock or makes a system call, and every class is thread-safe.
 System calls that fail raise `OSError` with their errno. Nothing here is async-signal-safe or usable in a forked
-child, but `Block` (its bytes) and `Space.after_fork_in_child`.
+child, but `Block` (its bytes), `Space.forked`, `Space.owns` and `Space.fork_trouble`.
 """
 
 from collections.abc import Sequence
@@ -216,27 +216,38 @@ class Space:
         Looks for written pages meanwhile (`harvest(all=False)`), as a rule every `poll_seconds`.
         """
 
-    def before_fork(self) -> None:
-        """Freezes every view (owned pages become private to each process) and holds the space until after the fork.
+    @property
+    def shared(self) -> bool:
+        """Whether forked children may share memory, or it is not thawed yet. Takes no lock.
 
-        Call `after_fork_in_parent` or `after_fork_in_child` on the same thread, whatever happened to the fork.
+        At every fork of the process, Python's or that of C code, all views of all spaces are frozen (owned pages become
+        private to each process), by a handler that the C library calls. No call is needed for that.
         """
 
-    def after_fork_in_parent(self) -> None: ...
-    def after_fork_in_child(self) -> None:
-        """Lets the child's copy of the space be used for its bytes, and for nothing else: no merge, no adopt."""
+    @property
+    def forked(self) -> bool:
+        """Whether this process was forked from the space's. Then blocks have their bytes, and all else is closed."""
 
-    def thaw(self) -> int:
-        """Takes frozen pages back into their segments; call it when no child holds the fork's lease any more.
+    def thaw(self) -> bool:
+        """Takes memory back that no forked child shares any more. True if that is all there was.
 
-        Returns the pages that are still frozen: 0, unless memory was short (call again) or the tier is "off".
+        False: children live, or memory was short; call it again. In tier "off" frozen pages stay frozen.
         """
+
+    def owns(self, address: int, nbytes: int) -> bool:
+        """Whether a range of addresses lies inside of one view. Works in a forked child as well."""
+
+    def forget_children(self) -> None:
+        """Nobody will call `thaw` any more: memory that is shared stays so, and later forks cost no descriptor."""
+
+    def fork_trouble(self) -> str | None:
+        """Takes out what went wrong at the last fork: memory that the child lacks, or a lease that could not be had."""
 
     def close(self) -> None:
         """Ends windows and merging for good; the bytes of living blocks stay as they are. Closing twice is fine.
 
-        What still works: `counts`, `drain`, `pending`, `freed`, `windows`, and the three fork hooks, which a closed
-        space with living blocks needs as much as an open one.
+        What still works: `counts`, `drain`, `pending`, `freed` and `windows`. Forks go on to freeze the
+        memory of living blocks.
         """
 
 class Block:

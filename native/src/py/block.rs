@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// What a block holds on to. Its drop puts the extent into the freed list; it takes no lock but that list's.
 struct Claim {
     memory: Arc<Memory>,
+    _keeper: Arc<dyn Send + Sync>,
     freed: Arc<Freed>,
     segment: u32,
     run: Run,
@@ -54,7 +55,7 @@ impl Block {
             None
         } else {
             let memory = py.detach(|| space.space.memory(segment, run))?;
-            Some(Claim { memory, freed: space.space.freed().clone(), segment, run })
+            Some(Claim { memory, _keeper: space.space.keeper(), freed: space.space.freed().clone(), segment, run })
         };
         let address = claim.as_ref().map_or(page_size(), |claim| claim.memory.range.at(bytes(first)));
         Ok(Block {

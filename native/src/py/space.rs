@@ -261,20 +261,30 @@ impl Space {
         })
     }
 
-    fn before_fork(&self, py: Python<'_>) -> PyResult<()> {
-        self.work(py, |space| space.before_fork())
+    #[getter]
+    fn shared(&self) -> bool {
+        self.space.flags().is_shared()
     }
 
-    fn after_fork_in_parent(&self) {
-        self.space.after_fork_in_parent();
+    #[getter]
+    fn forked(&self) -> bool {
+        self.space.flags().is_forked()
     }
 
-    fn after_fork_in_child(&self) -> PyResult<()> {
-        catch_unwind(AssertUnwindSafe(|| self.space.after_fork_in_child())).map_err(panicked)?.map_err(PyErr::from)
+    fn thaw(&self, py: Python<'_>) -> PyResult<bool> {
+        self.work(py, space::Space::thaw)
     }
 
-    fn thaw(&self, py: Python<'_>) -> PyResult<usize> {
-        self.work(py, |space| space.thaw())
+    fn owns(&self, py: Python<'_>, address: usize, nbytes: usize) -> bool {
+        py.detach(|| self.space.owns(address, nbytes))
+    }
+
+    fn forget_children(&self, py: Python<'_>) {
+        py.detach(|| self.space.forget_children());
+    }
+
+    fn fork_trouble(&self, py: Python<'_>) -> Option<String> {
+        py.detach(|| self.space.fork_trouble()).map(|error| error.to_string())
     }
 
     fn close(&self, py: Python<'_>) {

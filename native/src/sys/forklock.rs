@@ -5,19 +5,22 @@
 //! behind it, so letting go in the child touches nothing that another thread could have left half done.
 //!
 //! ```text
-//!   word   0 free   |   thread number of the holder, and a bit: others wait
+//!   word     0 free   |   thread number of the holder, and a bit: others wait
+//!   holder   its pthread_self, which is the same in a child of fork, where its number is another
 //! ```
+//!
+//! A thread that would wait for itself is told. While a thread holds the lock, it takes no signals (`signals.rs` says why).
 //!
 //! What it guards is right whenever the lock is free: a holder that panics, or that ends in the middle (a seccomp filter
 //! can kill a single thread), has its work completed or undone by `Recover`, by itself or by the next who wants the lock.
 
 use super::check;
-use std::cell::{RefCell, UnsafeCell};
+use super::signals::HeldBack;
+use std::cell::UnsafeCell;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// Others wait for the lock.
@@ -35,31 +38,22 @@ pub trait Recover {
 /// A mutex, see above.
 pub struct ForkLock<T> {
     word: AtomicU32,
+    holder: AtomicUsize,
+    // Held by `hold`, across a fork.
+    kept: AtomicBool,
     value: UnsafeCell<T>,
 }
 
-// SAFETY: the value is reached through a guard only, of which there is one at a time.
+// SAFETY: the value is reached by the thread that holds the lock only: through a guard, of which there is one at a time,
+// or inside of `hold`, `with_kept` and `release`, while there is none.
 unsafe impl<T: Send> Sync for ForkLock<T> {}
-
-thread_local! {
-    static HELD: RefCell<Vec<Held>> = const { RefCell::new(Vec::new()) };
-}
-
-struct Held {
-    // Order matters: fields are dropped in order of declaration, so the guard goes before what it guards.
-    _guard: Box<dyn Anything>,
-    _lock: Arc<dyn Send + Sync>,
-    key: usize,
-}
-
-/// Anything; only its drop is wanted.
-trait Anything {}
-impl<T> Anything for T {}
 
 /// The lock, held by this thread.
 pub struct Guard<'a, T: Recover> {
     lock: &'a ForkLock<T>,
     panicking: bool,
+    // Ends after the lock is free.
+    _signals: HeldBack,
     // It is let go on the thread that took it, whose number is in the word.
     _thread: PhantomData<*const ()>,
 }
@@ -85,34 +79,157 @@ impl<T: Recover> Drop for Guard<'_, T> {
         if std::thread::panicking() && !self.panicking {
             self.recover(); // a second panic in there ends the process: better than books that nobody can trust
         }
-        if self.lock.word.swap(0, Ordering::Release) & WAITERS != 0 {
-            wake(&self.lock.word, 1);
+        self.lock.let_go();
+    }
+}
+
+impl<T> ForkLock<T> {
+    /// A free lock around `value`.
+    pub const fn new(value: T) -> ForkLock<T> {
+        let (word, holder, kept) = (AtomicU32::new(0), AtomicUsize::new(0), AtomicBool::new(false));
+        ForkLock { word, holder, kept, value: UnsafeCell::new(value) }
+    }
+
+    /// Whether nobody has the lock at this moment.
+    pub fn is_free(&self) -> bool {
+        self.word.load(Ordering::Acquire) == 0
+    }
+
+    /// Whether this thread holds it.
+    pub fn is_held_here(&self) -> bool {
+        // Relaxed: a thread sees what it wrote itself. Others that write may have had our pthread_self before us, if they
+        // ended while they had the lock; but not our number, which is in doubt across a fork only.
+        self.holder.load(Ordering::Relaxed) == this_thread()
+            && (self.kept.load(Ordering::Relaxed) || self.word.load(Ordering::Relaxed) & !WAITERS == thread_number())
+    }
+
+    /// Takes the lock if the thread that holds it is gone.
+    fn seize(&self) -> bool {
+        let word = self.word.load(Ordering::Relaxed);
+        if word == 0 || !is_gone(word & !WAITERS) {
+            return false;
+        }
+        // A thread that is gone lets nothing go any more: the word stays as it is until somebody does this.
+        let mine = thread_number() | WAITERS;
+        let seized = self.word.compare_exchange(word, mine, Ordering::Acquire, Ordering::Relaxed).is_ok();
+        if seized {
+            self.mark();
+        }
+        seized
+    }
+
+    /// This thread has the word; now the rest.
+    fn mark(&self) {
+        self.kept.store(false, Ordering::Relaxed);
+        self.holder.store(this_thread(), Ordering::Relaxed);
+    }
+
+    fn let_go(&self) {
+        self.kept.store(false, Ordering::Relaxed);
+        self.holder.store(0, Ordering::Relaxed);
+        if self.word.swap(0, Ordering::Release) & WAITERS != 0 {
+            wake(&self.word, 1);
         }
     }
 }
 
 impl<T: Recover + Send + 'static> ForkLock<T> {
-    /// A free lock around `value`.
-    pub fn new(value: T) -> ForkLock<T> {
-        ForkLock { word: AtomicU32::new(0), value: UnsafeCell::new(value) }
-    }
-
     /// Takes the lock.
     ///
     /// # Panics
-    /// If this thread holds it across a fork: to wait for itself would be for ever.
+    /// If this thread holds it already: to wait for itself would be for ever.
     pub fn lock(&self) -> Guard<'_, T> {
-        assert!(!self.is_held_here(), "pagefold was used in a fork hook, by the thread that forks");
+        let signals = HeldBack::all();
+        let seized = self.acquire();
+        let mut guard = self.guard(signals);
+        if seized {
+            guard.recover();
+        }
+        guard
+    }
+
+    /// Takes the lock if the thread that holds it is gone, and puts right what that has left. Waits for nobody.
+    pub fn take_over(&self) -> Option<Guard<'_, T>> {
+        let signals = HeldBack::all();
+        self.seize().then(|| {
+            let mut guard = self.guard(signals);
+            guard.recover();
+            guard
+        })
+    }
+
+    /// Takes the lock, hands its content to `prepare`, and keeps it for this thread until `release`, whatever `prepare`
+    /// does: a child that was forked while another thread had the lock could never take it. The caller keeps the lock
+    /// alive until then, and takes no signals.
+    pub fn hold<R>(&self, prepare: impl FnOnce(&mut T) -> R) -> R {
+        let seized = self.acquire();
+        self.kept.store(true, Ordering::Relaxed);
+        self.act(|value| {
+            if seized {
+                value.recover();
+            }
+            prepare(value)
+        })
+        .unwrap_or_else(|panic| resume_unwind(panic))
+    }
+
+    /// Hands over the content of a lock that this thread holds by `hold`; None if it does not.
+    pub fn with_kept<R>(&self, act: impl FnOnce(&mut T) -> R) -> Option<R> {
+        if !self.is_kept_here() {
+            return None;
+        }
+        Some(self.act(act).unwrap_or_else(|panic| resume_unwind(panic)))
+    }
+
+    /// Lets go what `hold` took on this thread, after handing its content to `last`, whatever that does; None if it
+    /// holds nothing.
+    pub fn release<R>(&self, last: impl FnOnce(&mut T) -> R) -> Option<R> {
+        if !self.is_kept_here() {
+            return None;
+        }
+        let result = self.act(last);
+        self.let_go();
+        Some(result.unwrap_or_else(|panic| resume_unwind(panic)))
+    }
+
+    fn is_kept_here(&self) -> bool {
+        let kept = self.kept.load(Ordering::Relaxed) && self.is_held_here();
+        if kept {
+            // In a child the number of the parent's thread is nobody's, and would be taken for one that is gone.
+            self.word.store(thread_number() | WAITERS, Ordering::Relaxed);
+        }
+        kept
+    }
+
+    /// Hands over the content of a lock that this thread keeps, and puts it right after a panic.
+    fn act<R>(&self, act: impl FnOnce(&mut T) -> R) -> std::thread::Result<R> {
+        // SAFETY: this thread holds the lock and has no guard: `hold` made none, and `acquire` refuses to make one while
+        // it is held. Nor can `act` come by here again, since the exclusive borrow of `with_kept`'s callers is not
+        // reachable through the lock from inside of a `&mut T`.
+        let value = unsafe { &mut *self.value.get() };
+        let result = catch_unwind(AssertUnwindSafe(|| act(value)));
+        if result.is_err() {
+            // SAFETY: as above; the borrow that was handed out has ended.
+            unsafe { &mut *self.value.get() }.recover();
+        }
+        result
+    }
+
+    /// Waits for the word. Whether it was a thread's that is gone, so that its work is to be put right.
+    fn acquire(&self) -> bool {
+        assert!(!self.is_held_here(), "pagefold was used by a thread that is in the middle of a fork");
         let me = thread_number();
         if self.word.compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed).is_ok() {
-            return self.guard();
+            self.mark();
+            return false;
         }
         loop {
             let word = self.word.load(Ordering::Relaxed);
             // Whoever has waited cannot know whether others do, so it counts on it.
             if word == 0 {
                 if self.word.compare_exchange(0, me | WAITERS, Ordering::Acquire, Ordering::Relaxed).is_ok() {
-                    return self.guard();
+                    self.mark();
+                    return false;
                 }
                 continue;
             }
@@ -121,69 +238,20 @@ impl<T: Recover + Send + 'static> ForkLock<T> {
             {
                 continue;
             }
-            if !wait(&self.word, word | WAITERS, PATIENCE)
-                && let Some(guard) = self.take_over()
-            {
-                return guard;
+            if !wait(&self.word, word | WAITERS, PATIENCE) && self.seize() {
+                return true;
             }
         }
     }
 
-    /// Takes the lock if the thread that holds it is gone, and puts right what that has left. Waits for nobody.
-    pub fn take_over(&self) -> Option<Guard<'_, T>> {
-        let word = self.word.load(Ordering::Relaxed);
-        if word == 0 || !is_gone(word & !WAITERS) {
-            return None;
-        }
-        // A thread that is gone lets nothing go any more: the word stays as it is until somebody does this.
-        let mine = thread_number() | WAITERS;
-        self.word.compare_exchange(word, mine, Ordering::Acquire, Ordering::Relaxed).ok()?;
-        let mut guard = self.guard();
-        guard.recover();
-        Some(guard)
+    fn guard(&self, signals: HeldBack) -> Guard<'_, T> {
+        Guard { lock: self, panicking: std::thread::panicking(), _signals: signals, _thread: PhantomData }
     }
+}
 
-    /// Whether nobody has the lock at this moment.
-    pub fn is_free(&self) -> bool {
-        self.word.load(Ordering::Acquire) == 0
-    }
-
-    /// Whether this thread holds it across a fork.
-    pub fn is_held_here(&self) -> bool {
-        let key = std::ptr::from_ref(self) as usize;
-        HELD.with_borrow(|all| all.iter().any(|held| held.key == key))
-    }
-
-    /// Takes the lock, hands its content to `prepare`, and keeps it for this thread until `release`, whatever `prepare`
-    /// does: a child that was forked while another thread had the lock could never take it.
-    pub fn hold<R>(self: &Arc<Self>, prepare: impl FnOnce(&mut T) -> R) -> R {
-        let mut guard = self.lock();
-        let result = catch_unwind(AssertUnwindSafe(|| prepare(&mut guard)));
-        if result.is_err() {
-            guard.recover();
-        }
-        // SAFETY: only the lifetime changes. The guard borrows from the lock inside of the Arc, and `Held` keeps a
-        // clone of that Arc and drops the guard first.
-        let guard: Guard<'static, T> = unsafe { std::mem::transmute(guard) };
-        let lock: Arc<dyn Send + Sync> = self.clone();
-        let held = Held { _guard: Box::new(guard), _lock: lock, key: Arc::as_ptr(self) as usize };
-        HELD.with_borrow_mut(|all| all.push(held));
-        result.unwrap_or_else(|panic| resume_unwind(panic))
-    }
-
-    /// Lets go what `hold` took on this thread; nothing if it holds nothing.
-    pub fn release(self: &Arc<Self>) {
-        let key = Arc::as_ptr(self) as usize;
-        let mine = HELD.with_borrow_mut(|all| {
-            let at = all.iter().position(|held| held.key == key)?;
-            Some(all.swap_remove(at))
-        });
-        drop(mine);
-    }
-
-    fn guard(&self) -> Guard<'_, T> {
-        Guard { lock: self, panicking: std::thread::panicking(), _thread: PhantomData }
-    }
+fn this_thread() -> usize {
+    // SAFETY: cannot fail, and touches nothing. It is an address or a number, never 0.
+    unsafe { libc::pthread_self() as usize }
 }
 
 /// This thread's number. Asked every time: a child of fork has the same thread-local values and another number.
@@ -237,7 +305,7 @@ pub fn end_thread() -> ! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::mpsc;
+    use std::sync::{Arc, mpsc};
 
     #[derive(Default)]
     struct Books {
@@ -261,12 +329,28 @@ mod tests {
     fn held_until_released() {
         let lock = books();
         lock.hold(|books| books.entries += 1);
-        assert!(!lock.is_free());
-        lock.release();
-        lock.release();
-        assert!(lock.is_free());
+        assert!(!lock.is_free() && lock.is_held_here());
+        assert_eq!(lock.with_kept(|books| books.entries), Some(1));
+        std::thread::scope(|scope| {
+            let lock = &lock;
+            scope.spawn(move || {
+                assert!(!lock.is_held_here() && lock.with_kept(|_| ()).is_none() && lock.release(|_| ()).is_none());
+            });
+        });
+        assert_eq!(lock.release(|books| books.entries), Some(1));
+        assert_eq!(lock.release(|_| ()), None);
+        assert!(lock.is_free() && !lock.is_held_here());
         let books = lock.lock();
         assert_eq!((books.entries, books.recovered), (1, 0));
+        assert!(lock.is_held_here() && lock.with_kept(|_| ()).is_none(), "a guard's lock is not kept");
+    }
+
+    #[test]
+    #[should_panic(expected = "in the middle of a fork")]
+    fn a_thread_does_not_wait_for_itself() {
+        let lock = books();
+        let _guard = lock.lock();
+        let _ = lock.lock();
     }
 
     #[test]
@@ -313,12 +397,28 @@ mod tests {
     #[test]
     fn a_panic_while_it_is_prepared_for_a_fork_keeps_it_held() {
         let lock = books();
-        let held = lock.clone();
-        let result = catch_unwind(AssertUnwindSafe(|| held.hold(|_| panic!("on purpose"))));
+        let result = catch_unwind(AssertUnwindSafe(|| lock.hold(|_| panic!("on purpose"))));
         assert!(result.is_err());
         assert!(!lock.is_free());
-        lock.release();
-        assert_eq!(lock.lock().recovered, 1);
+        let result = catch_unwind(AssertUnwindSafe(|| lock.release(|_| panic!("on purpose"))));
+        assert!(result.is_err());
+        assert!(lock.is_free());
+        assert_eq!(lock.lock().recovered, 2);
+    }
+
+    #[test]
+    fn a_lock_that_is_kept_is_taken_over_too() {
+        let lock = books();
+        let other = lock.clone();
+        let (tell, told) = mpsc::channel();
+        std::thread::spawn(move || {
+            other.hold(|books| books.entries += 1);
+            tell.send(()).unwrap();
+            end_thread();
+        });
+        told.recv().unwrap();
+        lock.hold(|books| assert_eq!((books.entries, books.recovered), (1, 1)));
+        assert!(lock.release(|_| ()).is_some() && lock.is_free());
     }
 
     #[test]

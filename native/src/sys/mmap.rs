@@ -35,6 +35,11 @@ impl ViewRange {
         self.address + offset
     }
 
+    /// Whether other addresses all lie inside of it.
+    pub fn covers(&self, address: usize, bytes: usize) -> bool {
+        address.checked_sub(self.address).is_some_and(|at| at.saturating_add(bytes) <= self.bytes)
+    }
+
     /// Maps a part to the segment itself, shared and writable.
     pub fn map_shared(&self, offset: usize, bytes: usize, segment: BorrowedFd<'_>) -> io::Result<()> {
         self.replace(offset, bytes, libc::MAP_SHARED, segment.as_raw_fd(), offset)

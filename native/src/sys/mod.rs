@@ -3,8 +3,10 @@
 //! Nothing here keeps state of its own but descriptors and mappings, each in an owned guard. What a fork does to them
 //! is said at each type.
 
+pub mod atfork;
 pub mod caps;
 pub mod doorbell;
+pub mod flock;
 pub mod forklock;
 pub mod mmap;
 pub mod pagemap;
@@ -12,6 +14,7 @@ pub mod pagemap;
 pub mod pybuffer;
 pub mod sched;
 pub mod shm;
+pub mod signals;
 pub mod uffd;
 pub mod zeroed;
 

@@ -1,0 +1,60 @@
+"""Forks that cannot have all that they need. In programs of their own: descriptors are taken from the whole process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.needs("uffd")
+def test_a_fork_that_can_have_no_lease_is_right_and_counts_as_living_for_ever() -> None:
+    code = """
+import os, resource
+from support.children import Child
+from support.spaces import Bench, page_of
+from pagefold_core import Block
+
+b = Bench(pages=8)
+for page in range(8):
+    b.put(page, page)
+before = bytes(b.bytes)
+limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))   # none is left
+pid = os.fork()
+if pid == 0:
+    same = bytes(b.bytes) == before
+    b.put(1, 7)
+    os._exit(0 if same else 1)
+resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+assert "a lease for a forked child" in b.space.fork_trouble()
+assert b.space.fork_trouble() is None
+for _ in range(3):
+    assert b.space.thaw() is False
+assert bytes(b.bytes) == before and b.space.counts().frozen == 8
+
+# What is made since is not concerned, though later forks freeze it too.
+segment = os.memfd_create("segment")
+os.ftruncate(segment, 4 * 4096)
+b.space.add_view(2, segment, 4)
+new = Block(b.space, 2, 0, 4 * 4096)
+memoryview(new)[:4] = b"late"
+Child(lambda: b.put(1, 9)).go()
+assert b.space.counts().frozen == 12
+assert b.space.thaw() is False
+assert b.space.counts().frozen == 8
+assert bytes(memoryview(new)[:5]) == b"late\\0" and bytes(b.bytes) == before
+b.close()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
