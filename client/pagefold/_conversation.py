@@ -24,12 +24,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-import posix_ipc
 from pagefold_proto.v1 import memory_pb2 as pb
 
-from pagefold import _names
 from pagefold._arena import Arena, Segment
 from pagefold._errors import OutOfSharedMemory, ServerFault, ServerRefused, SessionLost
+from pagefold._pools import Pools
 from pagefold._reports import human
 from pagefold._settling import Settles
 from pagefold._transport import ADD_SEGMENT, BYE, DROP_SEGMENT, EXCHANGE, HELLO, Method, Q, R, Transport
@@ -68,6 +67,7 @@ class ConversationSpace(Protocol):
     def adopt(self, segment: list[int], first: list[int], count: list[int], /) -> int: ...
     def exclude(self, segment: int, first: int, count: int, excluded: bool, /) -> None: ...
     def add_pool(self, pool: int, fd: int, /) -> None: ...
+    def resume(self) -> None: ...
     def harvest(self, all: bool = ..., /) -> int: ...
     def drain(self, limit: int, /) -> Any: ...
     def pending(self) -> int: ...
@@ -91,6 +91,7 @@ class Conversation:
         space: the native space, or a fake.
         transport: to the server.
         kick: wakes the session's thread; must not take a lock.
+        pools: those of the space; made if there are none.
 
     Attributes:
         announced: set while the server has been told of all segments.
@@ -103,6 +104,7 @@ class Conversation:
         space: ConversationSpace,
         transport: Transport,
         kick: Callable[[], object],
+        pools: Pools | None = None,
     ) -> None:
         self.settles = Settles()
         self.totals = pb.DomainTotals()
@@ -114,7 +116,10 @@ class Conversation:
         self._transport = transport
         self._arena: weakref.ref[Arena] | None = None
         self._kick = kick
-        self._session = b""
+        self._pools = pools or Pools(space)
+        self._greeting = pb.HelloRequest()
+        self._greeted = False  # there was a session
+        self._session = b""  # empty: it has to be opened first
         self._max_events = MAX_EVENTS
         self._sequence = 0
         self._request: pb.ExchangeRequest | None = None
@@ -125,6 +130,8 @@ class Conversation:
         # Looks that the server has asked for, made, and been told of; how much of the journal the last one left behind.
         self._look_wanted = self._look_made = self._look_told = 0
         self._look_mark = 0
+        self._resume_mark = 0  # how much of the journal says what is mapped since before the session
+        self._known: dict[int, Segment] = {}  # announced
         self._added: deque[Segment] = deque()
         self._dropped: deque[Segment] = deque()
         self._dropping: list[_Dropping] = []
@@ -149,8 +156,16 @@ class Conversation:
     # Under the session lock
 
     def hello(self, request: pb.HelloRequest, timeout: float = RPC_SECONDS) -> None:
-        """Opens the session."""
-        reply = self._transport.call(HELLO, request, timeout)
+        """Opens the session, for the first time."""
+        request.slot = self._pools.slot
+        self._greeting = request
+        self._greet(timeout)
+
+    def _greet(self, timeout: float) -> None:
+        reply = self._transport.call(HELLO, self._greeting, timeout)
+        if self._greeted:
+            self._come_back(reply.pool)
+        self._greeted = True
         self._session = reply.session
         self._max_events = max(1, min(MAX_EVENTS, (reply.max_message_bytes or 1 << 20) // EVENT_BYTES))
         self.poll_seconds = min(max(reply.poll_millisecs / 1000, 0.01), 60.0)
@@ -180,6 +195,8 @@ class Conversation:
             ServerUnavailable, ServerFault: make the same turn again, later.
             ServerRefused: the server is done with this client.
         """
+        if not self._session:
+            self._greet(timeout)
         if self._request is None:
             self._request = self._next_request(timeout)
         carried, looked = len(self._request.events.kind), self._request.looked
@@ -220,7 +237,57 @@ class Conversation:
 
     def bye(self, timeout: float) -> None:
         """Ends the session."""
+        if not self._session:
+            return
         self._transport.call(BYE, pb.ByeRequest(session=self._session), timeout)
+
+    @property
+    def is_deserted(self) -> bool:
+        """Whether the server is gone, or another is in its place: there is reason to call, if only to find out."""
+        return bool(self._session) and self._pools.is_deserted()
+
+    def lose_session(self) -> None:
+        """The server does not know this client: the next turn says Hello again, and how everything is."""
+        self._session = b""
+
+    def _come_back(self, pool: str) -> None:
+        """Makes everything as it is before the first turn of a session, but that there is memory already.
+
+        Raises:
+            OutOfSharedMemory: frames are mapped that the server does not have, and there is no room to leave them.
+        """
+        self._request = None
+        self._outbox.clear()
+        self._outbox_sent = self._drained = self._sent = self._sequence = 0
+        for segment in self.leftovers():
+            segment.discard()  # whoever it was to be dropped from is gone
+        if not self._pools.has(pool):
+            self._leave_pools()
+        if not self._pools.keep_only(pool):
+            raise OutOfSharedMemory(
+                "the server was started anew and has not found the frames that this client's memory is merged with; "
+                "the memory works, and merges again when there is room to take it back: free memory, or make /dev/shm "
+                "larger (mount -o remount,size=SIZE /dev/shm)"
+            )
+        self._pools.expect(pool)
+        self._space.resume()
+        self._resume_mark = self._space.pending()
+        self._look_wanted = self._look_made = self._look_told = self._look_mark = 0
+        self.settles.renew()
+        self.refused.clear()
+        self._added.extendleft(reversed(self._known.values()))
+        self._known.clear()
+
+    def _leave_pools(self) -> None:
+        for segment in self._known.values():
+            for first in range(0, segment.pages, ADOPT_PAGES):
+                self._attempt(
+                    self._space.adopt, [[segment.number], [first], [min(ADOPT_PAGES, segment.pages - first)]]
+                )
+
+    def close(self) -> None:
+        """Lets go of the pools."""
+        self._pools.close()
 
     def forget_events(self) -> None:
         """Throws away what nobody will be told: the session is lost."""
@@ -239,6 +306,8 @@ class Conversation:
         self._dropping.clear()
         while self._dropped:
             segments.append(self._dropped.popleft())
+        for segment in segments:
+            self._known.pop(segment.number, None)
         return segments
 
     # Inside
@@ -265,6 +334,7 @@ class Conversation:
             events=events,
             gauges=gauges,
             settling=number,
+            resuming=self._sent + self._outbox_sent < self._resume_mark,
             looked=self._look_made if self._sent + self._outbox_sent >= self._look_mark else self._look_told,
         )
 
@@ -308,7 +378,7 @@ class Conversation:
                 # This memory works and is never merged; the rest is not concerned.
                 self.refused[segment.number] = str(error)
                 _log.warning("the server does not take %s: %s", human(segment.pages * _page_size()), error)
-            self._added.popleft()
+            self._known[segment.number] = self._added.popleft()
         self.announced.set()
 
     def _drop_segments(self, timeout: float) -> None:
@@ -329,12 +399,14 @@ class Conversation:
                         continue
                     _log.warning("the server does not drop a segment: %s", error)
             self.refused.pop(number, None)
+            self._known.pop(number, None)
             self._dropping.remove(dropping)
             dropping.segment.discard()
 
     def _carry_out(self, reply: pb.ExchangeReply) -> bool:
         for pool in reply.pools:
-            self._add_pool(pool)
+            self._pools.add(pool.pool, pool.name)
+            self._pools.expect(pool.name)
         self.totals = reply.totals
         merges, adopts = reply.merges, reply.adopts
         if merges.count:
@@ -355,22 +427,6 @@ class Conversation:
         except (OSError, ValueError, OverflowError):
             # What was done is in the journal, whatever happened: the books stay right.
             _log.exception("carrying out the server's instructions failed")
-
-    def _add_pool(self, pool: pb.PoolInfo) -> None:
-        if not _names.is_name(_names.POOL, pool.name):
-            _log.error("the server names a pool %r: its proposals will be declined", pool.name)
-            return
-        try:
-            fd = posix_ipc.SharedMemory(pool.name, flags=0, read_only=True).fd
-        except (posix_ipc.Error, OSError) as error:
-            _log.error("the pool %s cannot be opened, so nothing will merge: %s", pool.name, error)
-            return
-        try:
-            self._space.add_pool(pool.pool, fd)
-        except (OSError, ValueError, OverflowError) as error:
-            _log.error("the pool %s cannot be used, so nothing will merge: %s", pool.name, error)
-        finally:
-            os.close(fd)
 
     def _gauges(self) -> pb.Gauges:
         counts, windows = self._space.counts(), self._space.windows()

@@ -26,6 +26,8 @@ pub enum Kind {
     Included = 7,
     /// Was written, or may have been, and is to be read again.
     Written = 8,
+    /// The pages map frames since before the session began.
+    Resumed = 9,
 }
 
 /// The numbers of `DeclineReason` in memory.proto.

@@ -2,7 +2,7 @@
 //!
 //! The ladder, each step knowing only those before it:
 //! `page` (sizes and runs) -> `sys` (every system call) -> `bits`, `counts`, `freed`, `histogram`, `journal`, `states`
-//! (pure books) -> `pool`, `view`, `window`, `tracker` -> `merge`, `adopt`, `thaw`, `harvest` -> `space` -> `py`.
+//! (pure books) -> `pool`, `view`, `window`, `tracker` -> `merge`, `adopt`, `thaw`, `harvest`, `resume` -> `space` -> `py`.
 //! `engine` stands beside it, on `page` and `sys` alone, and has a ladder of its own.
 //!
 //! What this crate keeps true: a page is switched to a frame only while writes to it are held and the bytes are
@@ -24,6 +24,7 @@ mod adopt;
 mod harvest;
 mod merge;
 mod pool;
+mod resume;
 pub mod space;
 mod thaw;
 mod tracker;

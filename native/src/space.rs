@@ -330,6 +330,17 @@ impl Space {
         Ok(found)
     }
 
+    /// Writes down how everything is, for a server that knows nothing of it; what was to be reported is forgotten.
+    pub fn resume(&self) -> Result<()> {
+        self.open()?.resume();
+        Ok(())
+    }
+
+    /// Forgets a pool that no page maps a frame of; false if one does.
+    pub fn drop_pool(&self, number: u32) -> Result<bool> {
+        Ok(self.open()?.drop_pool(number))
+    }
+
     /// Watches for writes no longer.
     pub fn untrack(&self) {
         self.inner.lock().tracker = None;

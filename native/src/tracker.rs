@@ -26,7 +26,7 @@ use crate::view::View;
 /// `detail` of a Written event: written, as far as the kernel can tell.
 const WAS: u32 = 0;
 /// `detail` of a Written event: it was not watched for a while.
-const MAY_HAVE_BEEN: u32 = 1;
+pub const MAY_HAVE_BEEN: u32 = 1;
 /// `detail` of a Written event: it is a hole now.
 const GIVEN_BACK: u32 = 2;
 

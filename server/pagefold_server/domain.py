@@ -12,6 +12,7 @@ from dataclasses import fields
 from typing import Final, Protocol
 
 import structlog
+from pagefold import _names
 from pagefold_proto.v1 import memory_pb2 as pb
 
 from pagefold_server import engines
@@ -19,9 +20,6 @@ from pagefold_server.engine import EngineCounters, EngineOptions, PassReport, St
 from pagefold_server.errors import LimitReached
 from pagefold_server.settings import Settings
 from pagefold_server.settle import Look, Settlers
-
-POOL: Final = 1
-"""The number of a domain's pool, in every session: there is one. 0 is the zero page."""
 
 _IDLE_FIRST: Final = 1.0  # seconds between passes that find nothing new; doubles
 _IDLE_MOST: Final = 16.0
@@ -53,6 +51,14 @@ class Member(Protocol):
     def looking(self) -> bool:
         """Whether it was asked to look for written pages, and has not reported yet."""
 
+    @property
+    def slot(self) -> int:
+        """The byte of the pool that it holds locked while it may map frames; 0: none."""
+
+    @property
+    def resumed(self) -> bool:
+        """Whether it has reported all that it maps from before."""
+
     def answers(self, now: float) -> bool:
         """Whether it takes part, and is not silent in spite of having work."""
 
@@ -77,12 +83,16 @@ class Domain:
         label: narrows it further.
         engine: which one.
         options: for it.
+        tag: of its pool's name.
+
+    Attributes:
+        past: the pool was taken over, and there may be mappings of its frames that nobody has reported yet.
     """
 
-    def __init__(self, uid: int, label: str, engine: str, options: EngineOptions) -> None:
+    def __init__(self, uid: int, label: str, engine: str, options: EngineOptions, tag: str = "") -> None:
         self.uid = uid
         self.label = label
-        self.pool, self.engine = engines.make(engine, uid, options)
+        self.pool, self.engine, self.past = engines.make(engine, uid, options, tag)
         self.members: dict[int, Member] = {}
         self.settlers = Settlers()
         self.closed = False
@@ -247,18 +257,39 @@ class Domain:
         """Tells one who waits how far it has come."""
         self.settlers.give_up_one(key, self.engine.counters(), self.look())
 
-    def close(self) -> None:
-        """Lets the pool go, and its name with it. Views that map its frames keep them."""
+    def bury_past(self) -> None:
+        """Looks whether all who may map frames from before have come back, or are gone."""
+        if not self.past or self.fault:
+            return
+        reported = {member.slot for member in self.members.values() if member.resumed}
+        if self.pool.slots() <= reported:
+            self.past = False
+            self.engine.bury()
+            _log.info("all mappings from before are accounted for", domain=str(self), pool=self.pool.name)
+
+    def close(self, stopping: bool = False) -> None:
+        """Lets the pool go. Views that map its frames keep them.
+
+        Its name goes too, unless somebody may map frames for whom the next server is to find it.
+
+        Args:
+            stopping: clients live, and do not know that they have to go.
+        """
         if not self.closed:
             self.closed = True
             self.give_up()
-            self.pool.close(unlink=True)
+            self.pool.close(unlink=not (self.past or (stopping and self.pool.slots())))
 
 
 class Domains:
-    """All domains, by user and label."""
+    """All domains, by user and label.
+
+    Attributes:
+        address: of the server, which finds its predecessor's pools by it.
+    """
 
     def __init__(self) -> None:
+        self.address = ""
         self._domains: dict[tuple[int, str], Domain] = {}
         self._past = EngineCounters()
 
@@ -277,7 +308,8 @@ class Domains:
         domain = self._domains.get((uid, label))
         if domain is None:
             try:
-                domain = Domain(uid, label, settings.engine, settings.engine_options)
+                tag = _names.tag_of(self.address, uid, label)
+                domain = Domain(uid, label, settings.engine, settings.engine_options, tag)
             except OSError as error:
                 raise LimitReached(f"no frame pool can be made: {error.strerror}") from error
             domain.unmerge(settings.run == 2)
@@ -313,6 +345,6 @@ class Domains:
             domain.wake()
 
     def close(self) -> None:
-        """Lets all pools go."""
+        """Lets all pools go: the server is stopping."""
         for domain in self._domains.values():
-            domain.close()
+            domain.close(stopping=True)

@@ -19,7 +19,7 @@ What every engine keeps true:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -167,6 +167,13 @@ class FrameStore(Protocol):
             OSError: ENOSPC; the frame is to be released.
         """
 
+    def inherit(self) -> Iterator[tuple[int, bytes]]:
+        """Takes over what was there before, in an object of a server that is gone. Numbers and bytes, in order.
+
+        Raises:
+            OSError: it is too large, or cannot be read.
+        """
+
     def read(self, frame: int) -> bytes:
         """A frame's bytes."""
 
@@ -188,6 +195,18 @@ class Engine(Protocol):
 
     def configure(self, options: EngineOptions) -> None:
         """Goes on with other options; what was merged under the old ones stays merged."""
+
+    def inherit(self) -> int:
+        """Takes over the frames that the pool holds from before: none is released until `bury`. How many there are.
+
+        To be called first of all.
+
+        Raises:
+            OSError: the pool cannot be read, or has more frames than it may have.
+        """
+
+    def bury(self) -> None:
+        """All who mapped frames before have said so, or are gone: what nobody claimed is released (I3)."""
 
     def add_client(self, client: int) -> None:
         """Makes a client known, under a number that was never used."""

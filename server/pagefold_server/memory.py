@@ -54,6 +54,7 @@ class MemoryServicer(memory_pb2_grpc.MemoryServicer):
             max_batch_pages=settings.max_batch_pages,
             max_message_bytes=MAX_MESSAGE_BYTES,
             poll_millisecs=settings.poll_millisecs,
+            pool=session.domain.pool.name,
         )
 
     @answered
@@ -67,7 +68,13 @@ class MemoryServicer(memory_pb2_grpc.MemoryServicer):
         """Events go up, instructions come down."""
         gauges = request.gauges if request.HasField("gauges") else None
         return self._sessions.exchange(
-            request.session, request.sequence, lambda: columns(request.events), gauges, request.settling, request.looked
+            request.session,
+            request.sequence,
+            lambda: columns(request.events),
+            gauges,
+            request.settling,
+            request.looked,
+            request.resuming,
         )
 
     @answered

@@ -37,6 +37,7 @@ class NativeEngine:
         options: to begin with.
         seed: of the digests. Random, so that nobody can prepare collisions; given only by tests.
         limit: most frames, used or not.
+        number: of the pool, in events.
     """
 
     name = "native"
@@ -47,8 +48,9 @@ class NativeEngine:
         options: EngineOptions | None = None,
         seed: int | None = None,
         limit: int = MOST_FRAMES,
+        number: int = 1,
     ) -> None:
-        self._engine = _Engine(pool.fd, secrets.randbits(64) if seed is None else seed, limit)
+        self._engine = _Engine(pool.fd, secrets.randbits(64) if seed is None else seed, limit, number)
         self.configure(options or EngineOptions())
 
     def configure(self, options: EngineOptions) -> None:
@@ -59,6 +61,14 @@ class NativeEngine:
             options.smart_scan,
             min(options.max_outstanding, _MOST),
         )
+
+    def inherit(self) -> int:
+        """See `Engine`."""
+        return self._engine.inherit()
+
+    def bury(self) -> None:
+        """See `Engine`."""
+        self._engine.bury()
 
     # Clients and segments
 

@@ -75,12 +75,15 @@ class ReferenceEngine(Books):
         store: where frames live.
         options: to begin with.
         seed: of the digests. Random, so that nobody can prepare collisions; given only by tests.
+        number: of the pool, in events.
     """
 
     name = "reference"
 
-    def __init__(self, store: FrameStore, options: EngineOptions | None = None, seed: int | None = None) -> None:
-        super().__init__(Frames(store), options or EngineOptions())
+    def __init__(
+        self, store: FrameStore, options: EngineOptions | None = None, seed: int | None = None, number: int = 1
+    ) -> None:
+        super().__init__(Frames(store), options or EngineOptions(), number)
         self._seed = secrets.randbits(64) if seed is None else seed
         self._zero_digest = xxh3_64_intdigest(_ZEROS, self._seed)
         self._ahead: deque[PageTable] = deque()  # tables that this pass has still to finish
@@ -100,6 +103,10 @@ class ReferenceEngine(Books):
         more_room = options.max_page_sharing > before.max_page_sharing
         if more_room or options.use_zero_pages > before.use_zero_pages:
             self._unstable.read_tracked_again()  # what was like no other page may have an equal under these options
+
+    def inherit(self) -> int:
+        """See `Engine`."""
+        return self._frames.inherit(lambda page: xxh3_64_intdigest(page, self._seed))
 
     # The scan
 

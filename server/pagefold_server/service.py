@@ -88,6 +88,7 @@ class Server:
             ),
         )
         self._listener = Listener(self._grpc, settings)
+        self._domains.address = self.address
         self._add_services()
         await self._grpc.start()
         self._tasks = [
@@ -137,6 +138,7 @@ class Server:
         """Gives back all that outlives a process. Nothing works any more afterwards."""
         self._sessions.close()
         self._domains.close()
+        _sweep()  # names that were kept for clients that have gone meanwhile
         if self._listener is not None:
             self._listener.close()
 

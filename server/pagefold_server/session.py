@@ -41,6 +41,7 @@ class Session:
         owing: merges were among them, and no answer has come.
         waiting: since when it has work, queued or sent; None: it has none.
         rung: when it was rung last since its last Exchange.
+        resumed: it has reported all that it maps since before the session.
         settling: number of the settle() that it waits in, 0 for none; `report` is there when that is over.
     """
 
@@ -58,6 +59,7 @@ class Session:
     gauges: pb.Gauges = field(default_factory=pb.Gauges)
     announced: bool = False
     used: bool = False
+    resumed: bool = False
     sequence: int = 0
     reply: pb.ExchangeReply | None = None
     working: bool = False
@@ -92,6 +94,11 @@ class Session:
     def looking(self) -> bool:
         """See `Member`."""
         return self.looked < self.wanted
+
+    @property
+    def slot(self) -> int:
+        """See `Member`."""
+        return self.hello.slot
 
     @property
     def tracked(self) -> bool:

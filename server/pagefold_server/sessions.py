@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 import structlog
-from pagefold import _names
+from pagefold import _names, _slots
 from pagefold_proto.v1 import memory_pb2 as pb
 
-from pagefold_server.domain import POOL, Domains
+from pagefold_server.domain import Domains
 from pagefold_server.doorbell import Bells
 from pagefold_server.engine import Columns, Instructions, ProtocolViolation
 from pagefold_server.errors import (
@@ -153,6 +153,7 @@ class Sessions:
         gauges: pb.Gauges | None,
         settling: int,
         looked: int = 0,
+        resuming: bool = False,
     ) -> pb.ExchangeReply:
         """Books what a client reports, and says what it is to do next.
 
@@ -163,6 +164,7 @@ class Sessions:
             gauges: levels; None: unchanged.
             settling: number of the settle() that waits, 0 for none.
             looked: the last look that it has made.
+            resuming: what it maps since before the session is not all told yet.
         """
         session = self._find(token)
         if sequence == session.sequence and session.reply is not None:
@@ -178,6 +180,7 @@ class Sessions:
             raise self._excluded(session, error) from error
         if gauges is not None:
             session.gauges.CopyFrom(gauges)
+        session.resumed = not resuming
         answers = any(kind in _ANSWERS for kind in events.kind)
         session.working = session.owing and not answers
         session.has_looked(looked, time.monotonic())
@@ -214,6 +217,7 @@ class Sessions:
             elif session.looking:
                 session.ring_if_due(time.monotonic())
         for domain in self._domains:
+            domain.bury_past()
             domain.ring()
             domain.answered()
         self._wake()  # a pass may have waited for somebody who is silent, or gone, by now
@@ -260,8 +264,9 @@ class Sessions:
 
     def _reply(self, session: Session, told: Instructions) -> pb.ExchangeReply:
         reply = pb.ExchangeReply(more=told.more, look=session.wanted if session.looking else 0)
+        pool = session.domain.pool
         if not session.announced:
-            reply.pools.add(pool=POOL, name=session.domain.pool.name)
+            reply.pools.add(pool=pool.number, name=pool.name)
         if told.merges:
             segment, first, count, frame = zip(*told.merges, strict=True)
             reply.merges.MergeFrom(
@@ -269,7 +274,7 @@ class Sessions:
                     segment=segment,
                     first=first,
                     count=count,
-                    pool=[0 if number < 0 else POOL for number in frame],
+                    pool=[0 if number < 0 else pool.number for number in frame],
                     frame=[max(number, 0) for number in frame],
                 )
             )
@@ -336,6 +341,8 @@ def _check_hello(said: pb.HelloRequest) -> None:
     ):
         if len(text) > most:
             raise LimitReached(f"the {what} has {len(text)} characters; {most} are the most")
+    if said.slot and not _slots.is_slot(said.slot):
+        raise LimitReached(f"{said.slot} is not the number of a slot: it is below 2**62")
     if not _names.is_name(_names.LEASE, said.lease):
         raise BadName(f"{said.lease[:80]!r} is not the name of a lease")
     if said.doorbell != _names.doorbell_for(said.lease):

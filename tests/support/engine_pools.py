@@ -11,7 +11,7 @@ from typing import Any
 from pagefold_server.engine import Columns, EngineCounters, EngineOptions, Instructions, ProtocolViolation, Step
 from pagefold_server.native import NativeEngine
 from pagefold_server.pool import MOST_FRAMES, Pool
-from pagefold_server.pool_file import PoolFile
+from pagefold_server.pool_file import Orphan, PoolFile
 from pagefold_server.reference import ReferenceEngine
 
 from support.engine_world import PAGE, FakeStore
@@ -116,9 +116,24 @@ class Lockstep:
 
     def __init__(self, limit: int = MOST_FRAMES, threads: int = 1) -> None:
         self.pool, self.file = Pool(os.geteuid(), limit), PoolFile(os.geteuid())
+        self.limit, self.threads = limit, threads
+        self._begin()
+
+    def _begin(self) -> None:
         self.reference = ReferenceEngine(self.pool, seed=7)
-        self.native = NativeEngine(self.file, seed=7, limit=limit)
-        self.threads = threads
+        self.native = NativeEngine(self.file, seed=7, limit=self.limit)
+
+    def restart(self) -> None:
+        """The server was killed, and the next one has taken the pools over."""
+        pool, file = (Orphan(old.name, os.dup(old.fd)) for old in (self.pool, self.file))
+        for old in (self.pool, self.file):
+            old.close(unlink=False)
+        self.pool, self.file = Pool(os.geteuid(), self.limit, orphan=pool), PoolFile(os.geteuid(), orphan=file)
+        self._begin()
+        self._both("inherit")
+
+    def bury(self) -> None:
+        self._both("bury")
 
     def close(self) -> None:
         self.pool.close(unlink=True)

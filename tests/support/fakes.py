@@ -79,6 +79,14 @@ class FakeSpace:
     def add_pool(self, pool: int, fd: int) -> None:
         self.calls.append(("add_pool", pool))
 
+    def drop_pool(self, pool: int) -> bool:
+        self.calls.append(("drop_pool", pool))
+        return not self.merged
+
+    def resume(self) -> None:
+        self.calls.append(("resume",))
+        self.journal.clear()
+
     def harvest(self, all: bool = True, tracked: bool = True) -> int:
         self.calls.append(("harvest",))
         return 0
@@ -199,6 +207,7 @@ class FakeServer:
         if self.failures and self.failures[0][0] in (method, "*"):
             raise self.failures.popleft()[1]
         if method == "Hello":
+            self.sequence = 0
             return pb.HelloReply(session=b"s" * 16, max_batch_pages=4096, max_message_bytes=1 << 20, poll_millisecs=50)
         if method == "AddSegment":
             return pb.AddSegmentReply()

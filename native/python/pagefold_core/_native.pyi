@@ -190,6 +190,12 @@ class Space:
             OSError: the kernel could not say; what was not found will be reported by a later look.
         """
 
+    def resume(self) -> None:
+        """Empties the journal and writes down how every page is, for a server that knows nothing of it."""
+
+    def drop_pool(self, pool: int) -> bool:
+        """Forgets a pool; False, and nothing is done, if a page maps one of its frames."""
+
     def untrack(self) -> None:
         """Watches for writes no longer: for a space whose reports nobody reads."""
 
@@ -296,7 +302,7 @@ class Engine:
     is a `KeyError`.
     """
 
-    def __init__(self, pool: int, seed: int, limit: int) -> None:
+    def __init__(self, pool: int, seed: int, limit: int, number: int) -> None:
         """An engine without clients.
 
         Args:
@@ -304,8 +310,11 @@ class Engine:
                 nobody else writes to the object.
             seed: of the digests (XXH3-64).
             limit: most frames, used or not.
+            number: of the pool, in events.
         """
 
+    def inherit(self) -> int: ...
+    def bury(self) -> None: ...
     def configure(
         self, use_zero_pages: bool, max_page_sharing: int, smart_scan: bool, max_outstanding: int
     ) -> None: ...

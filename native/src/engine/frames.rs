@@ -1,7 +1,8 @@
 //! The frames of a domain: who uses them, and the stable tree by which they are found.
 //!
 //! A frame has references (pages that map it, or are copies of it) and reservations (proposals that name it). It leaves
-//! tree and store with the last of both (I1, I3).
+//! tree and store with the last of both (I1, I3). Frames of a pool that was taken over have a reservation more, for all
+//! who may map them and have not said so yet, until the past is over.
 
 use super::allocator::reserve;
 use super::stable::Stable;
@@ -16,6 +17,7 @@ pub struct Frames {
     digests: Vec<u64>,
     references: Vec<u32>,
     reservations: Vec<u32>,
+    past: Vec<u32>,
     /// Frames with a reference.
     pub shared: usize,
 }
@@ -28,6 +30,7 @@ impl Frames {
             digests: Vec::new(),
             references: Vec::new(),
             reservations: Vec::new(),
+            past: Vec::new(),
             shared: 0,
         }
     }
@@ -36,6 +39,11 @@ impl Frames {
     /// anybody hears of it.
     pub fn create(&mut self, digest: u64, near: Option<u32>) -> io::Result<u32> {
         let frame = self.store.allocate(near)?;
+        self.enter(digest, frame);
+        Ok(frame)
+    }
+
+    fn enter(&mut self, digest: u64, frame: u32) {
         let number = frame as usize;
         if number >= self.digests.len() {
             let more = number + 1 - self.digests.len();
@@ -48,7 +56,34 @@ impl Frames {
         }
         self.digests[number] = digest;
         self.stable.insert(digest, frame, &self.digests);
-        Ok(frame)
+    }
+
+    /// Takes over what the pool holds from before. How many frames.
+    pub fn inherit(&mut self, digest: impl Fn(&[u8]) -> u64) -> io::Result<usize> {
+        let mut found = Vec::new();
+        self.store.inherit(|frame, page| found.push((frame, digest(page))))?;
+        for (frame, digest) in found {
+            self.enter(digest, frame);
+            self.reserve(frame);
+            self.past.push(frame);
+        }
+        Ok(self.past.len())
+    }
+
+    /// Takes out the frames that are reserved for the past: cancel each.
+    pub fn take_past(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.past)
+    }
+
+    /// Whether a page may map the frame: somebody has it, and its bytes stay.
+    pub fn is_used(&self, frame: u32) -> bool {
+        self.users(frame) > 0
+    }
+
+    /// A page maps the frame since before these books began.
+    pub fn resume(&mut self, frame: u32) {
+        self.reserve(frame);
+        self.commit(frame);
     }
 
     /// The oldest frame with this digest that serves fewer than `most` pages.
@@ -122,7 +157,10 @@ impl Frames {
     }
 
     /// Compares the books with what the page tables say, by frame: references and reservations.
-    pub fn check(&self, users: &HashMap<u32, (u32, u32)>) -> Result<(), String> {
+    pub fn check(&self, mut users: HashMap<u32, (u32, u32)>) -> Result<(), String> {
+        for frame in &self.past {
+            users.entry(*frame).or_default().1 += 1;
+        }
         self.store.check()?;
         self.stable.check(&self.digests)?;
         let mut in_tree = self.stable.frames();

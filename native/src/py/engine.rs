@@ -35,8 +35,9 @@ impl From<Error> for PyErr {
 #[pymethods]
 impl Engine {
     #[new]
-    fn new(py: Python<'_>, pool: i32, seed: u64, limit: u32) -> PyResult<Engine> {
-        let made = py.detach(|| Ok(engine::Engine::new(take(pool, "the pool")?, Options::default(), seed, limit)));
+    fn new(py: Python<'_>, pool: i32, seed: u64, limit: u32, number: u16) -> PyResult<Engine> {
+        let made =
+            py.detach(|| Ok(engine::Engine::new(take(pool, "the pool")?, Options::default(), seed, limit, number)));
         Ok(Engine { engine: Mutex::new(made.map_err(|error: Error| PyErr::from(error))?) })
     }
 
@@ -51,6 +52,17 @@ impl Engine {
         let options = Options { use_zero_pages, max_page_sharing, smart_scan, max_outstanding };
         self.with(py, |engine| {
             engine.configure(options);
+            Ok(())
+        })
+    }
+
+    fn inherit(&self, py: Python<'_>) -> PyResult<usize> {
+        self.with(py, engine::Engine::inherit)
+    }
+
+    fn bury(&self, py: Python<'_>) -> PyResult<()> {
+        self.with(py, |engine| {
+            engine.bury();
             Ok(())
         })
     }

@@ -200,6 +200,14 @@ impl Space {
         Ok(py.detach(|| self.space.harvest(all, tracked))?)
     }
 
+    fn resume(&self, py: Python<'_>) -> PyResult<()> {
+        Ok(py.detach(|| self.space.resume())?)
+    }
+
+    fn drop_pool(&self, py: Python<'_>, pool: u32) -> PyResult<bool> {
+        Ok(py.detach(|| self.space.drop_pool(pool))?)
+    }
+
     fn untrack(&self, py: Python<'_>) {
         py.detach(|| self.space.untrack());
     }

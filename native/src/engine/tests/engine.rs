@@ -31,7 +31,7 @@ fn event(kind: i64, first: i64, count: i64, pool: i64, frame: i64) -> Columns {
 #[test]
 fn pages_are_merged_written_and_given_back() {
     for threads in [1, 3] {
-        let mut engine = Engine::new(shm::anonymous(), Options::default(), 1, 1 << 20);
+        let mut engine = Engine::new(shm::anonymous(), Options::default(), 1, 1 << 20, 1);
         for client in 1..=2 {
             engine.add_client(client).expect("a client");
             engine.add_segment(client, 1, segment(&[7, 8, 0, 9]), 4, false).expect("a segment");
