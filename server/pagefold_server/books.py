@@ -70,6 +70,7 @@ class Books:
     def __init__(self, frames: Frames, options: EngineOptions, pool: int) -> None:
         self._frames = frames
         self._pool = pool  # its number, in events
+        self._zero_digest = 0  # of a page of zeros; an engine knows
         self._options = options
         self._clients: dict[int, Client] = {}
         self._tables: dict[int, PageTable] = {}  # by number
@@ -269,6 +270,8 @@ class Books:
         for page, frame in zip(range(first, event.end), frames, strict=True):
             table.set_state(page, ZERO if event.pool == ZERO_POOL else MERGED)
             table.frames[page] = ZERO_FRAME if event.pool == ZERO_POOL else frame
+            # What it had when it was switched: a page that lets go of its frame has been read, as it were.
+            table.digests[page] = self._zero_digest if event.pool == ZERO_POOL else self._frames.digest(frame)
             if event.pool != ZERO_POOL:
                 self._frames.resume(frame)
         if self._unmerging:

@@ -251,7 +251,7 @@ impl Books {
     /// A client has come back from before these books, and maps frames of the pool that was taken over.
     fn book_resumed(&mut self, event: &Event) -> std::result::Result<(), Violation> {
         self.expect_states(event, State::Owned.bit())?;
-        let misfit = || Violation::Frames(event.run.first as i64, event.run.count as i64);
+        let misfit = || Violation::Resumed(event.run.first as i64, event.run.count as i64, event.frame);
         let frames = event.frame..event.frame.checked_add(event.run.count as i64).ok_or_else(misfit)?;
         let is_used = |frame: i64| u32::try_from(frame).is_ok_and(|frame| self.frames.is_used(frame));
         if event.pool != ZERO_POOL && (event.pool != self.pool || !frames.clone().all(is_used)) {
