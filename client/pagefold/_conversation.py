@@ -298,7 +298,11 @@ class Conversation:
         while self._added:
             segment = self._added[0]
             request = pb.AddSegmentRequest(
-                session=self._session, segment=segment.number, name=segment.name, pages=segment.pages
+                session=self._session,
+                segment=segment.number,
+                name=segment.name,
+                pages=segment.pages,
+                address=segment.address,
             )
             try:
                 self._call(ADD_SEGMENT, request, timeout)
@@ -387,6 +391,7 @@ class Conversation:
             windows=windows.windows,
             window_p99_micros=round(windows.p99_micros),
             window_max_micros=round(windows.max_micros),
+            shared_pages=counts.shared,
         )
 
     def _call(self, method: Method[Q, R], request: Q, timeout: float) -> R:

@@ -9,11 +9,12 @@ and, in theory, digests collide.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from sortedcontainers import SortedDict
 
-from pagefold_server.engine import FrameStore
+from pagefold_server.engine import FrameFault, FrameStore, Miscount
 
 # tracemalloc over 200 k entries: digest, list of one frame, slots in the dict and in the sorted list.
 _ENTRY_BYTES: Final = 220
@@ -117,6 +118,31 @@ class Frames:
     def bookkeeping_bytes(self) -> int:
         """The columns, and the stable tree by its measured size per entry."""
         return 16 * len(self._digests) + _ENTRY_BYTES * (len(self.stable) + self.duplicates)
+
+    def audit(self, frame: int, digest: Callable[[bytes], int]) -> Iterator[FrameFault]:
+        """What is wrong with a frame."""
+        used, free, page = self._store.look(frame)
+        if free and page is not None:
+            yield FrameFault.LEFT
+        if not used:
+            return
+        expected = self._digests[frame] if frame < len(self._digests) else None
+        if page is None:
+            yield FrameFault.HOLE
+        elif digest(page) != expected:
+            yield FrameFault.CHANGED
+        if frame not in self.stable.get(expected, ()):
+            yield FrameFault.UNLISTED
+
+    def recount(self, references: dict[int, int], reservations: dict[int, int]) -> list[Miscount]:
+        """Where the users of frames are other than was counted."""
+        known, found = len(self._digests), []
+        for frame in sorted({*range(known), *references, *reservations}):
+            booked = (self._references[frame], self._reservations[frame]) if frame < known else (0, 0)
+            counted = (references.get(frame, 0), reservations.get(frame, 0))
+            if booked != counted:
+                found.append(Miscount(frame, booked[0], booked[1], counted[0], counted[1]))
+        return found
 
     def check(self, references: dict[int, int], reservations: dict[int, int]) -> None:
         """Compares the books with what the page tables say, by frame."""

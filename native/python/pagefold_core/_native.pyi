@@ -66,6 +66,7 @@ class Counts:
     zero: int
     copied: int
     frozen: int
+    shared: int
     mappings: int
     """Mappings (VMAs) that the views use."""
     budget: int
@@ -358,5 +359,14 @@ class Engine:
     def merged_pages(self, client: int) -> tuple[int, int]: ...
     def frames(self) -> list[int]:
         """Numbers of the frames in use, in order."""
+
+    def held(self, client: int, segment: int, first: int, count: int) -> list[tuple[int, int, int, int]]:
+        """Runs of pages that hold frames, or that frames are proposed to: first, count, state, first frame or -1."""
+
+    def audit(self, first: int, count: int) -> list[tuple[int, int]]:
+        """Frames of a range that are not as they should be, and what is wrong (`FrameFault` in engine.py)."""
+
+    def recount(self) -> list[tuple[int, int, int, int, int]]:
+        """Frames whose users are other than the books have it: references, reservations, and both as counted."""
 
     def check(self) -> None: ...
