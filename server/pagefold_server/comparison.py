@@ -78,7 +78,7 @@ class Difference(NamedTuple):
     def kind(self) -> pb.FindingKind:
         """What it is, if it is one."""
         same = self.what in FRAMES and self.frame == self.number
-        if self.what in FRAMES and not same:
+        if self.what in FRAMES and (not same or self.state == QUEUED):  # a queued proposal, nobody has been told of
             return pb.FINDING_KIND_UNHELD_MAPPING
         if same and self.state == MERGED:
             return pb.FINDING_KIND_UNREPORTED_COPY

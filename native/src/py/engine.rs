@@ -18,6 +18,8 @@ pub struct Engine {
     engine: Mutex<engine::Engine>,
 }
 
+/// A frame, its references and reservations by the books, and both as counted.
+type Recounted = (u32, u32, u32, u32, u32);
 type Report = (u64, u64, u64, u64, u64, u64, u64, u64);
 
 impl From<Error> for PyErr {
@@ -205,7 +207,7 @@ impl Engine {
         Ok(faults.into_iter().map(|(frame, fault)| (frame, fault as u8)).collect())
     }
 
-    fn recount(&self, py: Python<'_>) -> PyResult<Vec<(u32, u32, u32, u32, u32)>> {
+    fn recount(&self, py: Python<'_>) -> PyResult<Vec<Recounted>> {
         let found = self.with(py, |engine| Ok(engine.recount()))?;
         let columns = |m: Miscount| (m.frame, m.booked.0, m.booked.1, m.counted.0, m.counted.1);
         Ok(found.into_iter().map(columns).collect())
