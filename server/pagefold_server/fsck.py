@@ -28,7 +28,7 @@ from pagefold_proto.v1 import admin_pb2 as pb
 from pagefold_server import inventory
 from pagefold_server.domain import Domain, Domains
 from pagefold_server.engine import FrameFault
-from pagefold_server.mappings import Key
+from pagefold_server.mappings import Key, parse
 from pagefold_server.pageaudit import PageAudit
 from pagefold_server.processes import Process, find, pids
 from pagefold_server.segment import SHM
@@ -39,6 +39,7 @@ PATIENCE: Final = 10.0
 """Seconds for which a client is waited for, unless told otherwise."""
 
 _SLICE: Final = 0.001  # seconds on the loop between two awaits
+_PAUSE: Final = 0.001  # seconds for others then: a call takes the loop a few rounds
 _FRAMES: Final = 256  # read in one go: 0.15 ms
 _PROCESSES: Final = 8  # looked at by a thread in one go
 _GARBAGE_AGE: Final = 1.0  # seconds between two looks at a name: it may be just being made, or just being removed
@@ -95,7 +96,7 @@ class Fsck:
     async def breathe(self) -> None:
         """Lets the loop go on, if it has been held for a slice."""
         if time.monotonic() - self._since > _SLICE:
-            await asyncio.sleep(0)
+            await asyncio.sleep(_PAUSE)
             self._since = time.monotonic()
 
     def progress(self, stage: str, done: int, total: int) -> None:
@@ -198,10 +199,14 @@ class Fsck:
     # Processes and frames
 
     async def _processes(self) -> list[Process]:
-        candidates, found = pids(), []
+        candidates, found = pids(), list[Process]()
         for n in range(0, len(candidates), _PROCESSES):
             self.progress("processes", n, len(candidates))
-            found += await asyncio.to_thread(find, candidates[n : n + _PROCESSES])
+            for process, text in await asyncio.to_thread(find, candidates[n : n + _PROCESSES]):
+                found.append(process)
+                for mapping in parse(text):
+                    process.keys.add(mapping.key)
+                    await self.breathe()
         return found
 
     async def _frames(self, domain: Domain) -> None:

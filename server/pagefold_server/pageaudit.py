@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _ROUNDS: Final = 16
 """With a client that writes and merges as fast as it can, nine differences in ten are gone in the second."""
 
-_TABLE_PAGES: Final = 1 << 15  # of the books, read in one go
+_TABLE_PAGES: Final = 1 << 11  # of the books, read in one go: a millisecond if every page is a run of its own
 _RUNS: Final = 256  # compared in one go
 _LOOK_SECONDS: Final = 0.01  # between two looks whether a client has answered; nothing else tells of that
 
@@ -171,17 +171,17 @@ class PageAudit:
                 own.add(0, found.base // PAGE, found.pages)
         differences = self._strays(process, domain, mappings, pool, ranges, count)
         for found in views:
-            seen = list(view(mappings, found.base, found.pages, found.key, pool))
+            seen = []
+            for run in view(mappings, found.base, found.pages, found.key, pool):
+                seen.append(run)
+                await self._fsck.breathe()
             if found.whole:
                 seen = await self._told_apart(process, found, seen)
             else:
                 seen = _outside(own, found, seen)  # a child that is a client by now has books of its own for these
-            held = await self._held(domain, found)
+            held = await self._held(domain, found, count and found.whole)
             if held is None:
                 continue
-            if count and found.whole:
-                self._fsck.summary.pages += found.pages
-                self._fsck.summary.references += sum(run.pages for run in held if run.state in MAPPED)
             place = (found.session.client, found.number)
             for n in range(0, len(seen), _RUNS):
                 differences += compare(place, held, seen[n : n + _RUNS], found.whole)
@@ -257,13 +257,17 @@ class PageAudit:
         finally:
             os.close(fd)
 
-    async def _held(self, domain: Domain, found: _View) -> list[Held] | None:
+    async def _held(self, domain: Domain, found: _View, count: bool) -> list[Held] | None:
         """The pages of a view that hold frames; None if the segment is no more."""
-        client, held = found.session.client, []
+        client, held, summary = found.session.client, list[Held](), self._fsck.summary
+        summary.pages += found.pages if count else 0
         for first in range(0, found.pages, _TABLE_PAGES):
             if not _is_open(domain) or client not in domain.members or found.number not in found.session.segments:
                 return None
-            held += domain.engine.held(client, found.number, first, _TABLE_PAGES)
+            part = domain.engine.held(client, found.number, first, _TABLE_PAGES)
+            held += part
+            if count:
+                summary.references += sum(run.pages for run in part if run.state in MAPPED)
             await self._fsck.breathe()
         return held
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
-from pagefold_server.mappings import Key, parse, read
+from pagefold_server.mappings import Key, read
 
 _MARK: Final = b"pagefold"  # in the name of every object of ours, be it gone or never linked
 
@@ -30,7 +30,7 @@ class Process:
 
     pid: int
     numbers: frozenset[int]
-    keys: frozenset[Key]
+    keys: set[Key] = field(default_factory=set)
     readable: bool = True
 
 
@@ -39,22 +39,26 @@ def pids() -> list[int]:
     return sorted(int(name) for name in os.listdir("/proc") if name.isdecimal())
 
 
-def find(candidates: list[int]) -> list[Process]:
-    """Those that map something of ours, and those that could not be looked at. Takes up to a millisecond for each."""
+def find(candidates: list[int]) -> list[tuple[Process, bytes]]:
+    """Those that map something of ours, each with its maps, and those that could not be looked at.
+
+    The kernel takes up to a millisecond for each, or 50 for one with very many mappings: to be called in a thread. What
+    they map is still to be entered into `keys`, which takes as long and needs the GIL: to be done in slices.
+    """
     return list(_find(candidates))
 
 
-def _find(candidates: list[int]) -> Iterator[Process]:
+def _find(candidates: list[int]) -> Iterator[tuple[Process, bytes]]:
     for pid in candidates:
         try:
             text = read(pid)
         except PermissionError:
-            yield Process(pid, _numbers(pid), frozenset(), readable=False)
+            yield Process(pid, _numbers(pid), readable=False), b""
             continue
         except OSError:  # it is gone
             continue
         if _MARK in text:
-            yield Process(pid, _numbers(pid), frozenset(mapping.key for mapping in parse(text)))
+            yield Process(pid, _numbers(pid)), text
 
 
 def _numbers(pid: int) -> frozenset[int]:

@@ -1,4 +1,4 @@
-"""What engines tell audits, on both: who holds what, which frames are not what they were, whose users are miscounted."""
+"""What engines tell audits, on both: who holds what, which frames are not what they were, and whose users."""
 
 from __future__ import annotations
 

@@ -215,6 +215,6 @@ def test_a_process_that_may_not_be_read_is_told_apart_from_one_that_is_gone(monk
         raise PermissionError(13, "Permission denied") if pid == os.getpid() else ProcessLookupError(3, "gone")
 
     monkeypatch.setattr(processes, "read", refuse)
-    (found,) = processes.find([os.getpid(), 1])
-    assert not found.readable
+    ((found, text),) = processes.find([os.getpid(), 1])
+    assert (found.readable, text) == (False, b"")
     assert os.getpid() in found.numbers
