@@ -38,6 +38,8 @@ _TABLE_PAGES: Final = 1 << 11  # of the books, read in one go: a millisecond if 
 _RUNS: Final = 256  # compared in one go
 _LOOK_SECONDS: Final = 0.01  # between two looks whether a client has answered; nothing else tells of that
 
+_COPIES: Final = (pb.FINDING_KIND_UNREPORTED_COPY, pb.FINDING_KIND_LOST_COPY)  # the right frame is mapped there
+
 _Watches = dict[int, Watch]  # by client
 
 
@@ -163,13 +165,9 @@ class PageAudit:
         if not _is_open(domain):
             return []
         pool = _key(domain.pool.fd)
-        views = self._views(process, domain, mappings, count)
+        views = sorted(self._views(process, domain, mappings, count), key=lambda found: not found.whole)
         ranges, own = PageSet(), PageSet()
-        for found in views:
-            ranges.add(0, found.base // PAGE, found.pages)
-            if found.whole:
-                own.add(0, found.base // PAGE, found.pages)
-        differences = self._strays(process, domain, mappings, pool, ranges, count)
+        differences: list[Difference] = []
         for found in views:
             seen = []
             for run in view(mappings, found.base, found.pages, found.key, pool):
@@ -182,11 +180,19 @@ class PageAudit:
             held = await self._held(domain, found, count and found.whole)
             if held is None:
                 continue
+            here: list[Difference] = []
             place = (found.session.client, found.number)
             for n in range(0, len(seen), _RUNS):
-                differences += compare(place, held, seen[n : n + _RUNS], found.whole)
+                here += compare(place, held, seen[n : n + _RUNS], found.whole)
                 await self._fsck.breathe()
-        return differences
+            if found.whole and _is_gone(held, seen, here):
+                here = [difference for difference in here if difference.state in MAPPED]
+            else:
+                ranges.add(0, found.base // PAGE, found.pages)
+                if found.whole:
+                    own.add(0, found.base // PAGE, found.pages)
+            differences += here
+        return differences + self._strays(process, domain, mappings, pool, ranges, count)
 
     def _views(self, process: Process, domain: Domain, mappings: list[Mapping], tell: bool) -> list[_View]:
         keys = {mapping.key for mapping in mappings}
@@ -366,6 +372,18 @@ def _keys(domain: Domain) -> set[Key]:
 def _base(mappings: list[Mapping], segment: Key) -> int | None:
     """Where a view begins, by a page of it that is its segment's own. For clients that do not say."""
     return next((m.start - m.offset for m in mappings if m.key == segment), None)
+
+
+def _is_gone(held: list[Held], seen: list[Seen], differences: list[Difference]) -> bool:
+    """Whether nothing is mapped as it should be: the client has dropped this view, and will drop the segment.
+
+    Of what is at its addresses by now the books say nothing, and no event tells of pages that held no frame.
+    """
+    if any(run.what is What.OWN for run in seen):
+        return False
+    mapped = sum(run.pages for run in held if run.state in MAPPED)
+    elsewhere = (d for d in differences if d.state in MAPPED and d.kind not in _COPIES)
+    return mapped == sum(difference.pages for difference in elsewhere)
 
 
 def _outside(pages: PageSet, found: _View, seen: list[Seen]) -> list[Seen]:

@@ -103,6 +103,9 @@ class Pair:
     def clients(self) -> list[pb.ClientInfo]:
         return list(self.admin.ListClients(pb.ListClientsRequest(), timeout=10).clients)
 
+    def segments(self) -> list[pb.SegmentInfo]:
+        return list(self.admin.ListSegments(pb.ListSegmentsRequest(), timeout=10).segments)
+
     def client_of(self, worker: Worker) -> int:
         return next(info.client for info in self.clients() if info.pid == worker.pid)
 
@@ -271,6 +274,24 @@ def test_a_reference_that_the_engine_has_dropped(tmp_path: Path) -> None:
             pair.close()
 
 
+def test_a_view_that_is_gone_before_its_segment_is_dropped_is_no_difference(pair: Pair) -> None:
+    """A client unmaps a view, reports what it released, and then drops the segment: later, if a proposal is on its way.
+
+    No event is about pages that held no frame, and other memory may be at their addresses by then.
+    """
+    worker = pair.workers[0]
+    worker.call("execute", "def run(remote): remote.client._parts.conversation._drop_segments = lambda timeout: None")
+    worker.call("allocate", "large", 40_000 * PAGE)  # has a segment of its own
+    worker.call("fill_pages", "large", [0, 1, 2])
+    (large,) = [s for s in pair.segments() if s.pages >= 40_000]
+    worker.call("free", "large")
+    worker.call("stats")  # sweeps
+    maps = Path(f"/proc/{worker.pid}/maps")
+    until(lambda: large.name not in maps.read_text(), what="the end of the view")
+    assert pair.audit().kinds == {}
+    assert large.name in [segment.name for segment in pair.segments()]
+
+
 def test_a_name_that_nobody_holds(pair: Pair) -> None:
     made = _names.create_locked(_names.SEGMENT, 0o600, PAGE)
     try:
@@ -288,7 +309,7 @@ def test_a_name_that_nobody_holds(pair: Pair) -> None:
 
 
 def test_a_name_that_is_lost_or_open_to_others(pair: Pair) -> None:
-    segments = pair.admin.ListSegments(pb.ListSegmentsRequest(), timeout=10).segments
+    segments = pair.segments()
     os.chmod(SHM + segments[0].name, 0o644)
     assert only(pair.audit(), "NAME_OPEN").name == segments[0].name
     os.unlink(SHM + segments[0].name)
