@@ -327,7 +327,7 @@ class Engine(Protocol):
         """What is wrong with the frames of a range. Reads those that are in use, half a microsecond each."""
 
     def recount(self) -> list[Miscount]:
-        """Counts the users of all frames again, by the page tables, at once: about 2 ns a page (native)."""
+        """Counts the users of all frames again, by the page tables, at once: about 5 ns a page (native)."""
 
     def check(self) -> None:
         """Recounts everything and raises AssertionError at the first difference. For tests and audits."""

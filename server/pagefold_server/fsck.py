@@ -80,11 +80,12 @@ class Fsck:
         """Looks at everything."""
         began = self._since = time.monotonic()
         names = await self._names()
+        scanned = time.monotonic()
         processes = await self._processes()
         for domain in self._domains:
             self.summary.domains += 1
             await self._frames(domain)
-        await PageAudit(self, list(self._domains), processes).run()
+        await PageAudit(self, list(self._domains), processes, scanned).run()
         await self._names_again(names, began)
         self.summary.seconds = time.monotonic() - began
         for kind, count in sorted(self._tallies.items()):

@@ -62,13 +62,14 @@ class PageAudit:
         fsck: the audit that this is a part of.
         domains: to look at.
         processes: that map anything of ours, or could not be looked at.
+        scanned: when they were looked for, by the monotonic clock.
     """
 
-    def __init__(self, fsck: Fsck, domains: list[Domain], processes: list[Process]) -> None:
+    def __init__(self, fsck: Fsck, domains: list[Domain], processes: list[Process], scanned: float) -> None:
         self._fsck = fsck
         self._domains = domains
         self._processes = processes
-        self._began = time.monotonic()
+        self._scanned = scanned
 
     async def run(self) -> None:
         """Looks at every process of every domain."""
@@ -91,6 +92,9 @@ class PageAudit:
                 self._find(domain, pb.FINDING_KIND_UNREADABLE, text, pid=process.pid)
             except OSError:  # it has ended
                 continue
+            except RuntimeError as error:
+                text = f"the engine's books of domain {domain}: {error}"
+                self._find(domain, pb.FINDING_KIND_BOOKS, text)
 
     # Who is there
 
@@ -106,12 +110,17 @@ class PageAudit:
             for session in _sessions(domain):
                 self._fsck.summary.clients += 1
                 known.add(session.hello.pid)
-                if session.state != "active" or not session.segments:
+                if session.state != "active" or not session.segments or session.opened > self._scanned:
                     continue
                 if any(_is_family(session, process.keys) for process in numbered.get(session.hello.pid, ())):
                     continue
-                why = "there is no such process here that maps its memory (another PID namespace?)"
-                if session.hello.pid in blind:
+                hidden = session.hello.pid in blind
+                if not hidden and any(_is_family(session, process.keys) for process in self._processes):
+                    continue  # the client itself is gone, and children of it are there
+                if session.lease.is_free():
+                    continue  # it has just died
+                why = "there is no process here that maps its memory (another PID namespace?)"
+                if hidden:
                     why = "this server's user may not read its /proc entry: run the server as that user or as root"
                 text = f"what {session} maps cannot be seen: {why}"
                 self._find(domain, pb.FINDING_KIND_UNREADABLE, text, session, pid=session.hello.pid)

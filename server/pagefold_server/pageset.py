@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Hashable, Iterable, Iterator
+from typing import Final
+
+_MANY: Final = 4096
 
 Run = tuple[int, int]
 """First page, and how many."""
@@ -23,6 +26,7 @@ class PageSet:
     def __init__(self, runs: Iterable[tuple[Hashable, int, int]] = ()) -> None:
         self._runs: dict[Hashable, list[Run]] = {}  # (first, end), in any order
         self._joined: dict[Hashable, list[Run]] = {}  # the same, in order and apart; made when it is needed
+        self._most: dict[Hashable, int] = {}  # at so many runs they are joined
         for place, first, count in runs:
             self.add(place, first, count)
 
@@ -34,6 +38,9 @@ class PageSet:
         else:
             runs.append((first, first + count))
         self._joined.pop(place, None)
+        if len(runs) >= self._most.get(place, _MANY):  # the same pages again and again: memory is bounded by pages
+            self._runs[place] = _join(runs)
+            self._most[place] = 2 * len(self._runs[place]) + _MANY
 
     def inside(self, place: Hashable, first: int, count: int) -> Iterator[Run]:
         """The parts of a run that are in the set."""

@@ -451,7 +451,7 @@ class ReferenceEngine(Books):
         return [(frame, fault) for frame in range(first, first + count) for fault in self._frames.audit(frame, digest)]
 
     def recount(self) -> list[Miscount]:
-        """See `Engine`. Some 20 times as slow as the native one."""
+        """See `Engine`. A microsecond a page."""
         references: Counter[int] = Counter()
         reservations: Counter[int] = Counter()
         for table in self._tables.values():

@@ -14,6 +14,7 @@ import pytest
 from integration.test_hammer import HAMMER
 from pagefold import _names
 from pagefold_proto.v1 import admin_pb2 as pb
+from pagefold_server import mappings, pageaudit, processes
 from pagefold_server.domain import Domain
 from pagefold_server.tables import MERGED
 from support.audit import Audit, assert_clean, audit
@@ -70,6 +71,15 @@ def run(remote):
     os.read(ready, 1)
     os.close(ready), os.close(tell), os.close(remote.pipe[0])
     return remote.child
+"""
+ORPHAN = """
+import os, signal
+def run(remote):
+    child = os.fork()
+    if child == 0:
+        signal.pause()
+        os._exit(0)
+    return child
 """
 JOIN = """
 import os
@@ -292,6 +302,47 @@ def test_a_view_that_is_gone_before_its_segment_is_dropped_is_no_difference(pair
     assert large.name in [segment.name for segment in pair.segments()]
 
 
+def test_a_process_that_may_not_be_read_is_said_to_be_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Inside(tmp_path / "server", poll_millisecs=50) as server:
+        pair = Pair(server)
+        try:
+            hidden, found = pair.workers[0], mappings.read
+
+            def read(pid: int) -> bytes:
+                if pid == hidden.pid:
+                    raise PermissionError(13, "Permission denied")
+                return found(pid)
+
+            monkeypatch.setattr(processes, "read", read)
+            finding = only(pair.audit(), "UNREADABLE")
+            assert (finding.client, finding.pid) == (pair.client_of(hidden), hidden.pid)
+            assert "may not read its /proc entry" in finding.text
+            monkeypatch.undo()
+            monkeypatch.setattr(pageaudit, "read", read)  # it has given up its rights since it was found
+            assert "cannot be looked at" in only(pair.audit(), "UNREADABLE").text
+        finally:
+            pair.close()
+
+
+def test_an_engine_that_has_failed_is_told(tmp_path: Path) -> None:
+    with Inside(tmp_path / "server") as server:
+        pair = Pair(server)
+        try:
+
+            def fail(*_: object) -> None:
+                raise RuntimeError("the engine has failed: of a test")
+
+            server.in_domain(lambda domain: setattr(domain.engine, "held", fail))
+            finding = only(pair.audit(), "BOOKS", 2)  # for each process
+            assert "of a test" in finding.text
+            server.in_domain(lambda domain: delattr(domain.engine, "held"))
+            server.in_domain(lambda domain: setattr(domain.engine, "check", lambda: fail()))
+            only(pair.audit(), "BOOKS")
+            assert pair.audit(thorough=False).kinds == {}
+        finally:
+            pair.close()
+
+
 def test_a_name_that_nobody_holds(pair: Pair) -> None:
     made = _names.create_locked(_names.SEGMENT, 0o600, PAGE)
     try:
@@ -314,6 +365,19 @@ def test_a_name_that_is_lost_or_open_to_others(pair: Pair) -> None:
     assert only(pair.audit(), "NAME_OPEN").name == segments[0].name
     os.unlink(SHM + segments[0].name)
     assert only(pair.audit(), "NAME_LOST").name == segments[0].name
+
+
+def test_children_of_a_client_that_is_gone_are_looked_at(pair: Pair) -> None:
+    worker = pair.workers[0]
+    child = worker.call("execute", ORPHAN)
+    try:
+        assert pair.audit().summary.processes == 3
+        worker.kill()
+        found = pair.audit()
+        assert (found.kinds, found.summary.processes) == ({}, 2)
+        assert len(pair.clients()) == 2, "its memory lives on in the child"
+    finally:
+        os.kill(child, signal.SIGKILL)
 
 
 def test_a_client_that_does_not_answer_is_not_accused(pair: Pair) -> None:

@@ -141,6 +141,14 @@ def test_sets_of_pages_against_sets() -> None:
         assert list(pages.inside("b", 0, 9)) == []
 
 
+def test_a_set_that_is_given_the_same_pages_again_and_again_does_not_grow() -> None:
+    pages = PageSet()
+    for n in range(50_000):
+        pages.add("a", n * 7 % 1000 * 2, 1)
+    assert len(pages._runs["a"]) < 10_000
+    assert sum(count for _, count in pages.inside("a", 0, 5000)) == 1000
+
+
 def test_a_watch_sees_what_changes_a_mapping_and_nothing_else() -> None:
     watch = Watch()
     kinds = range(1, 10)  # merged, declined, copied, released, not adopted, excluded, included, written, and a new one
