@@ -28,6 +28,9 @@ Place = tuple[int, int]
 
 STRAY: Final[Place] = (0, 0)
 
+COPY_KINDS: Final = (pb.FINDING_KIND_UNREPORTED_COPY, pb.FINDING_KIND_LOST_COPY)
+"""Differences of pages that map the right frame."""
+
 _STATES: Final = {
     OWNED: "owned",
     QUEUED: "about to be proposed for",

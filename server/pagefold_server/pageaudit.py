@@ -1,8 +1,8 @@
 """The part of an audit that compares books and page tables, process by process; `fsck` says why what it finds is true.
 
-    a round    watches begin -> /proc/<pid>/maps and the books are read -> differences
+    a survey   watches begin -> /proc/<pid>/maps and the books are read -> differences
     between    the clients concerned look, and report
-    the next   what both rounds have found alike, and nothing was booked of in between, is a difference
+    the next   what both surveys have found alike, and nothing was booked of in between, is a difference
 
 What changed in between is looked at again, and again, until nothing is left or it has changed in every round.
 """
@@ -10,22 +10,19 @@ What changed in between is looked at again, and again, until nothing is left or 
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, cast
 
 from pagefold_proto.v1 import admin_pb2 as pb
 
-from pagefold_server.comparison import STRAY, Difference, common, compare, pages_of, within, without
+from pagefold_server.comparison import STRAY, Difference, common, pages_of, within, without
 from pagefold_server.domain import Domain
-from pagefold_server.engine import Held
-from pagefold_server.mappings import Key, Mapping, Seen, What, copies, parse, read, read_pagemap, view
-from pagefold_server.pageset import PageSet
+from pagefold_server.mappings import Key, What
 from pagefold_server.processes import Process
 from pagefold_server.session import Session
-from pagefold_server.tables import MAPPED, NO_FRAME, OWNED, PAGE
+from pagefold_server.survey import Survey, is_family, key_of, sessions_of
+from pagefold_server.tables import PAGE
 from pagefold_server.watch import Watch
 
 if TYPE_CHECKING:
@@ -34,25 +31,9 @@ if TYPE_CHECKING:
 _ROUNDS: Final = 16
 """With a client that writes and merges as fast as it can, nine differences in ten are gone in the second."""
 
-_TABLE_PAGES: Final = 1 << 11  # of the books, read in one go: a millisecond if every page is a run of its own
-_RUNS: Final = 256  # compared in one go
 _LOOK_SECONDS: Final = 0.01  # between two looks whether a client has answered; nothing else tells of that
 
-_COPIES: Final = (pb.FINDING_KIND_UNREPORTED_COPY, pb.FINDING_KIND_LOST_COPY)  # the right frame is mapped there
-
 _Watches = dict[int, Watch]  # by client
-
-
-@dataclass(frozen=True, slots=True)
-class _View:
-    """A segment in a process. `whole`: the process is the client itself, and reports what it does."""
-
-    session: Session
-    number: int
-    base: int
-    pages: int
-    key: Key
-    whole: bool
 
 
 class PageAudit:
@@ -107,15 +88,15 @@ class PageAudit:
                 numbered.setdefault(number, []).append(process)
         known: set[int] = set()
         for domain in self._domains:
-            for session in _sessions(domain):
+            for session in sessions_of(domain):
                 self._fsck.summary.clients += 1
                 known.add(session.hello.pid)
                 if session.state != "active" or not session.segments or session.opened > self._scanned:
                     continue
-                if any(_is_family(session, process.keys) for process in numbered.get(session.hello.pid, ())):
+                if any(is_family(session, process.keys) for process in numbered.get(session.hello.pid, ())):
                     continue
                 hidden = session.hello.pid in blind
-                if not hidden and any(_is_family(session, process.keys) for process in self._processes):
+                if not hidden and any(is_family(session, process.keys) for process in self._processes):
                     continue  # the client itself is gone, and children of it are there
                 if session.lease.is_free():
                     continue  # it has just died
@@ -132,13 +113,16 @@ class PageAudit:
     async def _audit(self, process: Process, domain: Domain) -> None:
         watches = _watch(domain)
         try:
-            before = await self._round(process, domain, count=True)
+            first = await Survey(process, domain, self._fsck.breathe).run()
+            self._tell_first(process, domain, first)
+            before = first.differences
             for _ in range(_ROUNDS):
                 if not before:
                     return
                 silent = await self._ask(domain, {difference.place[0] for difference in before})
                 later = _watch(domain)
-                after = within(await self._round(process, domain), pages_of(before))
+                survey = await Survey(process, domain, self._fsck.breathe).run()
+                after = within(survey.differences, pages_of(before))
                 sure = list(_untouched(common(before, after), watches, silent))
                 self._report(process, domain, sure, silent)
                 _unwatch(domain, watches)
@@ -151,7 +135,7 @@ class PageAudit:
 
     async def _ask(self, domain: Domain, clients: set[int]) -> set[int]:
         """Has clients look and report. Those that do not."""
-        concerned = [s for s in _sessions(domain) if s.client in clients and s.state == "active"]
+        concerned = [s for s in sessions_of(domain) if s.client in clients and s.state == "active"]
         asked = [(session, domain.ask_one(session)) for session in concerned]
         self._fsck.summary.looks += len(asked)
         until = time.monotonic() + self._fsck.patience
@@ -162,131 +146,18 @@ class PageAudit:
                 return missing
             await asyncio.sleep(_LOOK_SECONDS)
 
-    async def _round(self, process: Process, domain: Domain, count: bool = False) -> list[Difference]:
-        """Where the process is not as the books of the domain have it, at about one time."""
-        if not _is_open(domain):
-            return []
-        text = await asyncio.to_thread(read, process.pid)
-        mappings = []
-        for mapping in parse(text):
-            mappings.append(mapping)
-            await self._fsck.breathe()
-        if not _is_open(domain):
-            return []
-        pool = _key(domain.pool.fd)
-        views = sorted(self._views(process, domain, mappings, count), key=lambda found: not found.whole)
-        ranges, own = PageSet(), PageSet()
-        differences: list[Difference] = []
-        for found in views:
-            seen = []
-            for run in view(mappings, found.base, found.pages, found.key, pool):
-                seen.append(run)
-                await self._fsck.breathe()
-            if found.whole:
-                seen = await self._told_apart(process, found, seen)
-            else:
-                seen = _outside(own, found, seen)  # a child that is a client by now has books of its own for these
-            held = await self._held(domain, found, count and found.whole)
-            if held is None:
-                continue
-            here: list[Difference] = []
-            place = (found.session.client, found.number)
-            for n in range(0, len(seen), _RUNS):
-                here += compare(place, held, seen[n : n + _RUNS], found.whole)
-                await self._fsck.breathe()
-            if found.whole and _is_gone(held, seen, here):
-                here = [difference for difference in here if difference.state in MAPPED]
-            else:
-                ranges.add(0, found.base // PAGE, found.pages)
-                if found.whole:
-                    own.add(0, found.base // PAGE, found.pages)
-            differences += here
-        return differences + self._strays(process, domain, mappings, pool, ranges, count)
-
-    def _views(self, process: Process, domain: Domain, mappings: list[Mapping], tell: bool) -> list[_View]:
-        keys = {mapping.key for mapping in mappings}
-        views = []
-        for session in _sessions(domain):
-            if not _is_family(session, keys):
-                continue
-            whole = session.state == "active" and session.hello.pid in process.numbers
-            for number, segment in session.segments.items():
-                key = segment.identity
-                base = session.addresses.get(number) or _base(mappings, key)
-                if base:
-                    views.append(_View(session, number, base, segment.pages, key, whole))
-                elif tell and whole:
-                    text = f"where {session} maps segment {number} is not known: it does not say, and has no page of it"
-                    self._find(domain, pb.FINDING_KIND_UNREADABLE, text, session, segment=number)
-        return views
-
-    def _strays(
-        self,
-        process: Process,
-        domain: Domain,
-        mappings: list[Mapping],
-        pool: Key,
-        views: PageSet,
-        tell: bool,
-    ) -> list[Difference]:
-        """Frames mapped outside of all views. Shared and read-only they take no reference: so clients compare."""
-        strays = []
-        for mapping in mappings:
-            if mapping.key != pool:
-                continue
-            if mapping.shared:
-                if mapping.writable and tell:
-                    text = (
-                        f"process {process.pid} maps frames of domain {domain} shared and writable, and can change them"
-                    )
-                    self._find(domain, pb.FINDING_KIND_WRITABLE_FRAME, text, pid=process.pid)
-                continue
-            start, count = mapping.start // PAGE, (mapping.end - mapping.start) // PAGE
-            for first, pages in views.outside(0, start, count):
-                frame = mapping.offset // PAGE + first - start
-                strays.append(Difference(STRAY, first, pages, OWNED, NO_FRAME, What.FRAME, frame))
-        return strays
-
-    async def _told_apart(self, process: Process, found: _View, seen: list[Seen]) -> list[Seen]:
-        """Says of frames which are copies by now. Not where a forked child may share them: nobody looks there."""
-        if found.session.gauges.shared_pages:
-            return seen
-        try:
-            fd = os.open(f"/proc/{process.pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return seen
-        try:
-            told = []
-            for run in seen:
-                if run.what is not What.FRAME:
-                    told.append(run)
-                    continue
-                address = found.base + run.first * PAGE
-                if run.pages < _RUNS:
-                    flags = read_pagemap(fd, address, run.pages)
-                else:
-                    flags = await asyncio.to_thread(read_pagemap, fd, address, run.pages)
-                told += copies(flags, run)
-                await self._fsck.breathe()
-            return told
-        finally:
-            os.close(fd)
-
-    async def _held(self, domain: Domain, found: _View, count: bool) -> list[Held] | None:
-        """The pages of a view that hold frames; None if the segment is no more."""
-        client, held, summary = found.session.client, list[Held](), self._fsck.summary
-        summary.pages += found.pages if count else 0
-        for first in range(0, found.pages, _TABLE_PAGES):
-            if not _is_open(domain) or client not in domain.members or found.number not in found.session.segments:
-                return None
-            part = domain.engine.held(client, found.number, first, _TABLE_PAGES)
-            held += part
-            if count:
-                summary.references += sum(run.pages for run in part if run.state in MAPPED)
-            await self._fsck.breathe()
-        return held
-
     # What is told
+
+    def _tell_first(self, process: Process, domain: Domain, survey: Survey) -> None:
+        """What one survey is enough for."""
+        self._fsck.summary.pages += survey.pages
+        self._fsck.summary.references += survey.references
+        for session, number in survey.unplaced:
+            text = f"where {session} maps segment {number} is not known: it does not say, and has no page of it"
+            self._find(domain, pb.FINDING_KIND_UNREADABLE, text, session, segment=number)
+        if survey.writable:
+            text = f"process {process.pid} maps frames of domain {domain} shared and writable, and can change them"
+            self._find(domain, pb.FINDING_KIND_WRITABLE_FRAME, text, pid=process.pid)
 
     def _report(self, process: Process, domain: Domain, sure: list[Difference], silent: set[int]) -> None:
         for difference in sure:
@@ -349,72 +220,25 @@ class PageAudit:
         )
 
 
-def _is_open(domain: Domain) -> bool:
-    """A call, for it may change between two awaits."""
-    return not domain.closed
-
-
-def _sessions(domain: Domain) -> list[Session]:
-    return [cast(Session, member) for member in domain.members.values()]
-
-
-def _key(fd: int) -> Key:
-    found = os.fstat(fd)
-    return found.st_dev, found.st_ino
-
-
-def _is_family(session: Session, keys: set[Key] | frozenset[Key]) -> bool:
-    if session.lease.identity in keys:
-        return True
-    return any(segment.identity in keys for segment in session.segments.values())
-
-
 def _keys(domain: Domain) -> set[Key]:
     """All objects that belong to a domain."""
-    keys = {_key(domain.pool.fd)}
-    for session in _sessions(domain):
+    keys = {key_of(domain.pool.fd)}
+    for session in sessions_of(domain):
         keys.add(session.lease.identity)
         keys.update(segment.identity for segment in session.segments.values())
     return keys
 
 
-def _base(mappings: list[Mapping], segment: Key) -> int | None:
-    """Where a view begins, by a page of it that is its segment's own. For clients that do not say."""
-    return next((m.start - m.offset for m in mappings if m.key == segment), None)
-
-
-def _is_gone(held: list[Held], seen: list[Seen], differences: list[Difference]) -> bool:
-    """Whether nothing is mapped as it should be: the client has dropped this view, and will drop the segment.
-
-    Of what is at its addresses by now the books say nothing, and no event tells of pages that held no frame.
-    """
-    if any(run.what is What.OWN for run in seen):
-        return False
-    mapped = sum(run.pages for run in held if run.state in MAPPED)
-    elsewhere = (d for d in differences if d.state in MAPPED and d.kind not in _COPIES)
-    return mapped == sum(difference.pages for difference in elsewhere)
-
-
-def _outside(pages: PageSet, found: _View, seen: list[Seen]) -> list[Seen]:
-    base, parts = found.base // PAGE, []
-    for run in seen:
-        for first, count in pages.outside(0, base + run.first, run.pages):
-            shift = first - base - run.first
-            number = run.number + shift if run.what <= What.ELSEWHERE else run.number
-            parts.append(Seen(run.first + shift, count, run.what, number))
-    return parts
-
-
 def _watch(domain: Domain) -> _Watches:
     watches = {}
-    for session in _sessions(domain):
+    for session in sessions_of(domain):
         watches[session.client] = Watch()
         session.watches.append(watches[session.client])
     return watches
 
 
 def _unwatch(domain: Domain, watches: _Watches) -> None:
-    for session in _sessions(domain):
+    for session in sessions_of(domain):
         watch = watches.get(session.client)
         if watch in session.watches:
             session.watches.remove(watch)

@@ -14,7 +14,7 @@ import pytest
 from integration.test_hammer import HAMMER
 from pagefold import _names
 from pagefold_proto.v1 import admin_pb2 as pb
-from pagefold_server import mappings, pageaudit, processes
+from pagefold_server import mappings, processes, survey
 from pagefold_server.domain import Domain
 from pagefold_server.tables import MERGED
 from support.audit import Audit, assert_clean, audit
@@ -318,7 +318,7 @@ def test_a_process_that_may_not_be_read_is_said_to_be_that(tmp_path: Path, monke
             assert (finding.client, finding.pid) == (pair.client_of(hidden), hidden.pid)
             assert "may not read its /proc entry" in finding.text
             monkeypatch.undo()
-            monkeypatch.setattr(pageaudit, "read", read)  # it has given up its rights since it was found
+            monkeypatch.setattr(survey, "read", read)  # it has given up its rights since it was found
             assert "cannot be looked at" in only(pair.audit(), "UNREADABLE").text
         finally:
             pair.close()
