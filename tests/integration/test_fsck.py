@@ -414,12 +414,9 @@ def test_audits_come_one_after_the_other_and_end_with_their_caller_or_server(ser
         list(last)
 
 
-def test_no_difference_is_made_up_while_clients_write_and_merge(
-    serve: Callable[..., Server], capsys: pytest.CaptureFixture[str]
-) -> None:
+def audit_under_load(server: Server, seconds: float) -> str:
     """Writers that never rest, memory that comes and goes, forks: what is on its way is no difference."""
-    server = serve(poll_millisecs=10, smart_scan=False)
-    seconds, audits, looks, unsettled = 12, 0, 0, 0
+    audits = looks = unsettled = 0
     with Worker(server.address) as one, Worker(server.address) as two, Worker(server.address) as three:
         for number, worker in enumerate((one, two)):
             worker.send("execute", HAMMER, seconds, number, 0.05)
@@ -442,12 +439,18 @@ def test_no_difference_is_made_up_while_clients_write_and_merge(
         assert [lost for _, lost, _ in results] == [[], []]
         assert_clean(server)
         counters = server.status().counters
-        with capsys.disabled():
-            print(
-                f"\n  {audits} audits with {looks} looks during {counters.pages_merged} merges and "
-                f"{counters.pages_broken} breaks; {unsettled} pages kept changing",
-                end="",
-            )
-        assert audits >= 3
-        assert counters.pages_merged > 300
-        assert counters.pages_broken > 100
+    assert audits >= 3
+    assert counters.pages_merged > 300
+    assert counters.pages_broken > 100
+    return (
+        f"{audits} audits with {looks} looks during {counters.pages_merged} merges and {counters.pages_broken} breaks; "
+        f"{unsettled} pages kept changing"
+    )
+
+
+def test_no_difference_is_made_up_while_clients_write_and_merge(
+    serve: Callable[..., Server], capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = audit_under_load(serve(poll_millisecs=10, smart_scan=False), seconds=12)
+    with capsys.disabled():
+        print(f"\n  {said}", end="")

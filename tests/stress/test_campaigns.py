@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from integration.test_fsck import audit_under_load
 from integration.test_hammer import HAMMER
 from property.test_memory_model import World, run_machine
 from support import kernel
@@ -47,6 +48,14 @@ def test_hammering_for_long(
             f"\n  {written} writes, windows: p99 {stats['window_p99_micros']:.0f} us, "
             f"max {stats['window_max_micros']:.0f} us"
         )
+
+
+def test_audits_while_clients_write_and_merge_for_long(
+    serve: Callable[..., Server], capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = audit_under_load(serve(poll_millisecs=10, smart_scan=False), seconds=MINUTES * 60)
+    with capsys.disabled():
+        print(f"\n  {said}")
 
 
 class Tenant:
