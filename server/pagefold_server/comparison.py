@@ -1,4 +1,4 @@
-"""The books of a segment beside what a view maps: where they differ, and how two looks at the same go together.
+"""The books of a segment beside what a view maps: where they differ, and what two looks have in common.
 
 What a page is to map follows from its state in the books:
 
@@ -7,7 +7,8 @@ What a page is to map follows from its state in the books:
     merged, copied          the frame; merged pages are no copies as far as was reported, copied ones are
     on the zero page        anonymous memory
 
-Pure: it knows no process and no clock. Whether a difference is one, or an event on its way, is for `fsck` to find out.
+Pure: it knows no process and no clock. Whether a difference is one, or an event on its way, is for `fsck`
+to find out.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class Difference(NamedTuple):
     def kind(self) -> pb.FindingKind:
         """What it is, if it is one."""
         same = self.what in FRAMES and self.frame == self.number
-        if self.what in FRAMES and (not same or self.state == QUEUED):  # a queued proposal, nobody has been told of
+        if self.what in FRAMES and (not same or self.state == QUEUED):  # of that, nobody has been told
             return pb.FINDING_KIND_UNHELD_MAPPING
         if same and self.state == MERGED:
             return pb.FINDING_KIND_UNREPORTED_COPY

@@ -187,7 +187,7 @@ class Miscount(NamedTuple):
 
 
 class FrameLook(NamedTuple):
-    """What a store finds behind a frame's number. One released and not yet punched is neither used nor free."""
+    """What a store finds behind a number. One released and not yet punched is neither used nor free."""
 
     used: bool
     free: bool

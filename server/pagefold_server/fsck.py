@@ -1,17 +1,18 @@
-"""An audit of the running server: everything that the books say, beside what the kernel says. Changes nothing.
+"""An audit of the running server: what the books say, beside what the kernel says. Changes nothing.
 
     names       every name in /dev/shm against its lock, at the beginning and once more at the end
     processes   who maps anything of ours; /proc is read in threads, so that the loop goes on
     frames      counted again; each against its digest, holes where they belong
     pages       every reference against the mapping that it stands for, and every mapping against its reference
 
-Clients go on while they are looked at: a page may be merged by now, and the event on its way. So a difference counts
-only if two looks in a row find the same, the client has looked and reported what it did between the two, and nothing at
-all was booked of the page from before the first look on (`watch`). Then the books were, at the first look, a replay of
-everything that the client had done to the page; there is nothing that could still be on its way.
+Clients go on while they are looked at: a page may be merged by now, and the event on its way. So a
+difference counts only if two looks in a row find the same, the client has looked and reported what it did
+between the two, and nothing at all was booked of the page from before the first look on (`watch`). Then
+the books were, at the first look, a replay of everything that the client had done to the page; there is
+nothing that could still be on its way.
 
-All on the server's one thread, about a millisecond at a time. How the kernel is asked is in `mappings`, what is to be
-mapped in `comparison`, what is done about a difference nobody's business here.
+All on the server's one thread, about a millisecond at a time. How the kernel is asked is in `mappings`,
+what is to be mapped in `comparison`; what to do about a difference is for people to decide.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Every name of pagefold's in /dev/shm, and who holds it. Looks, and removes nothing: that is `sweep`'s.
 
-Whether an object is held is asked of its lock, on a descriptor of our own, as the sweep does. A doorbell has no lock:
-it is held by whoever has its lease.
+Whether an object is held is asked of its lock, on a descriptor of our own, as the sweep does. A doorbell
+has no lock: it is held by whoever has its lease.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _is_held(name: str) -> bool | None:
 
 
 def lock_takers() -> dict[Key, int]:
-    """Who took the locks that are held, as far as this PID namespace shows; children may hold them by now."""
+    """Who took the locks that are held, where this PID namespace shows it; children may have them by now."""
     return dict(_lock_takers())
 
 

@@ -3,8 +3,9 @@
     /proc/<pid>/maps      which object, at which offset, shared or private: a line a mapping
     /proc/<pid>/pagemap   for pages of frames, whether the process has made a private copy: 8 bytes a page
 
-Objects are told apart by device and inode, never by name: a name may be gone, or be another's. A line is true of some
-moment while the file was read, and so are neighbouring lines, each of its own: whoever compares looks again.
+Objects are told apart by device and inode, never by name: a name may be gone, or be another's. A line is
+true of some moment while the file was read, and so are neighbouring lines, each of its own: whoever
+compares looks again.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""The part of an audit that compares books and page tables, process by process; `fsck` says why what it finds is true.
+"""The part of an audit that compares books and mappings, process by process; `fsck` says why it is right.
 
     a survey   watches begin -> /proc/<pid>/maps and the books are read -> differences
     between    the clients concerned look, and report
     the next   what both surveys have found alike, and nothing was booked of in between, is a difference
 
-What changed in between is looked at again, and again, until nothing is left or it has changed in every round.
+What changed in between is looked at again, and again, until nothing is left or it has changed in every
+round.
 """
 
 from __future__ import annotations
@@ -245,7 +246,7 @@ def _unwatch(domain: Domain, watches: _Watches) -> None:
 
 
 def _untouched(differences: Iterator[Difference], watches: _Watches, silent: set[int]) -> Iterator[Difference]:
-    """The parts of which nothing was booked since the watches began. Those of silent clients are as they are."""
+    """The parts of which nothing was booked since the watches began; those of silent clients as they are."""
     for difference in differences:
         client, segment = difference.place
         watch = watches.get(client)

@@ -1,7 +1,7 @@
 """A set of pages, as runs by place: which parts of a run are in it, and which are not.
 
-A place is whatever tells one range of pages from another, say (client, segment). Adding is cheap, and the runs are put
-in order when somebody asks.
+A place is whatever tells one range of pages from another, say (client, segment). Adding is cheap, and the
+runs are put in order when somebody asks.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The processes that map something of pagefold's, found in /proc: of whose family each is, and which may not be read.
+"""The processes that map something of pagefold's, by /proc: of whose family each is, and which are hidden.
 
-A process is of a client's family if it maps the client's lease or one of its segments, whatever it calls itself: forked
-children do, and so does a child whose parent is gone. It is the client itself if it has the number that the client said
-in Hello, in whichever PID namespace.
+A process is of a client's family if it maps the client's lease or one of its segments, whatever it calls
+itself: forked children do, and so does a child whose parent is gone. It is the client itself if it has
+the number that the client said in Hello, in whichever PID namespace.
 """
 
 from __future__ import annotations

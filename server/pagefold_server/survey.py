@@ -1,7 +1,8 @@
 """A survey: how one process maps the views of one domain, beside the domain's books, at about one time.
 
-The process is the client itself, or of its family, or of nobody's that is known. What differs may be an event on its
-way: `pageaudit` makes surveys until it knows. Time is taken in slices, by whoever is asked to `breathe`.
+The process is the client itself, or of its family, or of nobody's that is known. What differs may be an
+event on its way: `pageaudit` makes surveys until it knows. Time is taken in slices, by whoever is asked
+to `breathe`.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ class Survey:
         return views
 
     def _find_strays(self, mappings: list[Mapping], pool: Key, placed: PageSet) -> None:
-        """Frames mapped outside of all views. Shared and read-only they take no reference: so clients compare."""
+        """Frames mapped outside of all views. Shared and read-only is how clients compare: that needs no reference."""
         for mapping in mappings:
             if mapping.key != pool:
                 continue
@@ -131,7 +132,7 @@ class Survey:
                 self.differences.append(Difference(STRAY, first, pages, OWNED, NO_FRAME, What.FRAME, frame))
 
     async def _told_apart(self, found: View, seen: list[Seen]) -> list[Seen]:
-        """Says of frames which are copies by now. Not where a forked child may share them: nobody looks there."""
+        """Says of frames which are copies by now, unless a forked child may share them: nobody looks then."""
         if found.session.gauges.shared_pages:
             return seen
         fd = os.open(f"/proc/{self._process.pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
@@ -205,7 +206,7 @@ def _base(mappings: list[Mapping], segment: Key) -> int | None:
 
 
 def _is_gone(held: list[Held], seen: list[Seen], differences: list[Difference]) -> bool:
-    """Whether nothing is mapped as it should be: the client has dropped this view, and will drop the segment.
+    """Whether nothing is mapped as it should be: the client has dropped the view, and the segment is next.
 
     Of what is at its addresses by now the books say nothing, and no event tells of pages that held no frame.
     """

@@ -1,8 +1,9 @@
-"""A watch over one session: which of its pages anything has happened to, by the books, since the watch began.
+"""A watch over one session: to which of its pages anything has happened, by the books, since it began.
 
-An audit compares the books with what a process maps while both go on. What it finds may be an event on its way. So it
-has the client look and report, and asks the watch: a page of which nothing was booked from before the comparison until
-after that report was, when it was compared, what the books say; and if it maps something else, that is a difference.
+An audit compares the books with what a process maps while both go on. What it finds may be an event on
+its way. So it has the client look and report, and asks the watch: a page of which nothing was booked from
+before the comparison until after that report was, when it was compared, what the books say; and if it
+maps something else, that is a difference.
 """
 
 from __future__ import annotations

@@ -285,7 +285,7 @@ def test_a_reference_that_the_engine_has_dropped(tmp_path: Path) -> None:
 
 
 def test_a_view_that_is_gone_before_its_segment_is_dropped_is_no_difference(pair: Pair) -> None:
-    """A client unmaps a view, reports what it released, and then drops the segment: later, if a proposal is on its way.
+    """A client unmaps a view, reports, and then drops the segment: later, if a proposal is on its way.
 
     No event is about pages that held no frame, and other memory may be at their addresses by then.
     """

@@ -1,4 +1,4 @@
-"""What engines tell audits, on both: who holds what, which frames are not what they were, and whose users."""
+"""What engines tell audits, on both: who holds what, which frames and which counts are wrong."""
 
 from __future__ import annotations
 

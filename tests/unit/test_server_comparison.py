@@ -1,4 +1,4 @@
-"""Books beside page tables: what fits, what differs, and what two looks have in common. No process is looked at."""
+"""Books beside mappings: what fits, what differs, what two looks have in common. No process is looked at."""
 
 from __future__ import annotations
 

@@ -40,12 +40,13 @@ def fsck(
 ) -> None:
     """Compare the server's books with what the kernel says that processes map, while they run; change nothing.
 
-    Looked at are every page that holds a frame, in both directions and in forked children too; every frame's bytes,
-    by digest, and its users, counted again; and every name in /dev/shm. The first difference of each kind is told
-    with both sides. What is on its way, in a client that goes on working, is not taken for a difference.
+    Looked at are every page that holds a frame, in both directions and in forked children too; every
+    frame's bytes, by digest, and its users, counted again; and every name in /dev/shm. The first
+    difference of each kind is told with both sides. What is on its way, in a client that goes on working,
+    is not taken for a difference.
 
-    Exits 0 if all is as it should be, 1 if there is a difference, 2 if there is none as far as could be looked: then
-    it says what stood in the way, another user's process for example.
+    Exits 0 if all is as it should be, 1 if there is a difference, 2 if there is none as far as could be
+    looked: then it says what stood in the way, another user's process for example.
 
     Examples:
       pagefold fsck

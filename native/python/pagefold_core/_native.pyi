@@ -361,12 +361,12 @@ class Engine:
         """Numbers of the frames in use, in order."""
 
     def held(self, client: int, segment: int, first: int, count: int) -> list[tuple[int, int, int, int]]:
-        """Runs of pages that hold frames, or that frames are proposed to: first, count, state, first frame or -1."""
+        """Runs of pages with frames, or proposed for them: first, count, state, first frame or -1."""
 
     def audit(self, first: int, count: int) -> list[tuple[int, int]]:
-        """Frames of a range that are not as they should be, and what is wrong (`FrameFault` in engine.py)."""
+        """Frames of a range with something wrong, and what (`FrameFault` in engine.py)."""
 
     def recount(self) -> list[tuple[int, int, int, int, int]]:
-        """Frames whose users are other than the books have it: references, reservations, and both as counted."""
+        """Frames with miscounted users: references and reservations by the books, and as counted."""
 
     def check(self) -> None: ...

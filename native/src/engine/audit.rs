@@ -1,5 +1,5 @@
-//! What an audit of a running engine asks: who holds which frame, whether frames are what they were when they were made,
-//! and whether their users are counted right. Reads, and changes nothing.
+//! What an audit of a running engine asks: who holds which frame, whether frames are what they were when they
+//! were made, and whether their users are counted right. Reads, and changes nothing.
 
 use super::error::{Error, Result};
 use super::frames::{Fault, Miscount};
@@ -19,7 +19,8 @@ pub struct Held {
 }
 
 impl Engine {
-    /// The pages of a part of a segment that hold frames, or that frames are proposed to. The part may reach beyond the end.
+    /// The pages of a part of a segment that hold frames, or that frames are proposed to. The part may reach beyond
+    /// the end.
     pub fn held(&self, client: i64, number: i64, part: Run) -> Result<Vec<Held>> {
         let book = self.books.clients.get(self.books.clients.key(client)?);
         let table = self.books.tables.table(book.segment(number).ok_or(Error::NoSegment(number))?);
