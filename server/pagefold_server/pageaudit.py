@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 from pagefold_proto.v1 import admin_pb2 as pb
 
@@ -163,10 +163,6 @@ class PageAudit:
     def _report(self, process: Process, domain: Domain, sure: list[Difference], silent: set[int]) -> None:
         for difference in sure:
             kind = difference.kind
-            session = cast("Session | None", domain.members.get(difference.place[0]))
-            shared = session is not None and session.gauges.shared_pages
-            if kind == pb.FINDING_KIND_UNREPORTED_COPY and shared:
-                continue  # nobody looks, while a forked child may share the view
             where = self._where(process, domain, difference)
             text = f"{where}: the books have it {difference.booked}, and process {process.pid} maps {difference.mapped}"
             if difference.place == STRAY:
@@ -246,12 +242,15 @@ def _unwatch(domain: Domain, watches: _Watches) -> None:
 
 
 def _untouched(differences: Iterator[Difference], watches: _Watches, silent: set[int]) -> Iterator[Difference]:
-    """The parts of which nothing was booked since the watches began; those of silent clients as they are."""
+    """The parts of which nothing was booked since the watches began; those of silent clients as they are.
+
+    Of pages that a forked child may share nobody looks which were written: no report of these is missing.
+    """
     for difference in differences:
         client, segment = difference.place
         watch = watches.get(client)
         if difference.place == STRAY or client in silent:
             yield difference
-        elif watch is not None:
+        elif watch is not None and not (watch.shared and difference.kind == pb.FINDING_KIND_UNREPORTED_COPY):
             for first, count in watch.touched.outside(segment, difference.first, difference.pages):
                 yield difference.part(first, count)

@@ -186,7 +186,7 @@ class Sessions:
         self._settle(session, settling)
         told = engine.take(session.client, self._configuration.now.max_batch_pages)
         for watch in session.watches:
-            watch.saw(events, told)
+            watch.saw(events, told, session.gauges.shared_pages > 0)
         reply = self._reply(session, told)
         session.answered(time.monotonic(), reply, answers, bool(events.kind))
         if events.kind:

@@ -26,13 +26,17 @@ class Watch:
 
     Attributes:
         touched: pages by segment.
+        shared: a forked child may have shared views when the client looked for writes: then it did not look at
+            these. (It says so in the call that it makes after a look: no fork and no thaw comes in between.)
     """
 
     def __init__(self) -> None:
         self.touched = PageSet()
+        self.shared = False
 
-    def saw(self, events: Columns, told: Instructions) -> None:
-        """Notes what a client reported, and what it was told."""
+    def saw(self, events: Columns, told: Instructions, shared: bool) -> None:
+        """Notes what a client reported, and what it was told; `shared` as it is now."""
+        self.shared |= shared
         for kind, segment, first, count in zip(events.kind, events.segment, events.first, events.count, strict=True):
             if kind not in _IDLE:
                 self.touched.add(segment, first, count)

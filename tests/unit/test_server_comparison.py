@@ -154,8 +154,14 @@ def test_a_watch_sees_what_changes_a_mapping_and_nothing_else() -> None:
     kinds = range(1, 10)  # merged, declined, copied, released, not adopted, excluded, included, written, and a new one
     one = [1] * len(kinds)
     pages = [10 * kind for kind in kinds]
-    watch.saw(Columns(list(kinds), one, pages, one, one, one, one), Instructions([(1, 200, 2, 5)], [(1, 300, 1)]))
+    watch.saw(
+        Columns(list(kinds), one, pages, one, one, one, one), Instructions([(1, 200, 2, 5)], [(1, 300, 1)]), False
+    )
     assert list(watch.touched.inside(1, 0, 1000)) == [(10, 1), (20, 1), (30, 1), (40, 1), (90, 1), (200, 2), (300, 1)]
+    assert not watch.shared
+    for shared in (True, False):
+        watch.saw(Columns([], [], [], [], [], [], []), Instructions(), shared)
+    assert watch.shared, "at any time"
 
 
 def test_lines_of_maps() -> None:
