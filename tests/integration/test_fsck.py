@@ -81,6 +81,25 @@ def run(remote):
         os._exit(0)
     return child
 """
+# A client that never finds out what was written.
+BLIND = """
+import threading, time
+class Blind:
+    def __init__(self, space): self._space, self.entered = space, threading.Event()
+    def __getattr__(self, name): return getattr(self._space, name)
+    def harvest(self, *args, **kwargs): return 0
+    def wait(self, *args):
+        self.entered.set()
+        time.sleep(0.02)
+        return "rung"
+def run(remote):
+    parts = remote.client._parts
+    blind = Blind(parts.space)
+    parts.conversation._space = blind
+    object.__setattr__(parts.session._w, "space", blind)
+    parts.session.kick()
+    assert blind.entered.wait(20)
+"""
 JOIN = """
 import os
 def run(remote):
@@ -259,6 +278,19 @@ def test_a_copy_that_the_process_has_lost(pair: Pair) -> None:
     worker.call("execute", REMAP, "a", PAGE_2, "forget")
     assert worker.call("read", "a", PAGE_2 * PAGE, PAGE) == page_of(2), "the kernel has dropped the copy"
     assert "a copy of frame" in only(pair.audit(), "LOST_COPY").text
+
+
+def test_a_copy_that_the_client_does_not_report(pair: Pair) -> None:
+    worker = pair.workers[0]
+    worker.call("execute", BLIND)
+    assert pair.audit().kinds == {}
+    worker.call("write", "a", PAGE_2 * PAGE, b"mine")
+    assert "maps a private copy of frame" in only(pair.audit(), "UNREPORTED_COPY").text
+    worker.call("execute", FORK)  # while a child may share the view, nobody is to look
+    try:
+        assert pair.audit().kinds == {}
+    finally:
+        worker.call("execute", JOIN)
 
 
 def test_a_reference_that_the_engine_has_dropped(tmp_path: Path) -> None:
