@@ -67,6 +67,7 @@ class ConversationSpace(Protocol):
     def adopt(self, segment: list[int], first: list[int], count: list[int], /) -> int: ...
     def exclude(self, segment: int, first: int, count: int, excluded: bool, /) -> None: ...
     def add_pool(self, pool: int, fd: int, /) -> None: ...
+    def drop_pool(self, pool: int, /) -> bool: ...
     def resume(self) -> None: ...
     def harvest(self, all: bool = ..., /) -> int: ...
     def drain(self, limit: int, /) -> Any: ...
@@ -281,9 +282,7 @@ class Conversation:
     def _leave_pools(self) -> None:
         for segment in self._known.values():
             for first in range(0, segment.pages, ADOPT_PAGES):
-                self._attempt(
-                    self._space.adopt, [[segment.number], [first], [min(ADOPT_PAGES, segment.pages - first)]]
-                )
+                self._attempt(self._space.adopt, [[segment.number], [first], [min(ADOPT_PAGES, segment.pages - first)]])
 
     def close(self) -> None:
         """Lets go of the pools."""
@@ -368,7 +367,11 @@ class Conversation:
         while self._added:
             segment = self._added[0]
             request = pb.AddSegmentRequest(
-                session=self._session, segment=segment.number, name=segment.name, pages=segment.pages
+                session=self._session,
+                segment=segment.number,
+                name=segment.name,
+                pages=segment.pages,
+                address=segment.address,
             )
             try:
                 self._call(ADD_SEGMENT, request, timeout)
@@ -443,6 +446,7 @@ class Conversation:
             windows=windows.windows,
             window_p99_micros=round(windows.p99_micros),
             window_max_micros=round(windows.max_micros),
+            shared_pages=counts.shared,
         )
 
     def _call(self, method: Method[Q, R], request: Q, timeout: float) -> R:

@@ -41,7 +41,7 @@ class Pools:
     def __init__(self, space: PoolSpace) -> None:
         self.slot = _slots.new_slot()
         self._space = space
-        self._held: dict[str, tuple[int, int]] = {}  # name -> number, descriptor; the native half has the same open file
+        self._held: dict[str, tuple[int, int]] = {}  # name -> number, descriptor that it maps through
         self._owner = 0
 
     def add(self, number: int, name: str) -> None:
@@ -115,9 +115,11 @@ def _open(name: str, slot: int) -> int:
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # refused while somebody removes it
         _slots.hold(fd, slot)
-        if not os.fstat(fd).st_nlink:
-            raise OSError(errno.ENOENT, "it has just been removed", name)
+        removed = not os.fstat(fd).st_nlink
     except BaseException:
         os.close(fd)
         raise
+    if removed:
+        os.close(fd)
+        raise OSError(errno.ENOENT, "it has just been removed", name)
     return fd

@@ -7,8 +7,8 @@
 The session lock is held for a turn at a time and never while waiting: a fork, or advise(), gets in between. While the
 server does not answer, local work goes on and the same call is made again, later and later, for ever. When it does not
 know this client any more, it was started anew: the next turn opens a session there, and reports how everything is. A
-client with nothing to say notices by the lock on its pool that its server is gone. Only a server that does not want this
-client ends the session for good: memory goes on, nothing merges.
+client with nothing to say notices by the lock on its pool that its server is gone. Only a server that does not want
+this client ends the session for good: memory goes on, nothing merges.
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ from typing import Any, Final, Protocol
 
 from pagefold._arena import Arena
 from pagefold._conversation import Conversation
-from pagefold._errors import OutOfSharedMemory, PagefoldError, ServerFault, ServerRefused, ServerUnavailable, SessionLost
+from pagefold._errors import (
+    OutOfSharedMemory,
+    PagefoldError,
+    ServerFault,
+    ServerRefused,
+    ServerUnavailable,
+    SessionLost,
+)
 from pagefold._fork import GENERATION_POLL, Kin, no_fork
 from pagefold._reports import SettleReport
 from pagefold._transport import Transport

@@ -366,6 +366,7 @@ impl Space {
             counts.zero += view.table.count(State::Zero);
             counts.copied += view.table.count(State::Copied) + view.table.count(State::CopiedZero);
             counts.frozen += view.table.count(State::Frozen);
+            counts.shared += if view.shared { view.table.pages() } else { 0 };
         }
         counts
     }

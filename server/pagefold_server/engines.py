@@ -12,7 +12,6 @@ from pagefold_server.pool import Pool
 from pagefold_server.pool_file import Orphan, PoolFile, find_orphan
 from pagefold_server.reference import ReferenceEngine
 
-
 _log = structlog.get_logger("pagefold.engines")
 
 
@@ -45,9 +44,7 @@ def make(name: str, uid: int, options: EngineOptions, tag: str = "") -> tuple[Po
     return *_make(name, uid, options, tag, None), False
 
 
-def _make(
-    name: str, uid: int, options: EngineOptions, tag: str, orphan: Orphan | None
-) -> tuple[PoolFile, Engine]:
+def _make(name: str, uid: int, options: EngineOptions, tag: str, orphan: Orphan | None) -> tuple[PoolFile, Engine]:
     made = PoolFile(uid, tag, orphan) if name == NativeEngine.name else Pool(uid, tag=tag, orphan=orphan)
     engine: Engine
     try:

@@ -32,6 +32,7 @@ class Event:
 
     @property
     def end(self) -> int:
+        """The page after the last."""
         return self.first + self.count
 
     def expect_states(self, states: bytes) -> None:

@@ -60,7 +60,7 @@ class MemoryServicer(memory_pb2_grpc.MemoryServicer):
     @answered
     async def AddSegment(self, request: pb.AddSegmentRequest, context: _Context) -> pb.AddSegmentReply:  # noqa: N802
         """Makes a segment known."""
-        self._sessions.add_segment(request.session, request.segment, request.name, request.pages)
+        self._sessions.add_segment(request.session, request.segment, request.name, request.pages, request.address)
         return pb.AddSegmentReply()
 
     @answered

@@ -16,7 +16,10 @@ from pagefold_server.engine import (
     Columns,
     EngineCounters,
     EngineOptions,
+    FrameFault,
+    Held,
     Instructions,
+    Miscount,
     PassReport,
     ProtocolViolation,
     SegmentCounts,
@@ -173,6 +176,20 @@ class NativeEngine:
     def frames(self) -> list[int]:
         """Numbers of the frames in use, in order. For tests and audits."""
         return self._engine.frames()
+
+    # Audits
+
+    def held(self, client: int, segment: int, first: int, count: int) -> list[Held]:
+        """See `Engine`."""
+        return [Held(*run) for run in self._engine.held(client, segment, first, count)]
+
+    def audit(self, first: int, count: int) -> list[tuple[int, FrameFault]]:
+        """See `Engine`."""
+        return [(frame, FrameFault(fault)) for frame, fault in self._engine.audit(first, count)]
+
+    def recount(self) -> list[Miscount]:
+        """See `Engine`."""
+        return [Miscount(*found) for found in self._engine.recount()]
 
     def check(self) -> None:
         """See `Engine`."""

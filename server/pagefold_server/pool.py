@@ -25,6 +25,7 @@ from typing import Final
 from sortedcontainers import SortedDict, SortedSet
 
 from pagefold_server._fallocate import punch_hole
+from pagefold_server.engine import FrameLook
 from pagefold_server.pool_file import Orphan, PoolFile
 
 PAGE: Final = mmap.PAGESIZE
@@ -53,9 +54,7 @@ class Pool(PoolFile):
         OSError: the object cannot be made.
     """
 
-    def __init__(
-        self, uid: int, limit: int = MOST_FRAMES, tag: str = "", orphan: Orphan | None = None
-    ) -> None:
+    def __init__(self, uid: int, limit: int = MOST_FRAMES, tag: str = "", orphan: Orphan | None = None) -> None:
         super().__init__(uid, tag, orphan)
         self._limit = limit
         self._use = bytearray()
@@ -111,6 +110,12 @@ class Pool(PoolFile):
         if self._use[frame] != _WRITTEN:
             raise ValueError(f"frame {frame} has not been written")
         return os.pread(self.fd, PAGE, frame * PAGE)
+
+    def look(self, frame: int) -> FrameLook:
+        """See `FrameStore`."""
+        use = self._use[frame] if frame < len(self._use) else _FREE
+        page = os.pread(self.fd, PAGE, frame * PAGE) if self._has_data(frame, frame + 1) else None
+        return FrameLook(use in (_ALLOCATED, _WRITTEN), use == _FREE, page)
 
     def release(self, frame: int) -> None:
         """Gives a frame up; `flush` gives its memory back. A batch that is full is flushed here.

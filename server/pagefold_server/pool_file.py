@@ -3,9 +3,9 @@
     made --> owned --server stops or dies--> orphan --the next server--> owned
                                                `---nobody maps it any more--> garbage, swept
 
-Clients open it by name, read-only (mode 0400). It never shrinks. What is in it, engines say; whose it is, and who may map
-it, locks on it say (see `pagefold._slots`). Its name ends in a tag that stands for server address, user and label, so that
-the next server finds it.
+Clients open it by name, read-only (mode 0400). It never shrinks. What is in it, engines say; whose it is, and who
+may map it, locks on it say (see `pagefold._slots`). Its name ends in a tag that stands for server address, user and
+label, so that the next server finds it.
 """
 
 from __future__ import annotations

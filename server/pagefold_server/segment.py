@@ -36,6 +36,9 @@ class ForeignObject:
         kind: which kind of name it has to be.
         uid: who has to own it. None: anybody.
 
+    Attributes:
+        identity: device and inode.
+
     Raises:
         BadName: the name has another form.
         NotASegment: nothing, or nothing plain, has that name.
@@ -56,11 +59,11 @@ class ForeignObject:
             self.close()
             raise WrongOwner(f"{name} belongs to uid {found.st_uid}, not to uid {uid}")
         self.uid = found.st_uid
-        self._identity = (found.st_dev, found.st_ino)
+        self.identity = (found.st_dev, found.st_ino)
 
     def is_same(self, other: ForeignObject) -> bool:
         """Whether both are one object, whatever their names."""
-        return self._identity == other._identity
+        return self.identity == other.identity
 
     def bytes_allocated(self) -> int:
         """Memory that the kernel has given to it."""
@@ -72,7 +75,7 @@ class ForeignObject:
             found = os.lstat(SHM + self.name)
         except FileNotFoundError:
             return
-        if (found.st_dev, found.st_ino) == self._identity:
+        if (found.st_dev, found.st_ino) == self.identity:
             _names.remove(self.name)
 
     def close(self) -> None:

@@ -113,8 +113,8 @@ class Sessions:
         _log.info("session opened", client=session.client, pid=said.pid, program=said.program, uid=lease.uid)
         return session
 
-    def add_segment(self, token: bytes, number: int, name: str, pages: int) -> None:
-        """Makes a segment part of the scan."""
+    def add_segment(self, token: bytes, number: int, name: str, pages: int, address: int = 0) -> None:
+        """Makes a segment part of the scan. `address` is for audits: where the client maps it."""
         session, settings = self._find(token), self._configuration.now
         known = session.segments.get(number)
         if known is not None:
@@ -133,6 +133,7 @@ class Sessions:
             segment.close()
             raise
         session.segments[number] = segment
+        session.addresses[number] = address
         session.domain.stir()
         self._wake()
 
@@ -144,6 +145,7 @@ class Sessions:
         if not session.domain.engine.drop_segment(session.client, number):
             raise SegmentInUse(f"pages of segment {number} map frames, or are about to: report them Released first")
         session.segments.pop(number).close()
+        session.addresses.pop(number, None)
 
     def exchange(
         self,
@@ -186,6 +188,8 @@ class Sessions:
         session.has_looked(looked, time.monotonic())
         self._settle(session, settling)
         told = engine.take(session.client, self._configuration.now.max_batch_pages)
+        for watch in session.watches:
+            watch.saw(events, told, session.gauges.shared_pages > 0)
         reply = self._reply(session, told)
         session.answered(time.monotonic(), reply, answers, bool(events.kind))
         if events.kind:

@@ -8,7 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from pagefold_server.engine import Columns, EngineCounters, EngineOptions, Instructions, ProtocolViolation, Step
+from pagefold_server.engine import (
+    Columns,
+    EngineCounters,
+    EngineOptions,
+    Held,
+    Instructions,
+    Miscount,
+    ProtocolViolation,
+    Step,
+)
 from pagefold_server.native import NativeEngine
 from pagefold_server.pool import MOST_FRAMES, Pool
 from pagefold_server.pool_file import Orphan, PoolFile
@@ -203,6 +212,14 @@ class Lockstep:
         pages: tuple[int, int] = self._both("merged_pages", client)
         return pages
 
+    def held(self, client: int, segment: int, first: int, count: int) -> list[Held]:
+        held: list[Held] = self._both("held", client, segment, first, count)
+        return held
+
+    def recount(self) -> list[Miscount]:
+        wrong: list[Miscount] = self._both("recount")
+        return wrong
+
     def check(self) -> None:
         """Both have right books, and the same."""
         self.reference.check()
@@ -216,6 +233,8 @@ class Lockstep:
             self.merged_pages(client)
             for segment in book.segments:
                 self.segment_counts(client, segment)
+                self.held(client, segment, 0, 1 << 20)
+        assert self.recount() == []
         frames = self.native.frames()
         assert frames == self._frames()
         for frame in frames:

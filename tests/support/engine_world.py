@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from pagefold_server._fallocate import punch_hole
-from pagefold_server.engine import Columns, Engine
+from pagefold_server.engine import Columns, Engine, FrameLook
 
 PAGE = mmap.PAGESIZE
 ZEROS = bytes(PAGE)
@@ -71,6 +71,9 @@ class FakeStore:
         page = self.pages[frame]
         assert page is not None, "a frame is read that was never written"
         return page
+
+    def look(self, frame: int) -> FrameLook:
+        return FrameLook(frame in self.pages, frame not in self.pages, self.pages.get(frame))
 
     def release(self, frame: int) -> None:
         for client in self.clients:

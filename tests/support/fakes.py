@@ -110,7 +110,14 @@ class FakeSpace:
 
     def counts(self) -> Any:
         return SimpleNamespace(
-            owned=0, merged=self.merged, zero=self.zero, copied=0, frozen=0, mappings=len(self.views), budget=100
+            owned=0,
+            merged=self.merged,
+            zero=self.zero,
+            copied=0,
+            frozen=0,
+            shared=0,
+            mappings=len(self.views),
+            budget=100,
         )
 
     def windows(self) -> Any:

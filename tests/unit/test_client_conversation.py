@@ -103,6 +103,7 @@ def test_segments_are_announced_before_their_events(bed: Bed) -> None:
     methods = [name for name, _ in bed.server.requests]
     assert methods == ["Hello", "AddSegment", "AddSegment", "Exchange"]
     assert bed.server.of("AddSegment")[0].name == segment.name
+    assert bed.server.of("AddSegment")[0].address == segment.address > 0
     assert bed.server.booked == [(EXCLUDED, 1, 0, 1, 0, 0, 0)]
     assert bed.conversation.announced.is_set()
     segment.discard()

@@ -66,6 +66,7 @@ class Counts:
     zero: int
     copied: int
     frozen: int
+    shared: int
     mappings: int
     """Mappings (VMAs) that the views use."""
     budget: int
@@ -367,5 +368,14 @@ class Engine:
     def merged_pages(self, client: int) -> tuple[int, int]: ...
     def frames(self) -> list[int]:
         """Numbers of the frames in use, in order."""
+
+    def held(self, client: int, segment: int, first: int, count: int) -> list[tuple[int, int, int, int]]:
+        """Runs of pages with frames, or proposed for them: first, count, state, first frame or -1."""
+
+    def audit(self, first: int, count: int) -> list[tuple[int, int]]:
+        """Frames of a range with something wrong, and what (`FrameFault` in engine.py)."""
+
+    def recount(self) -> list[tuple[int, int, int, int, int]]:
+        """Frames with miscounted users: references and reservations by the books, and as counted."""
 
     def check(self) -> None: ...

@@ -10,6 +10,31 @@ use super::store::Store;
 use std::collections::HashMap;
 use std::io;
 
+/// What can be wrong with a frame. The numbers are those of `FrameFault` in `engine.py`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Fault {
+    /// Its bytes have another digest than in the stable tree (I1).
+    Changed = 1,
+    /// It is in use, and there is no memory behind it.
+    Hole = 2,
+    /// It is free, and there is memory behind it.
+    Left = 3,
+    /// It is in use, and the stable tree does not have it.
+    Unlisted = 4,
+}
+
+/// A frame whose users are other than the books have it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Miscount {
+    /// Which one.
+    pub frame: u32,
+    /// References and reservations by the books.
+    pub booked: (u32, u32),
+    /// The same by the page tables.
+    pub counted: (u32, u32),
+}
+
 /// See the head of this file. Columns by frame number, 16 bytes each.
 pub struct Frames {
     pub store: Store,
@@ -156,6 +181,51 @@ impl Frames {
         columns + self.stable.bookkeeping_bytes() + self.store.bookkeeping_bytes()
     }
 
+    /// How many frame numbers there are, used or not.
+    pub fn numbers(&self) -> usize {
+        self.digests.len()
+    }
+
+    /// What is wrong with the frames of a range; `buffer` has room for one page.
+    pub fn audit(&self, first: u32, count: u32, buffer: &mut [u8], digest: impl Fn(&[u8]) -> u64) -> Vec<(u32, Fault)> {
+        let mut faults = Vec::new();
+        let mut data = None; // the first frame with memory, looked for when it is passed
+        for frame in first..first.saturating_add(count).min(self.store.numbers().numbers()) {
+            if data.is_none_or(|found| found < frame) {
+                data = Some(self.store.next_data(frame).unwrap_or(u32::MAX));
+            }
+            let has_data = data == Some(frame);
+            if self.store.numbers().is_free(frame) {
+                faults.extend(has_data.then_some((frame, Fault::Left)));
+            } else if self.store.numbers().is_used(frame) {
+                let expected = self.digests.get(frame as usize).copied();
+                if !has_data {
+                    faults.push((frame, Fault::Hole));
+                } else if !self.store.read(frame, buffer) || Some(digest(buffer)) != expected {
+                    faults.push((frame, Fault::Changed));
+                }
+                if !expected.is_some_and(|digest| self.stable.has(digest, frame, &self.digests)) {
+                    faults.push((frame, Fault::Unlisted));
+                }
+            }
+        }
+        faults
+    }
+
+    /// Compares the users of frames with what was counted: references and reservations by frame.
+    pub fn recount(&self, mut counted: Vec<(u32, u32)>) -> Vec<Miscount> {
+        counted.resize(counted.len().max(self.numbers()), (0, 0));
+        self.past.iter().for_each(|frame| counted[*frame as usize].1 += 1);
+        let booked = |frame: usize| match frame < self.numbers() {
+            true => (self.references[frame], self.reservations[frame]),
+            false => (0, 0),
+        };
+        let differs = |(frame, &counted): (usize, &(u32, u32))| {
+            (booked(frame) != counted).then(|| Miscount { frame: frame as u32, booked: booked(frame), counted })
+        };
+        counted.iter().enumerate().filter_map(differs).collect()
+    }
+
     /// Compares the books with what the page tables say, by frame: references and reservations.
     pub fn check(&self, mut users: HashMap<u32, (u32, u32)>) -> Result<(), String> {
         for frame in &self.past {
@@ -183,5 +253,11 @@ impl Frames {
             return Err("frames in use miscounted".into());
         }
         Ok(())
+    }
+
+    /// Takes a frame out of the tree alone, which makes the books wrong.
+    #[cfg(test)]
+    pub fn forget_listing(&mut self, frame: u32) {
+        self.stable.remove(self.digests[frame as usize], frame);
     }
 }

@@ -113,6 +113,22 @@ impl Store {
         self.numbers.used().collect()
     }
 
+    /// Which numbers are in use, and which are free. For audits.
+    pub fn numbers(&self) -> &Allocator {
+        &self.numbers
+    }
+
+    /// The first frame from here on with memory behind it. For audits.
+    pub fn next_data(&self, frame: u32) -> Option<u32> {
+        let found = shm::next_data(self.fd.as_fd(), bytes(frame as usize)).ok()??;
+        u32::try_from(found / page_size()).ok()
+    }
+
+    /// Reads a frame. Whether there was all of it. For audits.
+    pub fn read(&self, frame: u32, buffer: &mut [u8]) -> bool {
+        shm::read(self.fd.as_fd(), buffer, bytes(frame as usize)).is_ok_and(|read| read == buffer.len())
+    }
+
     pub fn bookkeeping_bytes(&self) -> usize {
         self.numbers.bookkeeping_bytes()
     }

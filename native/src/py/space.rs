@@ -28,6 +28,7 @@ pub struct Counts {
     zero: usize,
     copied: usize,
     frozen: usize,
+    shared: usize,
     mappings: usize,
     budget: usize,
 }
@@ -233,6 +234,7 @@ impl Space {
             zero: c.zero,
             copied: c.copied,
             frozen: c.frozen,
+            shared: c.shared,
             mappings: c.mappings,
             budget: c.budget,
         }

@@ -146,16 +146,18 @@ class HelloReply(_message.Message):
     def __init__(self, session: _Optional[bytes] = ..., instance: _Optional[bytes] = ..., version: _Optional[str] = ..., max_batch_pages: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., poll_millisecs: _Optional[int] = ..., pool: _Optional[str] = ...) -> None: ...
 
 class AddSegmentRequest(_message.Message):
-    __slots__ = ("session", "segment", "name", "pages")
+    __slots__ = ("session", "segment", "name", "pages", "address")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     SEGMENT_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     PAGES_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     segment: int
     name: str
     pages: int
-    def __init__(self, session: _Optional[bytes] = ..., segment: _Optional[int] = ..., name: _Optional[str] = ..., pages: _Optional[int] = ...) -> None: ...
+    address: int
+    def __init__(self, session: _Optional[bytes] = ..., segment: _Optional[int] = ..., name: _Optional[str] = ..., pages: _Optional[int] = ..., address: _Optional[int] = ...) -> None: ...
 
 class AddSegmentReply(_message.Message):
     __slots__ = ()
@@ -180,7 +182,7 @@ class Events(_message.Message):
     def __init__(self, kind: _Optional[_Iterable[_Union[EventKind, str]]] = ..., segment: _Optional[_Iterable[int]] = ..., first: _Optional[_Iterable[int]] = ..., count: _Optional[_Iterable[int]] = ..., pool: _Optional[_Iterable[int]] = ..., frame: _Optional[_Iterable[int]] = ..., detail: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Gauges(_message.Message):
-    __slots__ = ("owned_pages", "merged_pages", "zero_pages", "copied_pages", "mappings", "mapping_budget", "windows", "window_p99_micros", "window_max_micros")
+    __slots__ = ("owned_pages", "merged_pages", "zero_pages", "copied_pages", "mappings", "mapping_budget", "windows", "window_p99_micros", "window_max_micros", "shared_pages")
     OWNED_PAGES_FIELD_NUMBER: _ClassVar[int]
     MERGED_PAGES_FIELD_NUMBER: _ClassVar[int]
     ZERO_PAGES_FIELD_NUMBER: _ClassVar[int]
@@ -190,6 +192,7 @@ class Gauges(_message.Message):
     WINDOWS_FIELD_NUMBER: _ClassVar[int]
     WINDOW_P99_MICROS_FIELD_NUMBER: _ClassVar[int]
     WINDOW_MAX_MICROS_FIELD_NUMBER: _ClassVar[int]
+    SHARED_PAGES_FIELD_NUMBER: _ClassVar[int]
     owned_pages: int
     merged_pages: int
     zero_pages: int
@@ -199,7 +202,8 @@ class Gauges(_message.Message):
     windows: int
     window_p99_micros: int
     window_max_micros: int
-    def __init__(self, owned_pages: _Optional[int] = ..., merged_pages: _Optional[int] = ..., zero_pages: _Optional[int] = ..., copied_pages: _Optional[int] = ..., mappings: _Optional[int] = ..., mapping_budget: _Optional[int] = ..., windows: _Optional[int] = ..., window_p99_micros: _Optional[int] = ..., window_max_micros: _Optional[int] = ...) -> None: ...
+    shared_pages: int
+    def __init__(self, owned_pages: _Optional[int] = ..., merged_pages: _Optional[int] = ..., zero_pages: _Optional[int] = ..., copied_pages: _Optional[int] = ..., mappings: _Optional[int] = ..., mapping_budget: _Optional[int] = ..., windows: _Optional[int] = ..., window_p99_micros: _Optional[int] = ..., window_max_micros: _Optional[int] = ..., shared_pages: _Optional[int] = ...) -> None: ...
 
 class ExchangeRequest(_message.Message):
     __slots__ = ("session", "sequence", "events", "gauges", "settling", "looked", "resuming")
