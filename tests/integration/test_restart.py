@@ -15,7 +15,7 @@ from support.server import Server
 from support.waiting import until
 from support.worker import PAGE, Worker, page_of
 
-pytestmark = [pytest.mark.needs("uffd"), pytest.mark.variants]
+pytestmark = pytest.mark.needs("uffd")
 
 Serve = Callable[..., Server]
 Work = Callable[..., Worker]

@@ -63,7 +63,7 @@ fn pages_are_merged_written_and_given_back() {
 
 #[test]
 fn an_audit_sees_what_the_books_have_wrong() {
-    let mut engine = Engine::new(shm::anonymous(), Options::default(), 1, 1 << 20);
+    let mut engine = Engine::new(shm::anonymous(), Options::default(), 1, 1 << 20, 1);
     for client in 1..=2 {
         engine.add_client(client).expect("a client");
         engine.add_segment(client, 1, segment(&[7, 8]), 2, false).expect("a segment");
