@@ -187,6 +187,8 @@ class Client:
             window_p99_micros=windows.p99_micros,
             window_max_micros=windows.max_micros,
             window_max_running_micros=windows.max_running_micros,
+            backing=parts.arena.backing,
+            memfd_bytes=parts.arena.memfd_pages * PAGE,
         )
 
     @contextlib.contextmanager

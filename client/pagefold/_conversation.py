@@ -300,6 +300,9 @@ class Conversation:
             request = pb.AddSegmentRequest(
                 session=self._session, segment=segment.number, name=segment.name, pages=segment.pages
             )
+            if segment.place == "memfd":
+                request.backing = pb.BACKING_MEMFD
+                request.pid, request.descriptor = os.getpid(), segment.fd
             try:
                 self._call(ADD_SEGMENT, request, timeout)
             except ServerRefused as error:
