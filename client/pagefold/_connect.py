@@ -6,6 +6,7 @@ lease -> native space -> doorbell -> kin (from here on forks wait) -> hello -> a
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 import time
@@ -30,6 +31,7 @@ from pagefold._version import __version__
 PROTOCOL: Final = 1
 START_SECONDS: Final = 20.0
 MAX_DOMAIN: Final = 64
+_EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 def connect(
@@ -109,6 +111,8 @@ def connect(
         try:
             space, way = _make_space(tier, lease.fd, budget, disabled, way, asked_tracker is not None)
         except OSError as error:
+            if error.errno in _EXHAUSTED:  # a client that merges nothing, for want of a descriptor, is no help
+                raise no_segment(PAGE, error) from error
             if asked_tier is not None:
                 raise BarrierUnavailable(f"barrier={tier!r} cannot be had here: {error}") from error
             tier, trouble, way = "off", f"nothing is merged: {error}", "checksum"
@@ -157,10 +161,10 @@ class _Release:
         name = _names.doorbell_for(self._lease.name)
         try:
             posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode=0o600, initial_value=0).close()
-        except OSError as error:
-            raise no_segment(PAGE, error) from error
-        self._doorbell = name
-        return Doorbell(name)
+            self._doorbell = name
+            return Doorbell(name)
+        except (posix_ipc.Error, OSError) as error:
+            raise no_segment(PAGE, _names.with_number(error)) from error
 
     def __call__(self) -> None:
         if self._doorbell:

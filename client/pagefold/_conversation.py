@@ -43,6 +43,10 @@ DROP_AGAIN_SECONDS: Final = 0.5
 
 _COLUMNS: Final = ("kind", "segment", "first", "count", "pool", "frame", "detail")
 _SHORT_OF_MEMORY: Final = (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT)
+_MORE_ROOM: Final = "Free memory, or make /dev/shm larger (mount -o remount,size=SIZE /dev/shm)"
+_MORE_MAPPINGS: Final = (
+    "Free memory, or let the process have more mappings (sysctl vm.max_map_count, and connect(mapping_budget=...))"
+)
 
 _log = logging.getLogger("pagefold")
 
@@ -118,6 +122,7 @@ class Conversation:
         self._max_events = MAX_EVENTS
         self._sequence = 0
         self._request: pb.ExchangeRequest | None = None
+        self._pools: list[pb.PoolInfo] = []  # announced, and not opened yet
         # Events taken out of the journal and not sent yet; how many rows of it the request under way carries.
         self._outbox: deque[Any] = deque()
         self._outbox_sent = 0
@@ -214,7 +219,7 @@ class Conversation:
                     raise OutOfSharedMemory(
                         f"{human(count * _page_size())} cannot be taken back from their shared frames: "
                         f"{os.strerror(detail)}. They keep their bytes, and stay merged until they are written. "
-                        "Free memory, or make /dev/shm larger (mount -o remount,size=SIZE /dev/shm)"
+                        + (_MORE_MAPPINGS if detail == errno.ENOMEM else _MORE_ROOM)
                     )
                 raise OSError(detail, f"pages cannot be adopted: {os.strerror(detail)}")
 
@@ -336,8 +341,8 @@ class Conversation:
             dropping.segment.discard()
 
     def _carry_out(self, reply: pb.ExchangeReply) -> bool:
-        for pool in reply.pools:
-            self._add_pool(pool)
+        # One that could not be opened (no descriptor left, say) is tried again: the server announces it only once.
+        self._pools = [pool for pool in (*self._pools, *reply.pools) if not self._add_pool(pool)]
         self.totals = reply.totals
         merges, adopts = reply.merges, reply.adopts
         if merges.count:
@@ -359,21 +364,29 @@ class Conversation:
             # What was done is in the journal, whatever happened: the books stay right.
             _log.exception("carrying out the server's instructions failed")
 
-    def _add_pool(self, pool: pb.PoolInfo) -> None:
+    def _add_pool(self, pool: pb.PoolInfo) -> bool:
+        """Whether that is done with; if not, trying again may help."""
         if not _names.is_name(_names.POOL, pool.name):
             _log.error("the server names a pool %r: its proposals will be declined", pool.name)
-            return
+            return True
         try:
             fd = posix_ipc.SharedMemory(pool.name, flags=0, read_only=True).fd
         except (posix_ipc.Error, OSError) as error:
-            _log.error("the pool %s cannot be opened, so nothing will merge: %s", pool.name, error)
-            return
+            _log.log(self._loudness(pool), "nothing merges until the pool %s can be opened: %s", pool.name, error)
+            return False
         try:
             self._space.add_pool(pool.pool, fd)
-        except (OSError, ValueError, OverflowError) as error:
+        except OSError as error:
+            _log.log(self._loudness(pool), "nothing merges until the pool %s can be used: %s", pool.name, error)
+            return False
+        except (ValueError, OverflowError) as error:
             _log.error("the pool %s cannot be used, so nothing will merge: %s", pool.name, error)
         finally:
             os.close(fd)
+        return True
+
+    def _loudness(self, pool: pb.PoolInfo) -> int:
+        return logging.DEBUG if pool in self._pools else logging.ERROR
 
     def _gauges(self) -> pb.Gauges:
         counts, windows = self._space.counts(), self._space.windows()
