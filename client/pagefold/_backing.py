@@ -38,6 +38,7 @@ _MFD_NOEXEC_SEAL: Final = 0x8
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 # An empty reservation is made in pieces: tmpfs begins one again from its start when a signal comes.
 _RESERVED_AT_ONCE: Final = 4 << 20
+_LEFT_OVER: Final = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,18 @@ def memory_room() -> Room | None:
     if bound is not None:
         size, free = min(size, bound.size), min(free, bound.free)
     return Room(size, free)
+
+
+def spare_pages() -> int | None:
+    """How many pages may be taken back from frames now: that takes memory which nobody asked for. None: no bound known.
+
+    There is no error for the last page of memory: the kernel ends a process, of ours or of somebody else's. So some is
+    left over, for others that take pages back at the same time too.
+    """
+    room = memory_room()
+    if room is None:
+        return None
+    return max(0, room.free - min(room.size // 16, _LEFT_OVER)) // os.sysconf("SC_PAGE_SIZE")
 
 
 def create(place: Place, nbytes: int) -> _names.LockedObject:

@@ -240,6 +240,7 @@ class Client:
         parts.space.exclude(segment, first, pages, not mergeable)
         if mergeable:
             return
+        parts.arena.sweep()  # what was freed before has room for what is taken back
         for begin in range(first, first + pages, ADOPT_PAGES):
             with parts.kin.session():
                 parts.conversation.adopt(segment, begin, min(ADOPT_PAGES, first + pages - begin))

@@ -27,7 +27,7 @@ from typing import Any, Final, Protocol
 import posix_ipc
 from pagefold_proto.v1 import memory_pb2 as pb
 
-from pagefold import _names
+from pagefold import _backing, _names
 from pagefold._arena import Arena, Segment
 from pagefold._errors import OutOfSharedMemory, ServerFault, ServerRefused, SessionLost
 from pagefold._reports import human
@@ -45,7 +45,8 @@ _COLUMNS: Final = ("kind", "segment", "first", "count", "pool", "frame", "detail
 _SHORT_OF_MEMORY: Final = (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT)
 _MORE_ROOM: Final = "Free memory, or make /dev/shm larger (mount -o remount,size=SIZE /dev/shm)"
 _MORE_MAPPINGS: Final = (
-    "Free memory, or let the process have more mappings (sysctl vm.max_map_count, and connect(mapping_budget=...))"
+    "Free memory (or raise the limit of the container or control group), or let the process have more mappings "
+    "(sysctl vm.max_map_count, and connect(mapping_budget=...))"
 )
 
 _log = logging.getLogger("pagefold")
@@ -69,7 +70,7 @@ class ConversationSpace(Protocol):
     def merge(
         self, segment: list[int], first: list[int], count: list[int], pool: list[int], frame: list[int], /
     ) -> int: ...
-    def adopt(self, segment: list[int], first: list[int], count: list[int], /) -> int: ...
+    def adopt(self, segment: list[int], first: list[int], count: list[int], room: int | None, /) -> int: ...
     def exclude(self, segment: int, first: int, count: int, excluded: bool, /) -> None: ...
     def add_pool(self, pool: int, fd: int, /) -> None: ...
     def harvest(self, all: bool = ..., /) -> int: ...
@@ -203,12 +204,12 @@ class Conversation:
         """Takes pages back at once, for advise().
 
         Raises:
-            OutOfSharedMemory: /dev/shm has no room for them; what was adopted so far stays so.
+            OutOfSharedMemory: there is no room for them; what was adopted so far stays so.
             OSError: another failure of the kernel's.
         """
         self._fill_outbox(everything=True)  # what is in the journal already is not about this call
         known = len(self._outbox)
-        self._space.adopt([segment], [first], [pages])
+        self._space.adopt([segment], [first], [pages], _backing.spare_pages())
         self._fill_outbox(everything=True)
         for index in range(known, len(self._outbox)):
             events = self._outbox[index]
@@ -352,14 +353,14 @@ class Conversation:
         if adopts.count:
             length = len(adopts.count)
             runs = [adopts.segment, adopts.first, adopts.count]
-            self._attempt(self._space.adopt, [_filled(column, length) for column in runs])
+            self._attempt(self._space.adopt, [*(_filled(column, length) for column in runs), _backing.spare_pages()])
         if reply.HasField("settle_report"):
             self.settles.answer(reply.settle_report)
         return bool(merges.count or adopts.count or reply.more)
 
-    def _attempt(self, act: Callable[..., int], columns: list[list[int]]) -> None:
+    def _attempt(self, act: Callable[..., int], arguments: list[Any]) -> None:
         try:
-            act(*columns)
+            act(*arguments)
         except (OSError, ValueError, OverflowError):
             # What was done is in the journal, whatever happened: the books stay right.
             _log.exception("carrying out the server's instructions failed")

@@ -275,21 +275,55 @@ def test_a_users_client_cannot_have_the_root_server_open_roots_memory(
         assert offer(raw, made.name, made.fd) == ""
 
 
-def test_a_server_that_may_not_look_says_so(client: Raw, shared: Server, tmp_path: Path) -> None:
-    # A server of the same user cannot look into a process that is not dumpable; root's can. Either is told apart here.
-    script = """
+# Holds a memfd, and says what it is called; one that is not dumpable is closed to others of its user.
+HOLDER = """
 import ctypes, os, sys
 from pagefold import _backing
-assert ctypes.CDLL(None).prctl(4, 0, 0, 0, 0) == 0  # PR_SET_DUMPABLE
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setresgid(65534, 65534, 65534)
+    os.setresuid(65534, 65534, 65534)
+assert ctypes.CDLL(None).prctl(4, int(sys.argv[1]), 0, 0, 0) == 0  # PR_SET_DUMPABLE
 made = _backing.create("memfd", 16384)
 print(made.name, made.fd, flush=True)
 sys.stdin.read()
 """
+# What a server that is not root's, but of that user, makes of it.
+LOOKER = """
+import os, sys
+import pagefold_server.errors
+from pagefold_server.segment import Holder, Segment
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setresgid(65534, 65534, 65534)
+    os.setresuid(65534, 65534, 65534)
+name, pid, fd = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+try:
+    segment = Segment(name, os.geteuid(), 4, 1000, Holder(pid, fd))
+except pagefold_server.errors.ForeignObjectError as error:
+    print(type(error).__name__, error)
+else:
+    print("taken", os.fstat(segment.fd).st_size)
+"""
+
+
+@pytest.mark.parametrize("dumpable", [True, False])
+def test_a_server_of_the_same_user_may_look_unless_the_program_is_closed_to_it(dumpable: bool, client: Raw) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLDER, str(int(dumpable))], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         name, fd = process.stdout.readline().split()
-        answer = offer(client, name, int(fd), pid=process.pid)
-        assert answer == ("" if os.geteuid() == 0 else "REASON_WRONG_OWNER")
+        said = subprocess.run(
+            [sys.executable, "-c", LOOKER, name, str(process.pid), fd], capture_output=True, text=True, check=True
+        ).stdout
+        # The server of these tests is root's, if they are, and may look everywhere; but this is another user's.
+        if os.geteuid() == 0:
+            assert offer(client, name, int(fd), pid=process.pid) == "REASON_WRONG_OWNER"
         process.communicate("")
+    if dumpable:
+        assert said.split() == ["taken", "16384"]
+    else:
+        assert said.startswith("WrongOwner")
+        assert "same user" in said
+        assert "backing='shm'" in said

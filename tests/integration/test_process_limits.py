@@ -318,21 +318,33 @@ def test_a_control_groups_limit_refuses_memory_and_merging_makes_room(
     one, two = work(backing="memfd"), work(backing="memfd")
     (bounded / "cgroup.procs").write_text(str(one.pid))
     limit = bounded / ("memory.max" if (bounded / "memory.max").exists() else "memory.limit_in_bytes")
-    limit.write_text(str(96 << 20))
+    used = bounded / ("memory.current" if limit.name == "memory.max" else "memory.usage_in_bytes")
+    limit.write_text(str(int(used.read_text()) + (64 << 20)))
     server.configure(run=0)
-    pages = (60 << 20) // PAGE
+    pages = (40 << 20) // PAGE
     for w in (one, two):
         w.call("allocate", "a", pages * PAGE)
         w.call("fill_pages", "a", list(range(1, pages + 1)))
     digest = two.call("digest", "a")
-    with pytest.raises(MemoryError, match=r"of the 96 MiB.*memory\.max"):
-        one.call("allocate", "b", 60 << 20)
+    with pytest.raises(MemoryError, match=r"of memory and swap .*memory\.max"):
+        one.call("allocate", "b", 40 << 20)
     server.configure(run=1)
     assert one.call("settle", 30).settled
     assert one.call("stats").merged_bytes == pages * PAGE
-    one.call("allocate", "b", 60 << 20)
+    one.call("allocate", "b", 40 << 20)
     one.call("fill_pages", "b", [1_000_000 + n for n in range(pages)])
     assert one.call("digest", "a") == two.call("digest", "a") == digest
     assert one.call("read", "b", 100 * PAGE, PAGE) == page_of(1_000_100)
+    # To take everything apart now would be its end: the group has no room for a's pages beside b's.
+    server.configure(run=2)
+    until(lambda: server.status().counters.pages_shared + server.status().counters.pages_sharing <= pages, 20, "two's")
+    with pytest.raises(MemoryError, match="control group"):
+        one.call("advise", "a", False)
+    assert one.call("digest", "a") == digest
+    assert one.call("stats").merged_bytes > 5 << 20
+    one.call("free", "b")
+    one.call("advise", "a", False)
+    until(lambda: server.status().counters.pages_shared == 0, 20, "taking it apart once there is room")
+    assert one.call("digest", "a") == two.call("digest", "a") == digest
     one.close()
     until(lambda: not (bounded / "cgroup.procs").read_text(), 10, "the worker's end")

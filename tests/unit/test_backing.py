@@ -117,6 +117,17 @@ def test_strict_overcommit_bounds_memory(monkeypatch: pytest.MonkeyPatch) -> Non
     assert _backing.memory_room() == Room(800 << 10, 100 << 10)
 
 
+def test_some_memory_is_left_when_pages_are_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    for room, pages in (
+        (Room(1600 << 20, 500 << 20), (400 << 20) // PAGE),
+        (Room(1600 << 20, 50 << 20), 0),
+        (Room(1 << 40, 1 << 30), (768 << 20) // PAGE),
+        (None, None),
+    ):
+        monkeypatch.setattr(_backing, "memory_room", lambda room=room: room)
+        assert _backing.spare_pages() == pages
+
+
 def test_names_of_backings() -> None:
     assert [_backing.checked(name) for name in ("auto", "shm", "memfd")] == ["auto", "shm", "memfd"]
     with pytest.raises(ValueError, match="backing 'hugetlb'"):
