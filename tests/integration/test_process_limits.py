@@ -82,7 +82,9 @@ def test_merging_runs_out_of_mappings(left: int, server: Server, work: Work) -> 
     before = content(one), content(two)
     one.call("execute", USE_UP, left)
     server.configure(run=1)
-    two.call("settle", 20)
+    report = two.call("settle", 20)
+    assert report.pages_over_budget > 0
+    assert "vm.max_map_count" in server.status().trouble
     assert (content(one), content(two)) == before
     assert one.call("stats").merged_bytes < PAGES // 2 * PAGE
     assert server.status().counters.pages_declined > 0
