@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
@@ -39,6 +40,7 @@ _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 # An empty reservation is made in pieces: tmpfs begins one again from its start when a signal comes.
 _RESERVED_AT_ONCE: Final = 4 << 20
 _LEFT_OVER: Final = 256 << 20
+_ROOM_SECONDS: Final = 0.02  # for which a look at free memory holds when small pieces are handed out
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ def checked(backing: str) -> Backing:
 
 def room(place: Place) -> Room | None:
     """What there is. None: without a limit, or the kernel does not say."""
-    return shm_room() if place == "shm" else memory_room()
+    return shm_room() if place == "shm" else memory_room(_ROOM_SECONDS)
 
 
 def shm_room() -> Room | None:
@@ -77,8 +79,23 @@ def shm_room() -> Room | None:
     return Room(size, stat.f_bavail * stat.f_frsize, size < memory // 4)
 
 
-def memory_room() -> Room | None:
-    """Of the machine, or of this process's control group if that has less."""
+def memory_room(age: float = 0.0) -> Room | None:
+    """Of the machine, or of this process's control group if that has less.
+
+    Args:
+        age: seconds for which an earlier look is good enough: the kernel takes half a millisecond for one.
+    """
+    global _looked
+    now = time.monotonic()
+    if _looked is None or now - _looked[0] > age:
+        _looked = now, _memory_room()
+    return _looked[1]
+
+
+_looked: tuple[float, Room | None] | None = None
+
+
+def _memory_room() -> Room | None:
     known = _meminfo()
     if "MemAvailable" not in known:
         return None
@@ -93,13 +110,13 @@ def memory_room() -> Room | None:
     return Room(size, free)
 
 
-def spare_pages() -> int | None:
+def spare_pages(age: float = 0.0) -> int | None:
     """How many pages may be taken back from frames now: that takes memory which nobody asked for. None: no bound known.
 
     There is no error for the last page of memory: the kernel ends a process, of ours or of somebody else's. So some is
-    left over, for others that take pages back at the same time too.
+    left over, for others that take pages back at the same time too. `age`: see `memory_room`.
     """
-    room = memory_room()
+    room = memory_room(age)
     if room is None:
         return None
     return max(0, room.free - min(room.size // 16, _LEFT_OVER)) // os.sysconf("SC_PAGE_SIZE")

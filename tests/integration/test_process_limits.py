@@ -350,3 +350,34 @@ def test_a_control_groups_limit_refuses_memory_and_merging_makes_room(
     assert one.call("digest", "a") == two.call("digest", "a") == digest
     one.close()
     until(lambda: not (bounded / "cgroup.procs").read_text(), 10, "the worker's end")
+
+
+def test_merging_at_the_limit_of_a_control_group_ends_nobody(bounded: Path, server: Server, work: Work) -> None:
+    # Server and clients in one container that is full. A frame is made before the two pages that it replaces are given
+    # back; made for all of them first, frames would take half of what is there once more.
+    one, two = work(backing="memfd"), work(backing="memfd")
+    for pid in (server.pid, one.pid, two.pid):
+        (bounded / "cgroup.procs").write_text(str(pid))
+    limit = bounded / ("memory.max" if (bounded / "memory.max").exists() else "memory.limit_in_bytes")
+    used = bounded / ("memory.current" if limit.name == "memory.max" else "memory.usage_in_bytes")
+    server.configure(run=0)
+    pages = (64 << 20) // PAGE
+    for w in (one, two):
+        w.call("allocate", "a", pages * PAGE)
+        w.call("fill_pages", "a", list(range(1, pages + 1)))
+    digest = two.call("digest", "a")
+    limit.write_text(str(int(used.read_text()) + (6 << 20)))
+    server.configure(run=1)
+    until(
+        lambda: two.call("settle", 20).settled and one.call("stats").merged_bytes == pages * PAGE,
+        60,
+        "merging within the limit",
+    )
+    assert one.call("digest", "a") == two.call("digest", "a") == digest
+    assert int(used.read_text()) < 100 << 20
+    assert server.status().trouble == ""
+    limit.write_text(str(1 << 30))
+    for w in (one, two):
+        w.close()
+    server.stop()
+    until(lambda: not (bounded / "cgroup.procs").read_text(), 10, "the end of all of them")

@@ -124,8 +124,19 @@ def test_some_memory_is_left_when_pages_are_taken_back(monkeypatch: pytest.Monke
         (Room(1 << 40, 1 << 30), (768 << 20) // PAGE),
         (None, None),
     ):
-        monkeypatch.setattr(_backing, "memory_room", lambda room=room: room)
+        monkeypatch.setattr(_backing, "memory_room", lambda age, room=room: room)
         assert _backing.spare_pages() == pages
+
+
+def test_a_look_at_memory_holds_for_as_long_as_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = [Room(4, 1), Room(4, 2), Room(4, 3)]
+    monkeypatch.setattr(_backing, "_memory_room", lambda: looks.pop(0))
+    monkeypatch.setattr(_backing, "_looked", None)
+    assert _backing.memory_room(3600) == Room(4, 1)
+    assert _backing.memory_room(3600) == Room(4, 1)
+    assert _backing.memory_room() == Room(4, 2)
+    assert _backing.memory_room(3600) == Room(4, 2)
+    assert _backing.memory_room(0) == Room(4, 3)
 
 
 def test_names_of_backings() -> None:
