@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support import variant
 from support.server import Server
 from support.waiting import until
 from support.worker import PAGE, Worker, page_of
@@ -18,6 +19,7 @@ pytestmark = pytest.mark.needs("uffd")
 
 Work = Callable[..., Worker]
 PAGES = 2048
+READS_ALL = variant.TRACKER == "checksum"
 
 
 def loaded(*workers: Worker, pages: int = PAGES) -> str:
@@ -131,7 +133,7 @@ class Debugger:
 
 
 def test_a_debugger_that_stops_and_continues_a_client_while_it_merges(serve: Callable[..., Server]) -> None:
-    server = serve(silent_seconds=1)
+    server = serve(silent_seconds=1, smart_scan=False)
     with Worker(server.address) as one, Worker(server.address) as two:
         digest = loaded(one, two)
         address = one.call("execute", ADDRESS)
@@ -152,8 +154,7 @@ def test_a_debugger_that_stops_and_continues_a_client_while_it_merges(serve: Cal
             debugger.go_on(detach=True)
             one.receive()
         assert one.call("digest", "a") == two.call("digest", "a") == digest
-        assert one.call("settle").settled
-        assert one.call("stats").merged_bytes == PAGES * PAGE
+        until(lambda: settled_with(one, one, PAGES), what="merging everything")
         assert one.call("digest", "a") == digest
 
 
@@ -195,9 +196,9 @@ def test_a_stopped_client_holds_nobody_up_and_loses_nothing(moment: str, serve: 
         os.kill(one.pid, signal.SIGSTOP)
         try:
             report = two.call("settle", 20)
-            # What it has written nobody knows; nothing may claim that all is merged.
-            assert not report.settled
-            assert "does not answer" in report.reason
+            # What it has written nobody knows, unless the server reads everything itself: nothing may claim otherwise.
+            assert report.settled == READS_ALL
+            assert READS_ALL or "does not answer" in report.reason
             assert "silent" in [c.state for c in server.clients()]
             two.call("write", "a", 0, b"others go on")
             assert two.call("read", "a", 0, 12) == b"others go on"
@@ -229,14 +230,15 @@ def test_a_client_whose_session_thread_never_gets_the_gil(serve: Callable[..., S
         server.configure(run=1)
         one.send("execute", HOLD_THE_GIL, 4)
         report = two.call("settle", 20)
-        assert not report.settled, "what the first has written is not known"
+        assert report.settled == READS_ALL, "what the first has written is not known"
+        assert not READS_ALL or report.pages_refused == PAGES
         assert two.call("digest", "a") == digest
         two.call("write", "a", 0, b"goes on")
         one.receive()
         assert one.call("digest", "a") == digest
         assert two.call("read", "a", 0, 7) == b"goes on"
         until(lambda: one.call("settle", 20).settled, 30, "settling with both")
-        assert one.call("stats").merged_bytes == (PAGES - 1) * PAGE
+        assert two.call("stats").merged_bytes == (PAGES - 1) * PAGE
         assert one.call("stats").connected
         assert one.call("digest", "a") == digest
 
