@@ -145,7 +145,7 @@ class Observer:
         over = sum(counted.pages_over_budget for counted in (d.engine.counters() for d in self._domains))
         if over:
             yield (
-                f"{over} pages are left alone because their clients used up their mappings: "
+                f"{over} pages are left alone because their clients used up their mapping budget, or all mappings: "
                 "raise vm.max_map_count (sysctl), and restart the clients"
             )
 
