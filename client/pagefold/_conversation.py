@@ -26,6 +26,7 @@ from typing import Any, Final, Protocol
 
 from pagefold_proto.v1 import memory_pb2 as pb
 
+from pagefold import _backing
 from pagefold._arena import Arena, Segment
 from pagefold._errors import OutOfSharedMemory, ServerFault, ServerRefused, SessionLost
 from pagefold._pools import Pools
@@ -42,6 +43,11 @@ DROP_AGAIN_SECONDS: Final = 0.5
 
 _COLUMNS: Final = ("kind", "segment", "first", "count", "pool", "frame", "detail")
 _SHORT_OF_MEMORY: Final = (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT)
+_MORE_ROOM: Final = "Free memory, or make /dev/shm larger (mount -o remount,size=SIZE /dev/shm)"
+_MORE_MAPPINGS: Final = (
+    "Free memory (or raise the limit of the container or control group), or let the process have more mappings "
+    "(sysctl vm.max_map_count, and connect(mapping_budget=...))"
+)
 
 _log = logging.getLogger("pagefold")
 
@@ -64,7 +70,7 @@ class ConversationSpace(Protocol):
     def merge(
         self, segment: list[int], first: list[int], count: list[int], pool: list[int], frame: list[int], /
     ) -> int: ...
-    def adopt(self, segment: list[int], first: list[int], count: list[int], /) -> int: ...
+    def adopt(self, segment: list[int], first: list[int], count: list[int], room: int | None, /) -> int: ...
     def exclude(self, segment: int, first: int, count: int, excluded: bool, /) -> None: ...
     def add_pool(self, pool: int, fd: int, /) -> None: ...
     def drop_pool(self, pool: int, /) -> bool: ...
@@ -124,6 +130,7 @@ class Conversation:
         self._max_events = MAX_EVENTS
         self._sequence = 0
         self._request: pb.ExchangeRequest | None = None
+        self._unopened: list[pb.PoolInfo] = []  # announced, and not opened yet
         # Events taken out of the journal and not sent yet; how many rows of it the request under way carries.
         self._outbox: deque[Any] = deque()
         self._outbox_sent = 0
@@ -216,12 +223,12 @@ class Conversation:
         """Takes pages back at once, for advise().
 
         Raises:
-            OutOfSharedMemory: /dev/shm has no room for them; what was adopted so far stays so.
+            OutOfSharedMemory: there is no room for them; what was adopted so far stays so.
             OSError: another failure of the kernel's.
         """
         self._fill_outbox(everything=True)  # what is in the journal already is not about this call
         known = len(self._outbox)
-        self._space.adopt([segment], [first], [pages])
+        self._space.adopt([segment], [first], [pages], _backing.spare_pages())
         self._fill_outbox(everything=True)
         for index in range(known, len(self._outbox)):
             events = self._outbox[index]
@@ -232,7 +239,7 @@ class Conversation:
                     raise OutOfSharedMemory(
                         f"{human(count * _page_size())} cannot be taken back from their shared frames: "
                         f"{os.strerror(detail)}. They keep their bytes, and stay merged until they are written. "
-                        "Free memory, or make /dev/shm larger (mount -o remount,size=SIZE /dev/shm)"
+                        + (_MORE_MAPPINGS if detail == errno.ENOMEM else _MORE_ROOM)
                     )
                 raise OSError(detail, f"pages cannot be adopted: {os.strerror(detail)}")
 
@@ -260,6 +267,7 @@ class Conversation:
         self._request = None
         self._outbox.clear()
         self._outbox_sent = self._drained = self._sent = self._sequence = 0
+        self._unopened.clear()
         for segment in self.leftovers():
             segment.discard()  # whoever it was to be dropped from is gone
         if not self._pools.has(pool):
@@ -282,7 +290,8 @@ class Conversation:
     def _leave_pools(self) -> None:
         for segment in self._known.values():
             for first in range(0, segment.pages, ADOPT_PAGES):
-                self._attempt(self._space.adopt, [[segment.number], [first], [min(ADOPT_PAGES, segment.pages - first)]])
+                run = [[segment.number], [first], [min(ADOPT_PAGES, segment.pages - first)]]
+                self._attempt(self._space.adopt, [*run, _backing.spare_pages()])
 
     def close(self) -> None:
         """Lets go of the pools."""
@@ -373,6 +382,9 @@ class Conversation:
                 pages=segment.pages,
                 address=segment.address,
             )
+            if segment.place == "memfd":
+                request.backing = pb.BACKING_MEMFD
+                request.pid, request.descriptor = os.getpid(), segment.fd
             try:
                 self._call(ADD_SEGMENT, request, timeout)
             except ServerRefused as error:
@@ -407,9 +419,8 @@ class Conversation:
             dropping.segment.discard()
 
     def _carry_out(self, reply: pb.ExchangeReply) -> bool:
-        for pool in reply.pools:
-            self._pools.add(pool.pool, pool.name)
-            self._pools.expect(pool.name)
+        # One that could not be opened (no descriptor left, say) is tried again: the server announces it only once.
+        self._unopened = [pool for pool in (*self._unopened, *reply.pools) if not self._pools.add(pool.pool, pool.name)]
         self.totals = reply.totals
         merges, adopts = reply.merges, reply.adopts
         if merges.count:
@@ -419,14 +430,14 @@ class Conversation:
         if adopts.count:
             length = len(adopts.count)
             runs = [adopts.segment, adopts.first, adopts.count]
-            self._attempt(self._space.adopt, [_filled(column, length) for column in runs])
+            self._attempt(self._space.adopt, [*(_filled(column, length) for column in runs), _backing.spare_pages()])
         if reply.HasField("settle_report"):
             self.settles.answer(reply.settle_report)
         return bool(merges.count or adopts.count or reply.more)
 
-    def _attempt(self, act: Callable[..., int], columns: list[list[int]]) -> None:
+    def _attempt(self, act: Callable[..., int], arguments: list[Any]) -> None:
         try:
-            act(*columns)
+            act(*arguments)
         except (OSError, ValueError, OverflowError):
             # What was done is in the journal, whatever happened: the books stay right.
             _log.exception("carrying out the server's instructions failed")

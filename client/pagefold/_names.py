@@ -96,6 +96,8 @@ def create_locked(kind: LockedKind, mode: int, size: int, tag: str = "") -> Lock
             fd: int = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=mode, size=0).fd
         except posix_ipc.ExistentialError:
             continue
+        except (posix_ipc.Error, OSError) as error:
+            raise with_number(error) from error
         try:
             fcntl.flock(fd, fcntl.LOCK_SH)
             if os.fstat(fd).st_nlink:
@@ -108,6 +110,15 @@ def create_locked(kind: LockedKind, mode: int, size: int, tag: str = "") -> Lock
             raise
         os.close(fd)
     raise OSError(errno.EAGAIN, "something unlinks shared-memory objects as fast as they are made")
+
+
+def with_number(error: Exception) -> OSError:
+    """What posix_ipc raised, as an OSError with its errno: it has classes of its own, or a text without a number."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
+    if isinstance(error, posix_ipc.Error):
+        return OSError(errno.EACCES if isinstance(error, posix_ipc.PermissionsError) else errno.EINVAL, str(error))
+    return OSError(errno.ENFILE if "system" in str(error) else errno.EMFILE, str(error))
 
 
 def is_garbage(fd: int) -> bool:

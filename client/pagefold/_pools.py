@@ -43,26 +43,39 @@ class Pools:
         self._space = space
         self._held: dict[str, tuple[int, int]] = {}  # name -> number, descriptor that it maps through
         self._owner = 0
+        self._tried: set[str] = set()  # in vain
 
-    def add(self, number: int, name: str) -> None:
-        """Makes a pool known to the space. If that fails it says so, and what is proposed of the pool is declined."""
+    def add(self, number: int, name: str) -> bool:
+        """Makes a pool known to the space. False if that did not work, and may when it is tried again.
+
+        Until then what is proposed of it is declined.
+        """
         if name in self._held:
-            return
+            return True
         if not _names.is_name(_names.POOL, name):
             _log.error("the server names a pool %r: its proposals will be declined", name)
-            return
+            return True
+        loudness = logging.DEBUG if name in self._tried else logging.ERROR
+        self._tried.add(name)
         try:
             fd = _open(name, self.slot)
         except (posix_ipc.Error, OSError) as error:
-            _log.error("the pool %s cannot be opened, so nothing will merge: %s", name, error)
-            return
+            _log.log(loudness, "nothing merges until the pool %s can be opened: %s", name, error)
+            return False
         try:
             self._space.add_pool(number, fd)
-        except (OSError, ValueError, OverflowError) as error:
+        except OSError as error:
+            os.close(fd)
+            _log.log(loudness, "nothing merges until the pool %s can be used: %s", name, error)
+            return False
+        except (ValueError, OverflowError) as error:
             os.close(fd)
             _log.error("the pool %s cannot be used, so nothing will merge: %s", name, error)
-            return
+            return True
         self._held[name] = number, fd
+        self._tried.discard(name)
+        self.expect(name)
+        return True
 
     def has(self, name: str) -> bool:
         """Whether it is known, and so may be mapped."""

@@ -14,8 +14,10 @@ const CLOCK_PAGES: usize = 8;
 impl Inner {
     /// Adopts what one window holds of a run. How many pages of the run are dealt with, and how many were adopted.
     ///
-    /// Pages that are owned already are passed over in silence, and so is what lies outside of any view.
-    pub fn adopt_window(&mut self, segment: u32, run: Run) -> Result<(usize, usize)> {
+    /// Pages that are owned already are passed over in silence, and so is what lies outside of any view. `room` is how many
+    /// pages of memory may be used up, and becomes less: where there is no bound like that of a tmpfs, the kernel would
+    /// end the process for want of memory, or another one.
+    pub fn adopt_window(&mut self, segment: u32, run: Run, room: &mut usize) -> Result<(usize, usize)> {
         let mappings = self.mappings();
         let Inner { views, journal, barrier, tracker, window_pages, budget, .. } = self;
         let Some(view) = views.get_mut(&segment) else { return Ok((run.count, 0)) };
@@ -47,6 +49,12 @@ impl Inner {
             journal.push(Event { detail, ..Event::new(Kind::NotAdopted, segment, stretch) });
             return Ok((stretch.count, 0));
         }
+        // What shares a frame gets a page of its own. A copy has one, and gives that up for the segment's.
+        if merged(view, span) > *room {
+            let detail = libc::ENOMEM as u32;
+            journal.push(Event { detail, ..Event::new(Kind::NotAdopted, segment, span) });
+            return Ok((span.count, 0));
+        }
         let barrier = barrier.as_mut().ok_or(Error::Closed)?;
         if !barrier.holds_unpopulated() {
             view.memory.range.touch(bytes(span.first), bytes(span.count));
@@ -64,6 +72,7 @@ impl Inner {
             let part = Run { first: span.first + done, count: (span.count - done).min(CLOCK_PAGES) };
             let (kept, errno) = adopt_part(view, part);
             if kept.count > 0 {
+                *room -= merged(view, kept);
                 view.table.set(kept, State::Owned, 0, 0);
                 journal.push(Event::new(Kind::Released, segment, kept));
                 view.traces.told.insert(kept);
@@ -117,6 +126,11 @@ fn adopt_part(view: &mut View, part: Run) -> (Run, Option<i32>) {
         view.punch(Run { first: kept.end(), count: part.end() - kept.end() });
     }
     (kept, errno)
+}
+
+/// How many pages of a run share a frame.
+fn merged(view: &View, run: Run) -> usize {
+    (run.first..run.end()).filter(|page| view.table.state(*page) == State::Merged).count()
 }
 
 /// Whether a page can be adopted without writing it.

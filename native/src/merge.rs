@@ -188,13 +188,13 @@ impl Inner {
             rest.iter().fold(0, |n, next| n + if next.first as usize == held.first + n { next.run().count } else { 0 });
         let view = self.views.get_mut(&rest[0].segment).expect("no refusal, so there is a view");
         let barrier = self.barrier.as_mut().expect("no refusal, so there is a barrier");
-        if let Some(tracker) = &self.tracker {
-            tracker.let_go(view, held); // a mapping takes one userfaultfd
-        }
+        // A mapping takes one userfaultfd: where the tracker's could not let go, the window's is refused as busy.
+        let freed = self.tracker.as_ref().map_or(Ok(()), |tracker| tracker.let_go(view, held));
         match barrier.window(view.address(held.first), bytes(held.count)) {
-            Err(_) => {
+            Err(error) => {
+                let reason = Reason::of(freed.err().and_then(|e| e.raw_os_error()).unwrap_or(error.errno()));
                 let refused = rest.iter().take_while(|next| held.overlaps(next.run())).count();
-                let declined = |next: Proposal| next.event(Kind::Declined, next.run(), Reason::Failed as u32);
+                let declined = |next: Proposal| next.event(Kind::Declined, next.run(), reason as u32);
                 events.extend(rest.drain(..refused).map(declined));
             }
             Ok(mut window) => {
@@ -293,9 +293,9 @@ fn step(
             memory.range.map_frames(bytes(first), bytes(run.count), pool.fd(), offset)
         }
     };
-    if mapped.is_err() {
+    if let Err(error) = mapped {
         view.ensure_mapped(run); // the segment still has the bytes
-        return declined(run, Reason::Failed);
+        return declined(run, Reason::of(error.raw_os_error().unwrap_or(0)));
     }
     view.table.set(run, state, proposal.pool, proposal.frame);
     (run.count, proposal.event(Kind::Merged, run, 0))

@@ -219,14 +219,14 @@ impl Space {
         }
     }
 
-    /// Takes pages back into their segments, a window at a time. The pages adopted.
-    pub fn adopt(&self, runs: impl IntoIterator<Item = (u32, u32, u32)>) -> Result<usize> {
+    /// Takes pages back into their segments, a window at a time, using up `room` pages of memory at most. The pages adopted.
+    pub fn adopt(&self, runs: impl IntoIterator<Item = (u32, u32, u32)>, mut room: usize) -> Result<usize> {
         let mut adopted = 0;
         for (segment, first, count) in runs {
             let mut rest = Run { first: first as usize, count: count as usize };
             while rest.count > 0 {
                 sched::begin_slice();
-                let (done, pages) = self.open()?.adopt_window(segment, rest)?;
+                let (done, pages) = self.open()?.adopt_window(segment, rest, &mut room)?;
                 adopted += pages;
                 rest = Run { first: rest.first + done, count: rest.count - done };
             }

@@ -59,9 +59,9 @@ impl Tracker {
     }
 
     /// Lets a span go, for a window. Should the kernel refuse, the window will not open.
-    pub fn let_go(&self, view: &mut View, span: Run) {
-        let _ = self.uffd.unregister(view.address(span.first), bytes(span.count));
+    pub fn let_go(&self, view: &mut View, span: Run) -> std::io::Result<()> {
         view.table.set_unwatched(span);
+        self.uffd.unregister(view.address(span.first), bytes(span.count))
     }
 
     /// Registers again what stayed owned in a window's span, so that it is one mapping with its neighbours: the budget counts

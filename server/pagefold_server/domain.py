@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Final, Protocol
 
 import structlog
 from pagefold import _names
+from pagefold._backing import spare_pages
 from pagefold_proto.v1 import memory_pb2 as pb
 
 from pagefold_server import engines
@@ -24,6 +25,8 @@ from pagefold_server.settle import Look, Settlers
 _IDLE_FIRST: Final = 1.0  # seconds between passes that find nothing new; doubles
 _IDLE_MOST: Final = 16.0
 _LOOK_PATIENCE: Final = 1.0  # seconds without any pass, while clients are waited for to look
+_LEAST_OUTSTANDING: Final = 16  # pages proposed to a client, however little memory there is
+_ROOM_SECONDS: Final = 0.05  # for which a look at the memory that is free holds; it takes half a millisecond
 _ANSWER_PAUSE: Final = 0.01  # seconds until the next pass, while all that is missing are answers
 
 _SINCE_START: Final = (
@@ -93,6 +96,8 @@ class Domain:
         self.uid = uid
         self.label = label
         self.pool, self.engine, self.past = engines.make(engine, uid, options, tag)
+        self._options = options
+        self._outstanding = options.max_outstanding  # as the engine was told last
         self.members: dict[int, Member] = {}
         self.settlers = Settlers()
         self.closed = False
@@ -141,12 +146,31 @@ class Domain:
             self.began, self._waiting_since = time.monotonic(), None
             if self._is_looked(self.began):
                 self._looked = self._look
+        self._bound_frames()
         step = self.engine.scan(pages, threads)
         self.served = time.monotonic()
         self._mid_pass = step.finished is None and not self.unmerging
         if step.finished is not None:
             self._finish_pass(step.finished, pause, quiet)
         return step
+
+    def configure(self, options: EngineOptions) -> None:
+        """Tells the engine."""
+        self._options, self._outstanding = options, options.max_outstanding
+        self.engine.configure(options)
+
+    def _bound_frames(self) -> None:
+        """Keeps frames from taking more memory than there is.
+
+        A frame is made before the pages that it replaces are given back. Where memory is short, in a container that
+        is full, say, the kernel would end a process for that; so there few are made ahead, and merging makes room.
+        """
+        spare, most = spare_pages(_ROOM_SECONDS), self._options.max_outstanding
+        if spare is not None:
+            most = max(min(most, spare // max(1, len(self.members))), min(most, _LEAST_OUTSTANDING))
+        if most != self._outstanding:
+            self._outstanding = most
+            self.engine.configure(replace(self._options, max_outstanding=most))
 
     def _finish_pass(self, found: PassReport, pause: float, quiet: float) -> None:
         self.full = self.engine.refusal()
@@ -344,7 +368,7 @@ class Domains:
     def configure(self, settings: Settings) -> None:
         """Tells all engines, and wakes them."""
         for domain in self._domains.values():
-            domain.engine.configure(settings.engine_options)
+            domain.configure(settings.engine_options)
             domain.unmerge(settings.run == 2)
             if settings.run != 1:
                 domain.give_up()

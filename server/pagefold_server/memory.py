@@ -12,6 +12,7 @@ from pagefold_proto.v1 import memory_pb2_grpc
 
 from pagefold_server.engine import Columns, ProtocolViolation
 from pagefold_server.errors import answered
+from pagefold_server.segment import Holder
 from pagefold_server.sessions import Sessions
 from pagefold_server.settings import Configuration
 
@@ -60,7 +61,10 @@ class MemoryServicer(memory_pb2_grpc.MemoryServicer):
     @answered
     async def AddSegment(self, request: pb.AddSegmentRequest, context: _Context) -> pb.AddSegmentReply:  # noqa: N802
         """Makes a segment known."""
-        self._sessions.add_segment(request.session, request.segment, request.name, request.pages, request.address)
+        holder = Holder(request.pid, request.descriptor) if request.backing == pb.BACKING_MEMFD else None
+        self._sessions.add_segment(
+            request.session, request.segment, request.name, request.pages, request.address, holder
+        )
         return pb.AddSegmentReply()
 
     @answered

@@ -30,7 +30,7 @@ from pagefold_server.errors import (
     ShuttingDown,
     UnknownSession,
 )
-from pagefold_server.segment import Lease, Segment
+from pagefold_server.segment import Holder, Lease, Segment
 from pagefold_server.session import Session
 from pagefold_server.settings import Configuration
 
@@ -113,8 +113,19 @@ class Sessions:
         _log.info("session opened", client=session.client, pid=said.pid, program=said.program, uid=lease.uid)
         return session
 
-    def add_segment(self, token: bytes, number: int, name: str, pages: int, address: int = 0) -> None:
-        """Makes a segment part of the scan. `address` is for audits: where the client maps it."""
+    def add_segment(
+        self, token: bytes, number: int, name: str, pages: int, address: int = 0, holder: Holder | None = None
+    ) -> None:
+        """Makes a segment part of the scan.
+
+        Args:
+            token: names the session.
+            number: the client's.
+            name: of the object.
+            pages: size.
+            address: where the client maps it, for audits; 0: unknown.
+            holder: of a memfd.
+        """
         session, settings = self._find(token), self._configuration.now
         known = session.segments.get(number)
         if known is not None:
@@ -126,7 +137,7 @@ class Sessions:
         together = sum(other.pages for other in session.segments.values()) + pages
         if pages <= settings.max_segment_pages < together:  # a segment that is too large alone is another error
             raise LimitReached(f"{settings.max_segment_pages} pages are a session's limit: raise max_segment_pages")
-        segment = Segment(name, session.lease.uid, pages, settings.max_segment_pages)
+        segment = Segment(name, session.lease.uid, pages, settings.max_segment_pages, holder)
         try:
             session.domain.engine.add_segment(session.client, number, segment.fd, pages, session.tracked)
         except BaseException:

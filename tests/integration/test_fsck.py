@@ -25,7 +25,7 @@ from support.server import Server
 from support.waiting import until
 from support.worker import PAGE, Worker, page_of
 
-pytestmark = [pytest.mark.needs("uffd"), pytest.mark.variants, pytest.mark.usefixtures("no_names")]
+pytestmark = [pytest.mark.needs("uffd"), pytest.mark.usefixtures("no_names")]
 
 SHM = "/dev/shm"
 SEEDS = [0, 0, *range(2, 16), *range(2, 16)]  # zeros, and pairs; behind them is a page that is like no other

@@ -67,7 +67,8 @@ class FakeSpace:
             self.event(pb.EVENT_KIND_MERGED, row[0], row[1], row[2], row[3], row[4])
         return sum(columns[2])
 
-    def adopt(self, *columns: list[int]) -> int:
+    def adopt(self, segment: list[int], first: list[int], count: list[int], room: int | None = None) -> int:
+        columns = segment, first, count
         self.calls.append(("adopt", *columns))
         for row in zip(*columns, strict=True):
             self.event(pb.EVENT_KIND_RELEASED, *row)

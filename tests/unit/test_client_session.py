@@ -30,7 +30,7 @@ class Bed:
         self.transport = LocalTransport(self.server)
         self.conversation = Conversation(self.space, self.transport, self.bell.ring)
         self.conversation.hello(pb.HelloRequest())
-        self.arena = Arena(self.kin, self.space, self.conversation, FakeBlock, room=lambda: None, first=16 * PAGE)
+        self.arena = Arena(self.kin, self.space, self.conversation, FakeBlock, room=lambda _: None, first=16 * PAGE)
         self.conversation.watch(self.arena)
         self.released = 0
         self.session = Session(

@@ -152,11 +152,12 @@ class Space:
         declined.
         """
 
-    def adopt(self, segment: Sequence[int], first: Sequence[int], count: Sequence[int]) -> int:
+    def adopt(self, segment: Sequence[int], first: Sequence[int], count: Sequence[int], room: int | None = None) -> int:
         """Takes pages back into their segment, whatever they map now. Returns the pages adopted.
 
         Owned and unknown pages are passed over in silence. Journals Released, or NotAdopted with an errno (ENOSPC:
-        /dev/shm is full; EBUSY: pinned, or a forked child shares it) for pages that keep their bytes where they are.
+        /dev/shm is full; EBUSY: pinned, or a forked child shares it; ENOMEM: no mappings or no memory are left) for
+        pages that keep their bytes where they are. `room`: pages of memory that may be used up; None: no bound.
         """
 
     def discard(self, segment: int, first: int, count: int) -> None:

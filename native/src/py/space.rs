@@ -169,11 +169,19 @@ impl Space {
         Ok(py.detach(|| self.space.merge(proposals))?)
     }
 
-    fn adopt(&self, py: Python<'_>, segment: Vec<u32>, first: Vec<u32>, count: Vec<u32>) -> PyResult<usize> {
+    #[pyo3(signature = (segment, first, count, room = None))]
+    fn adopt(
+        &self,
+        py: Python<'_>,
+        segment: Vec<u32>,
+        first: Vec<u32>,
+        count: Vec<u32>,
+        room: Option<usize>,
+    ) -> PyResult<usize> {
         same_length(&[segment.len(), first.len(), count.len()])?;
         let runs = (0..segment.len()).map(|i| (segment[i], first[i], count[i]));
         let runs: Vec<_> = runs.collect();
-        Ok(py.detach(|| self.space.adopt(runs))?)
+        Ok(py.detach(|| self.space.adopt(runs, room.unwrap_or(usize::MAX)))?)
     }
 
     fn discard(&self, py: Python<'_>, segment: u32, first: usize, count: usize) -> PyResult<()> {

@@ -89,7 +89,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Status(_message.Message):
-    __slots__ = ("version", "protocol", "pid", "uptime_seconds", "address", "engine", "run", "page_size", "clients", "departed", "segments", "domains", "counters", "saved_bytes", "pool_bytes", "cpu_seconds", "scan_cpu_percent", "settling", "trouble")
+    __slots__ = ("version", "protocol", "pid", "uptime_seconds", "address", "engine", "run", "page_size", "clients", "departed", "segments", "domains", "counters", "saved_bytes", "pool_bytes", "cpu_seconds", "scan_cpu_percent", "settling", "trouble", "memfd_segments")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
@@ -109,6 +109,7 @@ class Status(_message.Message):
     SCAN_CPU_PERCENT_FIELD_NUMBER: _ClassVar[int]
     SETTLING_FIELD_NUMBER: _ClassVar[int]
     TROUBLE_FIELD_NUMBER: _ClassVar[int]
+    MEMFD_SEGMENTS_FIELD_NUMBER: _ClassVar[int]
     version: str
     protocol: int
     pid: int
@@ -128,14 +129,15 @@ class Status(_message.Message):
     scan_cpu_percent: float
     settling: int
     trouble: str
-    def __init__(self, version: _Optional[str] = ..., protocol: _Optional[int] = ..., pid: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., address: _Optional[str] = ..., engine: _Optional[str] = ..., run: _Optional[int] = ..., page_size: _Optional[int] = ..., clients: _Optional[int] = ..., departed: _Optional[int] = ..., segments: _Optional[int] = ..., domains: _Optional[int] = ..., counters: _Optional[_Union[Counters, _Mapping]] = ..., saved_bytes: _Optional[int] = ..., pool_bytes: _Optional[int] = ..., cpu_seconds: _Optional[float] = ..., scan_cpu_percent: _Optional[float] = ..., settling: _Optional[int] = ..., trouble: _Optional[str] = ...) -> None: ...
+    memfd_segments: int
+    def __init__(self, version: _Optional[str] = ..., protocol: _Optional[int] = ..., pid: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., address: _Optional[str] = ..., engine: _Optional[str] = ..., run: _Optional[int] = ..., page_size: _Optional[int] = ..., clients: _Optional[int] = ..., departed: _Optional[int] = ..., segments: _Optional[int] = ..., domains: _Optional[int] = ..., counters: _Optional[_Union[Counters, _Mapping]] = ..., saved_bytes: _Optional[int] = ..., pool_bytes: _Optional[int] = ..., cpu_seconds: _Optional[float] = ..., scan_cpu_percent: _Optional[float] = ..., settling: _Optional[int] = ..., trouble: _Optional[str] = ..., memfd_segments: _Optional[int] = ...) -> None: ...
 
 class ListClientsRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class ClientInfo(_message.Message):
-    __slots__ = ("client", "pid", "program", "uid", "label", "tier", "tracker", "state", "segments", "bytes", "gauges", "pages_merged", "pages_proposed", "age_seconds", "silent_seconds", "version")
+    __slots__ = ("client", "pid", "program", "uid", "label", "tier", "tracker", "state", "segments", "bytes", "gauges", "pages_merged", "pages_proposed", "age_seconds", "silent_seconds", "version", "memfd_segments")
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     PROGRAM_FIELD_NUMBER: _ClassVar[int]
@@ -152,6 +154,7 @@ class ClientInfo(_message.Message):
     AGE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     SILENT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    MEMFD_SEGMENTS_FIELD_NUMBER: _ClassVar[int]
     client: int
     pid: int
     program: str
@@ -168,7 +171,8 @@ class ClientInfo(_message.Message):
     age_seconds: float
     silent_seconds: float
     version: str
-    def __init__(self, client: _Optional[int] = ..., pid: _Optional[int] = ..., program: _Optional[str] = ..., uid: _Optional[int] = ..., label: _Optional[str] = ..., tier: _Optional[_Union[_memory_pb2.Tier, str]] = ..., tracker: _Optional[_Union[_memory_pb2.Tracker, str]] = ..., state: _Optional[str] = ..., segments: _Optional[int] = ..., bytes: _Optional[int] = ..., gauges: _Optional[_Union[_memory_pb2.Gauges, _Mapping]] = ..., pages_merged: _Optional[int] = ..., pages_proposed: _Optional[int] = ..., age_seconds: _Optional[float] = ..., silent_seconds: _Optional[float] = ..., version: _Optional[str] = ...) -> None: ...
+    memfd_segments: int
+    def __init__(self, client: _Optional[int] = ..., pid: _Optional[int] = ..., program: _Optional[str] = ..., uid: _Optional[int] = ..., label: _Optional[str] = ..., tier: _Optional[_Union[_memory_pb2.Tier, str]] = ..., tracker: _Optional[_Union[_memory_pb2.Tracker, str]] = ..., state: _Optional[str] = ..., segments: _Optional[int] = ..., bytes: _Optional[int] = ..., gauges: _Optional[_Union[_memory_pb2.Gauges, _Mapping]] = ..., pages_merged: _Optional[int] = ..., pages_proposed: _Optional[int] = ..., age_seconds: _Optional[float] = ..., silent_seconds: _Optional[float] = ..., version: _Optional[str] = ..., memfd_segments: _Optional[int] = ...) -> None: ...
 
 class ListClientsReply(_message.Message):
     __slots__ = ("clients",)
@@ -183,7 +187,7 @@ class ListSegmentsRequest(_message.Message):
     def __init__(self, client: _Optional[int] = ...) -> None: ...
 
 class SegmentInfo(_message.Message):
-    __slots__ = ("client", "segment", "name", "pages", "allocated_bytes", "merged_pages", "zero_pages", "copied_pages")
+    __slots__ = ("client", "segment", "name", "pages", "allocated_bytes", "merged_pages", "zero_pages", "copied_pages", "backing")
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     SEGMENT_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -192,6 +196,7 @@ class SegmentInfo(_message.Message):
     MERGED_PAGES_FIELD_NUMBER: _ClassVar[int]
     ZERO_PAGES_FIELD_NUMBER: _ClassVar[int]
     COPIED_PAGES_FIELD_NUMBER: _ClassVar[int]
+    BACKING_FIELD_NUMBER: _ClassVar[int]
     client: int
     segment: int
     name: str
@@ -200,7 +205,8 @@ class SegmentInfo(_message.Message):
     merged_pages: int
     zero_pages: int
     copied_pages: int
-    def __init__(self, client: _Optional[int] = ..., segment: _Optional[int] = ..., name: _Optional[str] = ..., pages: _Optional[int] = ..., allocated_bytes: _Optional[int] = ..., merged_pages: _Optional[int] = ..., zero_pages: _Optional[int] = ..., copied_pages: _Optional[int] = ...) -> None: ...
+    backing: _memory_pb2.Backing
+    def __init__(self, client: _Optional[int] = ..., segment: _Optional[int] = ..., name: _Optional[str] = ..., pages: _Optional[int] = ..., allocated_bytes: _Optional[int] = ..., merged_pages: _Optional[int] = ..., zero_pages: _Optional[int] = ..., copied_pages: _Optional[int] = ..., backing: _Optional[_Union[_memory_pb2.Backing, str]] = ...) -> None: ...
 
 class ListSegmentsReply(_message.Message):
     __slots__ = ("segments",)

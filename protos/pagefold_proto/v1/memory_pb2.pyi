@@ -38,6 +38,12 @@ class Tracker(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TRACKER_CHECKSUM: _ClassVar[Tracker]
     TRACKER_PAGEMAP: _ClassVar[Tracker]
 
+class Backing(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    BACKING_UNSPECIFIED: _ClassVar[Backing]
+    BACKING_SHM: _ClassVar[Backing]
+    BACKING_MEMFD: _ClassVar[Backing]
+
 class EventKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     EVENT_KIND_UNSPECIFIED: _ClassVar[EventKind]
@@ -83,6 +89,9 @@ TIER_OFF: Tier
 TRACKER_UNSPECIFIED: Tracker
 TRACKER_CHECKSUM: Tracker
 TRACKER_PAGEMAP: Tracker
+BACKING_UNSPECIFIED: Backing
+BACKING_SHM: Backing
+BACKING_MEMFD: Backing
 EVENT_KIND_UNSPECIFIED: EventKind
 EVENT_KIND_MERGED: EventKind
 EVENT_KIND_DECLINED: EventKind
@@ -146,18 +155,24 @@ class HelloReply(_message.Message):
     def __init__(self, session: _Optional[bytes] = ..., instance: _Optional[bytes] = ..., version: _Optional[str] = ..., max_batch_pages: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., poll_millisecs: _Optional[int] = ..., pool: _Optional[str] = ...) -> None: ...
 
 class AddSegmentRequest(_message.Message):
-    __slots__ = ("session", "segment", "name", "pages", "address")
+    __slots__ = ("session", "segment", "name", "pages", "backing", "pid", "descriptor", "address")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     SEGMENT_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     PAGES_FIELD_NUMBER: _ClassVar[int]
+    BACKING_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTOR_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     segment: int
     name: str
     pages: int
+    backing: Backing
+    pid: int
+    descriptor: int
     address: int
-    def __init__(self, session: _Optional[bytes] = ..., segment: _Optional[int] = ..., name: _Optional[str] = ..., pages: _Optional[int] = ..., address: _Optional[int] = ...) -> None: ...
+    def __init__(self, session: _Optional[bytes] = ..., segment: _Optional[int] = ..., name: _Optional[str] = ..., pages: _Optional[int] = ..., backing: _Optional[_Union[Backing, str]] = ..., pid: _Optional[int] = ..., descriptor: _Optional[int] = ..., address: _Optional[int] = ...) -> None: ...
 
 class AddSegmentReply(_message.Message):
     __slots__ = ()
