@@ -204,7 +204,7 @@ class FakeServer:
     lost: deque[Exception] = field(default_factory=deque)
     settle: bool = True
     booked: list[tuple[int, ...]] = field(default_factory=list)
-    sequence: int = 0
+    sequences: dict[bytes, int] = field(default_factory=dict)  # by session
     answer: pb.ExchangeReply | None = None
     called: Callable[[str, Any], None] | None = None
 
@@ -215,8 +215,9 @@ class FakeServer:
         if self.failures and self.failures[0][0] in (method, "*"):
             raise self.failures.popleft()[1]
         if method == "Hello":
-            self.sequence = 0
-            return pb.HelloReply(session=b"s" * 16, max_batch_pages=4096, max_message_bytes=1 << 20, poll_millisecs=50)
+            token = len(self.sequences).to_bytes(16, "big")
+            self.sequences[token] = 0
+            return pb.HelloReply(session=token, max_batch_pages=4096, max_message_bytes=1 << 20, poll_millisecs=50)
         if method == "AddSegment":
             return pb.AddSegmentReply()
         if method == "DropSegment":
@@ -224,9 +225,9 @@ class FakeServer:
         if method == "Bye":
             return pb.ByeReply()
         assert method == "Exchange"
-        if request.sequence != self.sequence:
-            assert request.sequence == self.sequence + 1, "sequence numbers count up"
-            self.sequence = request.sequence
+        if request.sequence != self.sequences[request.session]:
+            assert request.sequence == self.sequences[request.session] + 1, "sequence numbers count up"
+            self.sequences[request.session] = request.sequence
             length = len(request.events.kind)
             columns = [list(getattr(request.events, name)) or [0] * length for name in COLUMNS]
             self.booked += list(zip(*columns, strict=True))
