@@ -463,7 +463,7 @@ def audit_under_load(server: Server, seconds: float) -> str:
                 assert found.kinds.keys() <= {"UNSETTLED"}, str(found)
                 audits, looks = audits + 1, looks + found.summary.looks
                 unsettled += found.kinds.get("UNSETTLED", 0)
-                three.call("fill_pages", "c", [3] * 99, audits)
+                three.call("fill_pages", "c", [3] * 99, audits % 500)
             if forks:
                 assert three.call("execute", JOIN) == 0
             three.call("free", "c")

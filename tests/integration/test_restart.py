@@ -42,7 +42,7 @@ def test_merging_goes_on_onto_the_same_frames(how: signal.Signals, server: Serve
     workers = two(work)
     (pool,) = pools()
     shared = kernel.shared_bytes()
-    for number in range(2):
+    for number in range(2 if how == signal.SIGKILL else 1):
         server.stop(how)
         page = 5 + number
         workers[0].call("write", "a", page * PAGE, b"written while there is no server")
@@ -51,10 +51,11 @@ def test_merging_goes_on_onto_the_same_frames(how: signal.Signals, server: Serve
         until(lambda: server.status().counters.pages_sharing >= PAGES - 2, what="everybody coming back")
         assert server.status().clients == 2
         workers[0].call("write", "a", page * PAGE, DATA[page * PAGE :][:100])
-        report = workers[1].call("settle", 30)
-        assert (report.settled, report.pages_shared, report.pages_sharing) == (True, PAGES, PAGES)
+        # A page that was written after it was merged waits a few passes before it is merged again.
+        until(lambda: server.status().counters.pages_sharing == PAGES, what="merging as before")
+        assert server.status().counters.pages_shared == PAGES
         assert pools() == {pool}, "the frames are where they were"
-        assert kernel.shared_bytes() == shared, "memory is what it was"
+        until(lambda: kernel.shared_bytes() == shared, what="memory being what it was")
         for w in workers:
             assert w.call("read", "a", 0, len(DATA)) == DATA
     until(lambda: "accounted for" in server.log.read_text(), what="the past being over")
