@@ -22,7 +22,7 @@ class Subject:
         """Becomes a client, without memory yet."""
         import pagefold
 
-        self.client = pagefold.connect(address, autostart=False)
+        self.client = pagefold.connect(address, autostart=False, backing="shm")
 
     def allocate(self, size: int) -> None:
         """Takes memory: the client's, if there is one, else anonymous memory that is handed to KSM."""

@@ -30,7 +30,7 @@ class Subject:
         """Becomes a client, without memory yet."""
         import pagefold
 
-        self.client = pagefold.connect(address, autostart=False, tracker=tracker)
+        self.client = pagefold.connect(address, autostart=False, tracker=tracker, backing="shm")
 
     def allocate(self, size: int) -> None:
         """Takes memory: the client's, if there is one, else anonymous memory that is handed to KSM."""

@@ -59,6 +59,7 @@ Arguments of `pagefold.connect()` win over these.
 | `PAGEFOLD_AUTOSTART` | 1 | 0: never start a server |
 | `PAGEFOLD_BARRIER` | | how writes are held: `uffd`, `user` or `off`; empty: `uffd` where it can be had, else `off` |
 | `PAGEFOLD_TRACKER` | | how written pages are found: `pagemap` or `checksum`; empty: `pagemap` where it can be had |
+| `PAGEFOLD_BACKING` | auto | where memory comes from: `shm` (/dev/shm), `memfd` (bounded by memory alone), or `auto` |
 | `PAGEFOLD_MAPPING_BUDGET` | half of vm.max_map_count | most mappings that memory may be cut into |
 | `PAGEFOLD_TOKEN` | | the bearer token, for TCP |
 | `PAGEFOLD_DISABLE` | | to leave unused, for tests: `uffd`, `user`, `wp_unpopulated`, `wp_async`, `pagemap_scan` |

@@ -8,8 +8,9 @@ What holds, at every moment at which the lock is free:
 * Free pages read as zeros and take no memory: freed extents are discarded before they are free, and those that cannot
   be discarded (a forked child may look at them) wait in quarantine.
 * Of the segments that are wholly free one is kept, so that a loop of allocating and freeing makes no system calls.
-* Memory is handed out only if /dev/shm can back it now, together with what was handed out before: a store to a full
-  tmpfs is SIGBUS. It is a check and no reservation; other processes fill /dev/shm too.
+* Memory is handed out only if its backing has room for it now, together with what was handed out before: a store to
+  a full tmpfs is SIGBUS. Where room is scarce (see `_backing.py`) it is reserved, or comes from a memfd; elsewhere
+  that is a check and no reservation, and other processes fill /dev/shm too.
 
 Lock order: arena -> session -> native; see `_fork.py`. Everything public here takes the arena lock itself, but
 `pages_in_use`. Buffers that die take no lock: their extents wait in the native freed list for the next `sweep`.
@@ -29,7 +30,8 @@ from typing import Any, Final, Protocol, TypeVar
 
 from sortedcontainers import SortedDict
 
-from pagefold import _names
+from pagefold import _backing, _names
+from pagefold._backing import SHM, Backing, Place, Room
 from pagefold._errors import ClientClosed, OutOfSharedMemory
 from pagefold._extents import Extents
 from pagefold._fork import Kin
@@ -39,7 +41,7 @@ PAGE: Final = mmap.PAGESIZE
 FIRST_SEGMENT: Final = 64 << 20
 LAST_SEGMENT: Final = 1 << 30
 MAX_PAGES: Final = (1 << 32) - 1
-SHM: Final = "/dev/shm"  # noqa: S108 - where POSIX shared memory lives
+PLACES: Final[tuple[Place, ...]] = ("shm", "memfd")
 
 _log = logging.getLogger("pagefold")
 _Block = TypeVar("_Block", covariant=True)
@@ -47,7 +49,10 @@ _Block = TypeVar("_Block", covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A shared-memory object of ours, mapped at `address`. `dedicated`: made for one large request."""
+    """A shared-memory object of ours, mapped at `address`. `dedicated`: made for one large request.
+
+    One in a memfd has a name too, but nobody finds it by that: `fd` is what others open, through /proc.
+    """
 
     number: int
     name: str
@@ -55,10 +60,12 @@ class Segment:
     pages: int
     address: int
     dedicated: bool
+    place: Place = "shm"
 
     def discard(self) -> None:
         """Lets go of the name and the descriptor; the memory goes with its last mapping."""
-        _names.remove(self.name)
+        if self.place == "shm":
+            _names.remove(self.name)
         os.close(self.fd)
 
 
@@ -88,14 +95,6 @@ class BlockMaker(Protocol[_Block]):
     def __call__(self, kin: Kin, segment: int, first: int, nbytes: int) -> _Block: ...
 
 
-def shm_room() -> tuple[int, int] | None:
-    """Bytes that /dev/shm has, and that are free for us. None: it has no limit."""
-    stat = os.statvfs(SHM)
-    if stat.f_blocks == 0:
-        return None
-    return stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize
-
-
 class Arena:
     """See the head of this file.
 
@@ -104,8 +103,9 @@ class Arena:
         space: the native space, or a fake.
         listener: is told about segments.
         make: makes the buffers.
-        room: how much /dev/shm has.
+        room: how much a place has.
         first, last: bytes in the first segment, and most that a segment grows to by doubling.
+        backing: where segments are.
     """
 
     def __init__(
@@ -114,9 +114,10 @@ class Arena:
         space: ArenaSpace,
         listener: Listener,
         make: Callable[..., Any],
-        room: Callable[[], tuple[int, int] | None] = shm_room,
+        room: Callable[[Place], Room | None] = _backing.room,
         first: int = FIRST_SEGMENT,
         last: int = LAST_SEGMENT,
+        backing: Backing = "shm",
     ) -> None:
         self._kin = kin
         self._space = space
@@ -126,19 +127,25 @@ class Arena:
         self._first = first
         self._last = last
         self._numbers = itertools.count(1)
-        self._extents = Extents()
+        self.backing = backing
+        self._extents: dict[Place, Extents] = {place: Extents() for place in PLACES}
         self._segments: dict[int, Segment] = {}
         self._by_address = SortedDict()
         self._quarantine: list[tuple[int, int, int]] = []
         self._whole: set[int] = set()
-        self._total_pages = 0
+        self._total_pages = self._memfd_pages = 0
         self._busy = False
         self._closed = False
 
     @property
     def pages_in_use(self) -> int:
         """Pages handed out, or freed and still in quarantine. Takes no lock: a level, for statistics."""
-        return self._total_pages - self._extents.free_pages
+        return self._total_pages - sum(extents.free_pages for extents in self._extents.values())
+
+    @property
+    def memfd_pages(self) -> int:
+        """Those of them that are in memfd objects. Takes no lock either."""
+        return self._memfd_pages - self._extents["memfd"].free_pages
 
     @property
     def quarantined(self) -> bool:
@@ -159,14 +166,7 @@ class Arena:
             if pages == 0:
                 return self._make(self._kin, 0, 0, 0)
             self._sweep()
-            self._check_backing(nbytes, pages)
-            place = self._extents.take(pages)
-            if place is None:
-                self._grow(nbytes, pages)
-                place = self._extents.take(pages)
-                assert place is not None, "the new segment is large enough"
-            segment, first = place
-            self._whole.discard(segment)
+            segment, first = self._take(nbytes, pages)
             # An exception from here on (Ctrl-C may come at any moment) gives nothing back by hand: if the native block
             # was made, its end puts the extent into the freed list, and twice free would be twice handed out.
             return self._make(self._kin, segment, first, nbytes)
@@ -251,92 +251,158 @@ class Arena:
             self._give(segment, first, pages)
 
     def _give(self, segment: int, first: int, pages: int) -> None:
-        self._extents.give(segment, first, pages)
-        if self._extents.is_whole(segment):
+        extents = self._extents[self._segments[segment].place]
+        extents.give(segment, first, pages)
+        if extents.is_whole(segment):
             self._whole.add(segment)
 
     def _drop_unneeded(self) -> None:
         if self._kin.quarantined:
             return
-        regular = [number for number in self._whole if not self._segments[number].dedicated]
-        spare = max(regular, key=lambda number: self._segments[number].pages, default=None)
+        spares = {self._spare(place) for place in PLACES}
         for number in sorted(self._whole):
-            if number != spare:
+            if number not in spares:
                 self._drop(number)
+
+    def _spare(self, place: Place) -> int | None:
+        free = [self._segments[number] for number in self._whole if self._segments[number].place == place]
+        regular = [segment for segment in free if not segment.dedicated]
+        return max(regular, key=lambda segment: segment.pages).number if regular else None
 
     def _drop(self, number: int) -> None:
         if not self._space.drop_view(number):
             return  # a forked child may share it, or a buffer is just dying: the next sweep tries again
         segment = self._segments.pop(number)
         del self._by_address[segment.address]
-        self._extents.remove_segment(number)
+        self._extents[segment.place].remove_segment(number)
         self._whole.discard(number)
-        self._total_pages -= segment.pages
+        self._count(segment, -segment.pages)
         self._listener.dropped(segment)
 
-    def _check_backing(self, nbytes: int, pages: int) -> None:
-        room = self._room()
+    def _take(self, nbytes: int, pages: int) -> tuple[int, int]:
+        """Takes free pages out of the books, from where there is room for them: (segment, first)."""
         if pages > MAX_PAGES:
             raise OutOfSharedMemory(
                 f"cannot allocate {human(nbytes)}: {human(MAX_PAGES * PAGE)} is the most for one piece"
             )
-        if room is None:
-            return
-        size, free = room
-        backed = sum(os.fstat(segment.fd).st_blocks for segment in self._segments.values()) * 512
-        counts = self._space.counts()
-        promised = max(0, (self.pages_in_use - counts.merged - counts.zero) * PAGE - backed)
-        left = max(0, free - promised)
-        if pages * PAGE > left:
-            raise OutOfSharedMemory(
-                f"cannot allocate {human(nbytes)}: of the {human(size)} in /dev/shm, {human(free)} are free and "
-                f"{human(min(promised, free))} of these are promised to memory that this process has not touched yet. "
-                "Free memory, or make /dev/shm larger: mount -o remount,size=SIZE /dev/shm (as root), "
-                "or docker run --shm-size=SIZE"
-            )
+        if self.backing == "memfd":
+            return self._take_from("memfd", nbytes, pages, self._check_room("memfd", nbytes, pages))
+        try:
+            scarce = self._check_room("shm", nbytes, pages)
+            if not scarce or self.backing == "shm":
+                return self._take_from("shm", nbytes, pages, scarce)
+        except OutOfSharedMemory:
+            if self.backing == "shm":
+                raise
+        return self._take_from("memfd", nbytes, pages, self._check_room("memfd", nbytes, pages))
 
-    def _grow(self, nbytes: int, pages: int) -> None:
-        regular = sum(not segment.dedicated for segment in self._segments.values())
+    def _take_from(self, place: Place, nbytes: int, pages: int, scarce: bool) -> tuple[int, int]:
+        extents = self._extents[place]
+        found = extents.take(pages)
+        if found is None:
+            self._grow(place, nbytes, pages)
+            found = extents.take(pages)
+            assert found is not None, "the new segment is large enough"
+        segment, first = found
+        self._whole.discard(segment)
+        if scarce and place == "shm":
+            try:
+                _backing.reserve(self._segments[segment].fd, first * PAGE, pages * PAGE)
+            except BaseException as error:
+                self._discard(segment, first, pages)  # a part may be reserved; no block was made of it yet
+                if isinstance(error, OSError):
+                    raise no_segment(nbytes, error) from error
+                raise
+        return segment, first
+
+    def _check_room(self, place: Place, nbytes: int, pages: int) -> bool:
+        """Whether room is scarce in a place.
+
+        Raises:
+            OutOfSharedMemory: there is not so much at all.
+        """
+        room = self._room(place)
+        if room is None:
+            return False
+        used = [segment for segment in self._segments.values() if segment.place == place]
+        backed = sum(os.fstat(segment.fd).st_blocks for segment in used) * 512
+        counts = self._space.counts()
+        handed = self.memfd_pages if place == "memfd" else self.pages_in_use - self.memfd_pages
+        # Merged pages need no room. Which place they are of is not known here: those that must be of this one count.
+        merged = max(0, counts.merged + counts.zero - (self.pages_in_use - handed))
+        promised = max(0, (handed - merged) * PAGE - backed)
+        left = max(0, room.free - promised) - pages * PAGE
+        if left < 0:
+            raise OutOfSharedMemory(
+                f"cannot allocate {human(nbytes)}: of the {human(room.size)} {_WHERE[place]}, {human(room.free)} are "
+                f"free and {human(min(promised, room.free))} of these are promised to memory that this process has not "
+                f"touched yet. {_ENLARGE[place]}"
+            )
+        return room.small or left < room.size // 2
+
+    def _grow(self, place: Place, nbytes: int, pages: int) -> None:
+        regular = sum(not segment.dedicated and segment.place == place for segment in self._segments.values())
         size = min(self._first << min(regular, 32), self._last)
         dedicated = pages * PAGE > size
         if not dedicated:
             pages = size // PAGE
         number = next(self._numbers)
         try:
-            made = _names.create_locked(_names.SEGMENT, 0o600, pages * PAGE)
+            made = _backing.create(place, pages * PAGE)
         except OSError as error:
             raise no_segment(nbytes, error) from error
         try:
             address = self._space.add_view(number, made.fd, pages)
         except BaseException as error:
-            _names.remove(made.name)
-            os.close(made.fd)
+            Segment(number, made.name, made.fd, pages, 0, dedicated, place).discard()
             if isinstance(error, OSError):
                 raise no_segment(nbytes, error) from error
             raise
-        segment = Segment(number, made.name, made.fd, pages, address, dedicated)
+        segment = Segment(number, made.name, made.fd, pages, address, dedicated, place)
         # The listener knows of it before any buffer, and so before any event, exists.
         self._listener.added(segment)
         self._segments[number] = segment
         self._by_address[address] = segment
-        self._extents.add_segment(number, pages)
+        self._extents[place].add_segment(number, pages)
         self._whole.add(number)
+        self._count(segment, pages)
+
+    def _count(self, segment: Segment, pages: int) -> None:
         self._total_pages += pages
+        if segment.place == "memfd":
+            self._memfd_pages += pages
+
+    def _free(self) -> list[tuple[int, int, int]]:
+        """Free extents. For tests."""
+        return sorted(extent for extents in self._extents.values() for extent in extents)
 
     def _check(self) -> None:
-        self._extents._check()
-        assert self._whole == {number for number in self._segments if self._extents.is_whole(number)}
+        for place, extents in self._extents.items():
+            extents._check()
+            assert all(self._segments[segment].place == place for segment, _, _ in extents)
+        assert self._whole == {n for n, s in self._segments.items() if self._extents[s.place].is_whole(n)}
         assert self._total_pages == sum(segment.pages for segment in self._segments.values())
+        assert self._memfd_pages == sum(s.pages for s in self._segments.values() if s.place == "memfd")
         assert {s.number for s in self._by_address.values()} == set(self._segments)
-        places = sorted([*self._extents, *self._quarantine])
+        places = sorted([*self._free(), *self._quarantine])
         for (segment, first, pages), (other, start, _) in itertools.pairwise(places):
             assert segment != other or first + pages <= start, "a page is free twice"
 
 
+_WHERE: Final[dict[Place, str]] = {
+    "shm": "in /dev/shm",
+    "memfd": "of memory and swap that this process may use",
+}
+_ENLARGE: Final[dict[Place, str]] = {
+    "shm": "Free memory, or make /dev/shm larger: mount -o remount,size=SIZE /dev/shm (as root), or docker run "
+    "--shm-size=SIZE; or connect(backing='memfd'), which does without it",
+    "memfd": "Free memory, or raise the limit of the container or control group (memory.max, docker run --memory=SIZE)",
+}
 _REMEDIES: Final = {
     errno.EMFILE: "this process has no file descriptors left: close some, or raise the limit (ulimit -n)",
     errno.ENFILE: "the system has no file descriptors left: raise fs.file-max",
-    errno.ENOSPC: f"{SHM} is full: free memory, or mount -o remount,size=SIZE {SHM}, or docker run --shm-size=SIZE",
+    errno.ENOSPC: f"{SHM} is full: free memory, or mount -o remount,size=SIZE {SHM}, or docker run "
+    "--shm-size=SIZE, or connect(backing='memfd')",
     errno.ENOMEM: "no address space or mappings are left: free memory, raise ulimit -v or sysctl vm.max_map_count",
     errno.EFBIG: "it is larger than a file may be here (ulimit -f)",
     errno.EACCES: "this user may not create files in /dev/shm: it should have mode 1777",

@@ -192,6 +192,8 @@ class Client:
             window_p99_micros=windows.p99_micros,
             window_max_micros=windows.max_micros,
             window_max_running_micros=windows.max_running_micros,
+            backing=parts.arena.backing,
+            memfd_bytes=parts.arena.memfd_pages * PAGE,
         )
 
     @contextlib.contextmanager
@@ -243,6 +245,7 @@ class Client:
         parts.space.exclude(segment, first, pages, not mergeable)
         if mergeable:
             return
+        parts.arena.sweep()  # what was freed before has room for what is taken back
         for begin in range(first, first + pages, ADOPT_PAGES):
             with parts.kin.session():
                 parts.conversation.adopt(segment, begin, min(ADOPT_PAGES, first + pages - begin))

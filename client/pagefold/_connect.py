@@ -6,6 +6,7 @@ lease -> native space -> doorbell -> kin (from here on forks wait) -> hello -> a
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import sys
@@ -17,7 +18,7 @@ import posix_ipc
 from pagefold_core import Doorbell, Space
 from pagefold_proto.v1 import memory_pb2 as pb
 
-from pagefold import _address, _autostart, _fork, _names, _tier, _tracker
+from pagefold import _address, _autostart, _backing, _fork, _names, _tier, _tracker
 from pagefold._address import Address
 from pagefold._arena import Arena, no_segment
 from pagefold._buffer import Buffer
@@ -31,6 +32,7 @@ from pagefold._version import __version__
 PROTOCOL: Final = 1
 START_SECONDS: Final = 20.0
 MAX_DOMAIN: Final = 64
+_EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 def connect(
@@ -40,6 +42,7 @@ def connect(
     autostart: bool | None = None,
     barrier: str | None = None,
     tracker: str | None = None,
+    backing: str | None = None,
     mapping_budget: int | None = None,
     token: str | None = None,
     ca: str | os.PathLike[str] | None = None,
@@ -57,6 +60,9 @@ def connect(
         tracker: how written pages are found: "pagemap" asks the kernel, so that only those are read; with "checksum"
             the server reads everything again and again. Default: $PAGEFOLD_TRACKER, else "pagemap" where the kernel
             has it (Linux 6.7).
+        backing: where memory comes from: "shm", POSIX shared memory, bounded by the size of /dev/shm; "memfd", bounded
+            by memory alone; "auto": "shm" while /dev/shm has room to spare, then "memfd". Default:
+            $PAGEFOLD_BACKING, else "auto".
         mapping_budget: most kernel mappings that memory may be cut into. Default: $PAGEFOLD_MAPPING_BUDGET, else
             half of what a process may have (vm.max_map_count).
         token: the server's bearer token, for TCP. Default: $PAGEFOLD_TOKEN.
@@ -86,6 +92,7 @@ def connect(
     asked_tracker = tracker if tracker is not None else os.environ.get("PAGEFOLD_TRACKER") or None
     asked_tracker = None if asked_tracker is None else _tracker.checked(asked_tracker)
     way = _tracker.choose(asked_tracker, features, tier)
+    where_from = _backing.checked(backing or os.environ.get("PAGEFOLD_BACKING") or "auto")
     budget = _budget(mapping_budget, features.max_map_count)
     named = address or os.environ.get("PAGEFOLD_ADDRESS") or None
     where = _address.parse(named or _address.default_address())
@@ -105,6 +112,8 @@ def connect(
         try:
             space, way = _make_space(tier, lease.fd, budget, disabled, way, asked_tracker is not None)
         except OSError as error:
+            if error.errno in _EXHAUSTED:  # a client that merges nothing, for want of a descriptor, is no help
+                raise no_segment(PAGE, error) from error
             if asked_tier is not None:
                 raise BarrierUnavailable(f"barrier={tier!r} cannot be had here: {error}") from error
             tier, trouble, way = "off", f"nothing is merged: {error}", "checksum"
@@ -120,17 +129,17 @@ def connect(
         undo.callback(_close_locked, kin, used)
         conversation = Conversation(space, used, bell.ring)
         _hello(kin, conversation, where, _hello_request(lease.name, tier, way, domain), autostart)
-        arena = Arena(kin, space, conversation, Buffer)
-        forget.append(arena.forget)
+        arena = Arena(kin, space, conversation, Buffer, backing=where_from)
+        forget += [arena.forget, conversation.forget]
         conversation.watch(arena)
         session = Session(Wiring(kin, space, arena, conversation, used, bell, release))
         session.start()
         undo.pop_all()
     again = functools.partial(
-        connect, named, domain=domain, autostart=autostart, barrier=barrier, tracker=tracker, ca=ca, token=token
+        connect, named, domain=domain, autostart=autostart, barrier=barrier, tracker=tracker, backing=backing, ca=ca
     )
     parts = Parts(kin, space, arena, conversation, session, trouble, way)
-    return Client(parts, functools.partial(again, mapping_budget=mapping_budget) if transport is None else None)
+    return Client(parts, functools.partial(again, token=token, mapping_budget=mapping_budget) if transport is None else None)
 
 
 def _make_space(
@@ -159,10 +168,10 @@ class _Release:
         name = _names.doorbell_for(self._lease.name)
         try:
             posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode=0o600, initial_value=0).close()
-        except OSError as error:
-            raise no_segment(PAGE, error) from error
-        self._doorbell = name
-        return Doorbell(name)
+            self._doorbell = name
+            return Doorbell(name)
+        except (posix_ipc.Error, OSError) as error:
+            raise no_segment(PAGE, _names.with_number(error)) from error
 
     def forget(self) -> None:
         """In a forked child: what it holds of the lease, the native half does, for as long as it maps frames."""

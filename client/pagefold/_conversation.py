@@ -24,12 +24,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-import posix_ipc
 from pagefold_proto.v1 import memory_pb2 as pb
 
-from pagefold import _names
+from pagefold import _backing
 from pagefold._arena import Arena, Segment
 from pagefold._errors import OutOfSharedMemory, ServerFault, ServerRefused, SessionLost
+from pagefold._pools import Pools
 from pagefold._reports import human
 from pagefold._settling import Settles
 from pagefold._transport import ADD_SEGMENT, BYE, DROP_SEGMENT, EXCHANGE, HELLO, Method, Q, R, Transport
@@ -43,6 +43,11 @@ DROP_AGAIN_SECONDS: Final = 0.5
 
 _COLUMNS: Final = ("kind", "segment", "first", "count", "pool", "frame", "detail")
 _SHORT_OF_MEMORY: Final = (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT)
+_MORE_ROOM: Final = "Free memory, or make /dev/shm larger (mount -o remount,size=SIZE /dev/shm)"
+_MORE_MAPPINGS: Final = (
+    "Free memory (or raise the limit of the container or control group), or let the process have more mappings "
+    "(sysctl vm.max_map_count, and connect(mapping_budget=...))"
+)
 
 _log = logging.getLogger("pagefold")
 
@@ -65,9 +70,11 @@ class ConversationSpace(Protocol):
     def merge(
         self, segment: list[int], first: list[int], count: list[int], pool: list[int], frame: list[int], /
     ) -> int: ...
-    def adopt(self, segment: list[int], first: list[int], count: list[int], /) -> int: ...
+    def adopt(self, segment: list[int], first: list[int], count: list[int], room: int | None, /) -> int: ...
     def exclude(self, segment: int, first: int, count: int, excluded: bool, /) -> None: ...
     def add_pool(self, pool: int, fd: int, /) -> None: ...
+    def drop_pool(self, pool: int, /) -> bool: ...
+    def resume(self) -> None: ...
     def harvest(self, all: bool = ..., /) -> int: ...
     def drain(self, limit: int, /) -> Any: ...
     def pending(self) -> int: ...
@@ -91,6 +98,7 @@ class Conversation:
         space: the native space, or a fake.
         transport: to the server.
         kick: wakes the session's thread; must not take a lock.
+        pools: those of the space; made if there are none.
 
     Attributes:
         announced: set while the server has been told of all segments.
@@ -103,6 +111,7 @@ class Conversation:
         space: ConversationSpace,
         transport: Transport,
         kick: Callable[[], object],
+        pools: Pools | None = None,
     ) -> None:
         self.settles = Settles()
         self.totals = pb.DomainTotals()
@@ -114,10 +123,14 @@ class Conversation:
         self._transport = transport
         self._arena: weakref.ref[Arena] | None = None
         self._kick = kick
-        self._session = b""
+        self._pools = pools or Pools(space)
+        self._greeting = pb.HelloRequest()
+        self._greeted = False  # there was a session
+        self._session = b""  # empty: it has to be opened first
         self._max_events = MAX_EVENTS
         self._sequence = 0
         self._request: pb.ExchangeRequest | None = None
+        self._unopened: list[pb.PoolInfo] = []  # announced, and not opened yet
         # Events taken out of the journal and not sent yet; how many rows of it the request under way carries.
         self._outbox: deque[Any] = deque()
         self._outbox_sent = 0
@@ -125,6 +138,8 @@ class Conversation:
         # Looks that the server has asked for, made, and been told of; how much of the journal the last one left behind.
         self._look_wanted = self._look_made = self._look_told = 0
         self._look_mark = 0
+        self._resume_mark = 0  # how much of the journal says what is mapped since before the session
+        self._known: dict[int, Segment] = {}  # announced
         self._added: deque[Segment] = deque()
         self._dropped: deque[Segment] = deque()
         self._dropping: list[_Dropping] = []
@@ -149,8 +164,16 @@ class Conversation:
     # Under the session lock
 
     def hello(self, request: pb.HelloRequest, timeout: float = RPC_SECONDS) -> None:
-        """Opens the session."""
-        reply = self._transport.call(HELLO, request, timeout)
+        """Opens the session, for the first time."""
+        request.slot = self._pools.slot
+        self._greeting = request
+        self._greet(timeout)
+
+    def _greet(self, timeout: float) -> None:
+        reply = self._transport.call(HELLO, self._greeting, timeout)
+        if self._greeted:
+            self._come_back(reply.pool)
+        self._greeted = True
         self._session = reply.session
         self._max_events = max(1, min(MAX_EVENTS, (reply.max_message_bytes or 1 << 20) // EVENT_BYTES))
         self.poll_seconds = min(max(reply.poll_millisecs / 1000, 0.01), 60.0)
@@ -180,6 +203,8 @@ class Conversation:
             ServerUnavailable, ServerFault: make the same turn again, later.
             ServerRefused: the server is done with this client.
         """
+        if not self._session:
+            self._greet(timeout)
         if self._request is None:
             self._request = self._next_request(timeout)
         carried, looked = len(self._request.events.kind), self._request.looked
@@ -198,12 +223,12 @@ class Conversation:
         """Takes pages back at once, for advise().
 
         Raises:
-            OutOfSharedMemory: /dev/shm has no room for them; what was adopted so far stays so.
+            OutOfSharedMemory: there is no room for them; what was adopted so far stays so.
             OSError: another failure of the kernel's.
         """
         self._fill_outbox(everything=True)  # what is in the journal already is not about this call
         known = len(self._outbox)
-        self._space.adopt([segment], [first], [pages])
+        self._space.adopt([segment], [first], [pages], _backing.spare_pages())
         self._fill_outbox(everything=True)
         for index in range(known, len(self._outbox)):
             events = self._outbox[index]
@@ -214,13 +239,67 @@ class Conversation:
                     raise OutOfSharedMemory(
                         f"{human(count * _page_size())} cannot be taken back from their shared frames: "
                         f"{os.strerror(detail)}. They keep their bytes, and stay merged until they are written. "
-                        "Free memory, or make /dev/shm larger (mount -o remount,size=SIZE /dev/shm)"
+                        + (_MORE_MAPPINGS if detail == errno.ENOMEM else _MORE_ROOM)
                     )
                 raise OSError(detail, f"pages cannot be adopted: {os.strerror(detail)}")
 
     def bye(self, timeout: float) -> None:
         """Ends the session."""
+        if not self._session:
+            return
         self._transport.call(BYE, pb.ByeRequest(session=self._session), timeout)
+
+    @property
+    def is_deserted(self) -> bool:
+        """Whether the server is gone, or another is in its place: there is reason to call, if only to find out."""
+        return bool(self._session) and self._pools.is_deserted()
+
+    def lose_session(self) -> None:
+        """The server does not know this client: the next turn says Hello again, and how everything is."""
+        self._session = b""
+
+    def _come_back(self, pool: str) -> None:
+        """Makes everything as it is before the first turn of a session, but that there is memory already.
+
+        Raises:
+            OutOfSharedMemory: frames are mapped that the server does not have, and there is no room to leave them.
+        """
+        self._request = None
+        self._outbox.clear()
+        self._outbox_sent = self._drained = self._sent = self._sequence = 0
+        self._unopened.clear()
+        for segment in self.leftovers():
+            segment.discard()  # whoever it was to be dropped from is gone
+        if not self._pools.has(pool):
+            self._leave_pools()
+        if not self._pools.keep_only(pool):
+            raise OutOfSharedMemory(
+                "the server was started anew and has not found the frames that this client's memory is merged with; "
+                "the memory works, and merges again when there is room to take it back: free memory, or make /dev/shm "
+                "larger (mount -o remount,size=SIZE /dev/shm)"
+            )
+        self._pools.expect(pool)
+        self._space.resume()
+        self._resume_mark = self._space.pending()
+        self._look_wanted = self._look_made = self._look_told = self._look_mark = 0
+        self.settles.renew()
+        self.refused.clear()
+        self._added.extendleft(reversed(self._known.values()))
+        self._known.clear()
+
+    def _leave_pools(self) -> None:
+        for segment in self._known.values():
+            for first in range(0, segment.pages, ADOPT_PAGES):
+                run = [[segment.number], [first], [min(ADOPT_PAGES, segment.pages - first)]]
+                self._attempt(self._space.adopt, [*run, _backing.spare_pages()])
+
+    def close(self) -> None:
+        """Lets go of the pools."""
+        self._pools.close()
+
+    def forget(self) -> None:
+        """In a forked child, where nothing of the parent's session may be used."""
+        self._pools.forget()
 
     def forget_events(self) -> None:
         """Throws away what nobody will be told: the session is lost."""
@@ -239,6 +318,8 @@ class Conversation:
         self._dropping.clear()
         while self._dropped:
             segments.append(self._dropped.popleft())
+        for segment in segments:
+            self._known.pop(segment.number, None)
         return segments
 
     # Inside
@@ -265,6 +346,7 @@ class Conversation:
             events=events,
             gauges=gauges,
             settling=number,
+            resuming=self._sent + self._outbox_sent < self._resume_mark,
             looked=self._look_made if self._sent + self._outbox_sent >= self._look_mark else self._look_told,
         )
 
@@ -298,8 +380,15 @@ class Conversation:
         while self._added:
             segment = self._added[0]
             request = pb.AddSegmentRequest(
-                session=self._session, segment=segment.number, name=segment.name, pages=segment.pages
+                session=self._session,
+                segment=segment.number,
+                name=segment.name,
+                pages=segment.pages,
+                address=segment.address,
             )
+            if segment.place == "memfd":
+                request.backing = pb.BACKING_MEMFD
+                request.pid, request.descriptor = os.getpid(), segment.fd
             try:
                 self._call(ADD_SEGMENT, request, timeout)
             except ServerRefused as error:
@@ -308,7 +397,7 @@ class Conversation:
                 # This memory works and is never merged; the rest is not concerned.
                 self.refused[segment.number] = str(error)
                 _log.warning("the server does not take %s: %s", human(segment.pages * _page_size()), error)
-            self._added.popleft()
+            self._known[segment.number] = self._added.popleft()
         self.announced.set()
 
     def _drop_segments(self, timeout: float) -> None:
@@ -329,12 +418,13 @@ class Conversation:
                         continue
                     _log.warning("the server does not drop a segment: %s", error)
             self.refused.pop(number, None)
+            self._known.pop(number, None)
             self._dropping.remove(dropping)
             dropping.segment.discard()
 
     def _carry_out(self, reply: pb.ExchangeReply) -> bool:
-        for pool in reply.pools:
-            self._add_pool(pool)
+        # One that could not be opened (no descriptor left, say) is tried again: the server announces it only once.
+        self._unopened = [pool for pool in (*self._unopened, *reply.pools) if not self._pools.add(pool.pool, pool.name)]
         self.totals = reply.totals
         merges, adopts = reply.merges, reply.adopts
         if merges.count:
@@ -344,33 +434,17 @@ class Conversation:
         if adopts.count:
             length = len(adopts.count)
             runs = [adopts.segment, adopts.first, adopts.count]
-            self._attempt(self._space.adopt, [_filled(column, length) for column in runs])
+            self._attempt(self._space.adopt, [*(_filled(column, length) for column in runs), _backing.spare_pages()])
         if reply.HasField("settle_report"):
             self.settles.answer(reply.settle_report)
         return bool(merges.count or adopts.count or reply.more)
 
-    def _attempt(self, act: Callable[..., int], columns: list[list[int]]) -> None:
+    def _attempt(self, act: Callable[..., int], arguments: list[Any]) -> None:
         try:
-            act(*columns)
+            act(*arguments)
         except (OSError, ValueError, OverflowError):
             # What was done is in the journal, whatever happened: the books stay right.
             _log.exception("carrying out the server's instructions failed")
-
-    def _add_pool(self, pool: pb.PoolInfo) -> None:
-        if not _names.is_name(_names.POOL, pool.name):
-            _log.error("the server names a pool %r: its proposals will be declined", pool.name)
-            return
-        try:
-            fd = posix_ipc.SharedMemory(pool.name, flags=0, read_only=True).fd
-        except (posix_ipc.Error, OSError) as error:
-            _log.error("the pool %s cannot be opened, so nothing will merge: %s", pool.name, error)
-            return
-        try:
-            self._space.add_pool(pool.pool, fd)
-        except (OSError, ValueError, OverflowError) as error:
-            _log.error("the pool %s cannot be used, so nothing will merge: %s", pool.name, error)
-        finally:
-            os.close(fd)
 
     def _gauges(self) -> pb.Gauges:
         counts, windows = self._space.counts(), self._space.windows()
@@ -387,6 +461,7 @@ class Conversation:
             windows=windows.windows,
             window_p99_micros=round(windows.p99_micros),
             window_max_micros=round(windows.max_micros),
+            shared_pages=counts.shared,
         )
 
     def _call(self, method: Method[Q, R], request: Q, timeout: float) -> R:

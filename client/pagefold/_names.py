@@ -14,9 +14,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import re
 import secrets
+import zlib
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -43,9 +45,20 @@ class LockedObject:
     fd: int
 
 
-def new_name(kind: Kind) -> str:
-    """Makes up a name of 128 random bits."""
-    return f"/pagefold-{kind}-{secrets.token_hex(16)}"
+def new_name(kind: Kind, tag: str = "") -> str:
+    """Makes up a name of 128 random bits, or 64 in front of a tag of 16 hex digits."""
+    return f"/pagefold-{kind}-{secrets.token_hex((32 - len(tag)) // 2)}{tag}"
+
+
+def tag_of(*parts: object) -> str:
+    """16 hex digits that stand for these parts."""
+    text = "".join(f"{len(str(part))}:{part}" for part in parts)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def pool_number(name: str) -> int:
+    """The number that a pool has in the protocol and in its clients, from 1 to 65535: the same after every restart."""
+    return 1 + zlib.crc32(name.encode()) % 65535
 
 
 def is_name(kind: Kind, text: str) -> bool:
@@ -65,23 +78,26 @@ def doorbell_for(lease: str) -> str:
     return f"/pagefold-{DOORBELL}-{lease[-32:]}"
 
 
-def create_locked(kind: LockedKind, mode: int, size: int) -> LockedObject:
+def create_locked(kind: LockedKind, mode: int, size: int, tag: str = "") -> LockedObject:
     """Creates an object under a new name and takes the lock that keeps it from being swept.
 
     Args:
         kind: SEGMENT, LEASE or POOL.
         mode: permissions, whatever the umask; the descriptor is open for writing even if they forbid it.
         size: bytes; they read as zeros and cost nothing until they are written.
+        tag: see `new_name`.
 
     Raises:
         OSError: the object cannot be made.
     """
     for _ in range(_ATTEMPTS):
-        name = new_name(kind)
+        name = new_name(kind, tag)
         try:
             fd: int = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=mode, size=0).fd
         except posix_ipc.ExistentialError:
             continue
+        except (posix_ipc.Error, OSError) as error:
+            raise with_number(error) from error
         try:
             fcntl.flock(fd, fcntl.LOCK_SH)
             if os.fstat(fd).st_nlink:
@@ -94,6 +110,15 @@ def create_locked(kind: LockedKind, mode: int, size: int) -> LockedObject:
             raise
         os.close(fd)
     raise OSError(errno.EAGAIN, "something unlinks shared-memory objects as fast as they are made")
+
+
+def with_number(error: Exception) -> OSError:
+    """What posix_ipc raised, as an OSError with its errno: it has classes of its own, or a text without a number."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
+    if isinstance(error, posix_ipc.Error):
+        return OSError(errno.EACCES if isinstance(error, posix_ipc.PermissionsError) else errno.EINVAL, str(error))
+    return OSError(errno.ENFILE if "system" in str(error) else errno.EMFILE, str(error))
 
 
 def is_garbage(fd: int) -> bool:

@@ -33,6 +33,8 @@ class Stats:
         window_max_micros: the longest of them.
         window_max_running_micros: the longest without the time for which this client's thread had to give the processor
             to others; if it is much less than `window_max_micros`, the machine is busy.
+        backing: where memory comes from: "shm", "memfd", or "auto" (each where there is room).
+        memfd_bytes: handed out from memfd objects. The rest is in /dev/shm.
     """
 
     allocated_bytes: int
@@ -51,6 +53,8 @@ class Stats:
     window_p99_micros: float
     window_max_micros: float
     window_max_running_micros: float
+    backing: str = "shm"
+    memfd_bytes: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain values, say for `json.dumps`."""

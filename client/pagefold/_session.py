@@ -6,7 +6,9 @@
 
 The session lock is held for a turn at a time and never while waiting: a fork, or advise(), gets in between. While the
 server does not answer, local work goes on and the same call is made again, later and later, for ever. When it does not
-know this client any more, the session is lost: memory goes on, nothing merges. (To reconnect is a later version's.)
+know this client any more, it was started anew: the next turn opens a session there, and reports how everything is. A
+client with nothing to say notices by the lock on its pool that its server is gone. Only a server that does not want
+this client ends the session for good: memory goes on, nothing merges.
 """
 
 from __future__ import annotations
@@ -21,7 +23,14 @@ from typing import Any, Final, Protocol
 
 from pagefold._arena import Arena
 from pagefold._conversation import Conversation
-from pagefold._errors import PagefoldError, ServerFault, ServerRefused, ServerUnavailable
+from pagefold._errors import (
+    OutOfSharedMemory,
+    PagefoldError,
+    ServerFault,
+    ServerRefused,
+    ServerUnavailable,
+    SessionLost,
+)
 from pagefold._fork import GENERATION_POLL, Kin, no_fork
 from pagefold._reports import SettleReport
 from pagefold._transport import Transport
@@ -32,6 +41,8 @@ BACKOFF_SECONDS: Final = (0.05, 5.0)
 GOODBYE_SECONDS: Final = 2.0
 ANNOUNCE_SECONDS: Final = 1.0
 _TICK: Final = 0.25
+# What a server says that was started anew, or that has no room for so many clients just now.
+_COME_BACK: Final = ("REASON_UNKNOWN_SESSION", "REASON_LIMIT")
 
 _log = logging.getLogger("pagefold")
 
@@ -184,10 +195,15 @@ class Session:
             try:
                 with w.kin.session_lock:
                     talk = w.conversation.turn()
-            except (ServerUnavailable, ServerFault) as error:
+            except (ServerUnavailable, ServerFault, OutOfSharedMemory) as error:
                 self._back_off(error)
                 return True
             except ServerRefused as error:
+                if error.reason in _COME_BACK:
+                    if isinstance(error, SessionLost):
+                        w.conversation.lose_session()
+                    self._back_off(error)
+                    return True
                 excluded = error.reason == "REASON_PROTOCOL_VIOLATION"
                 self._lose(
                     f"the server excluded this client: {error}"
@@ -220,12 +236,12 @@ class Session:
             _log.debug("waiting for the doorbell: %s", error)
             self._stopping.wait(_TICK)
             return True
-        return woken == "rung" or (settling and not self.lost)
+        return woken == "rung" or (not self.lost and (settling or w.conversation.is_deserted))
 
     def _back_off(self, error: PagefoldError) -> None:
         if self._failures == 0:
-            _log.info("the server does not answer, trying on: %s", error)
-        self.trouble = f"the server does not answer: {error}"
+            _log.info("nothing is merged for the moment, trying on: %s", error)
+        self.trouble = f"the server does not answer: {error}" if isinstance(error, ServerUnavailable) else str(error)
         least, most = BACKOFF_SECONDS
         delay = min(most, least * 2 ** min(self._failures, 16)) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
         self._failures += 1
@@ -259,6 +275,8 @@ class Session:
                     segment.discard()
             if not left:
                 w.space.close()  # else its buffers keep it: they must be frozen at a fork like any other memory
+            with w.kin.session():
+                w.conversation.close()
             w.kin.detach()
             w.release()
         except Exception:  # whoever closes waits for this thread: it must finish

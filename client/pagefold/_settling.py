@@ -58,6 +58,10 @@ class Settles:
         self._under_way = max(numbers, default=0)
         return self._under_way, self._under_way != 0
 
+    def renew(self) -> None:
+        """The server knows of none."""
+        self._under_way = 0
+
     def answer(self, report: pb.SettleReport) -> None:
         """The server is done with a request."""
         for number in [number for number in list(self._waiters) if number <= report.settling]:

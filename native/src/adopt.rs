@@ -16,8 +16,10 @@ const CLOCK_PAGES: usize = 8;
 impl Inner {
     /// Adopts what one window holds of a run. How many pages of the run are dealt with, and how many were adopted.
     ///
-    /// Pages that are owned already are passed over in silence, and so is what lies outside of any view.
-    pub fn adopt_window(&mut self, segment: u32, run: Run) -> Result<(usize, usize)> {
+    /// Pages that are owned already are passed over in silence, and so is what lies outside of any view. `room` is how many
+    /// pages of memory may be used up, and becomes less: where there is no bound like that of a tmpfs, the kernel would
+    /// end the process for want of memory, or another one.
+    pub fn adopt_window(&mut self, segment: u32, run: Run, room: &mut usize) -> Result<(usize, usize)> {
         let mappings = self.mappings();
         let Inner { views, journal, barrier, tracker, window_pages, budget, redo, .. } = self;
         let Some(view) = views.get_mut(&segment) else { return Ok((run.count, 0)) };
@@ -49,6 +51,12 @@ impl Inner {
             journal.push(Event { detail, ..Event::new(Kind::NotAdopted, segment, stretch) });
             return Ok((stretch.count, 0));
         }
+        // What shares a frame gets a page of its own. A copy has one, and gives that up for the segment's.
+        if merged(view, span) > *room {
+            let detail = libc::ENOMEM as u32;
+            journal.push(Event { detail, ..Event::new(Kind::NotAdopted, segment, span) });
+            return Ok((span.count, 0));
+        }
         let barrier = barrier.as_mut().ok_or(Error::Closed)?;
         if !barrier.holds_unpopulated() {
             view.memory.range.touch(bytes(span.first), bytes(span.count));
@@ -66,9 +74,11 @@ impl Inner {
         while done < span.count && (done == 0 || !window.is_over()) {
             let part = Run { first: span.first + done, count: (span.count - done).min(CLOCK_PAGES) };
             redo.saving = Some(segment);
+            let sharing = merged(view, part);
             let (kept, errno) = adopt_part(view, segment, part, redo);
             redo.follow(view, journal);
             redo.saving = None;
+            *room = room.saturating_sub(sharing - merged(view, part));
             if let Some(errno) = errno {
                 let left = Run { first: kept.end(), count: part.count - kept.count };
                 journal.push(Event { detail: errno as u32, ..Event::new(Kind::NotAdopted, segment, left) });
@@ -129,6 +139,11 @@ fn adopt_part(view: &mut View, segment: u32, part: Run, redo: &mut Redo) -> (Run
         view.punch(Run { first: kept.end(), count: part.end() - kept.end() });
     }
     (kept, errno)
+}
+
+/// How many pages of a run share a frame.
+fn merged(view: &View, run: Run) -> usize {
+    (run.first..run.end()).filter(|page| view.table.state(*page) == State::Merged).count()
 }
 
 /// Whether a page can be adopted without writing it.

@@ -15,6 +15,8 @@ pub struct Counts {
     pub copied: usize,
     /// Pages frozen by a fork.
     pub frozen: usize,
+    /// Pages of views that a forked child may share.
+    pub shared: usize,
     /// Mappings that the views take.
     pub mappings: usize,
     /// Most that they may take.

@@ -26,6 +26,8 @@ pub enum Kind {
     Included = 7,
     /// Was written, or may have been, and is to be read again.
     Written = 8,
+    /// The pages map frames since before the session began.
+    Resumed = 9,
 }
 
 /// The numbers of `DeclineReason` in memory.proto.
@@ -34,7 +36,7 @@ pub enum Kind {
 pub enum Reason {
     /// Bytes of page and frame differ.
     Changed = 1,
-    /// The mapping budget is used up.
+    /// The mapping budget is used up, or the kernel's limit is.
     Budget = 2,
     /// Pinned or excluded.
     Pinned = 3,
@@ -44,6 +46,13 @@ pub enum Reason {
     Failed = 5,
     /// A forked child still shares the segment.
     Forked = 6,
+}
+
+impl Reason {
+    /// Of a system call that failed while pages were switched. What takes mappings fails with ENOMEM when there are no more.
+    pub fn of(errno: i32) -> Reason {
+        if errno == libc::ENOMEM { Reason::Budget } else { Reason::Failed }
+    }
 }
 
 /// One event.

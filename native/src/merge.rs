@@ -148,13 +148,13 @@ impl Inner {
         let segment = taken[0].segment;
         let view = views.get_mut(&segment).expect("no refusal, so there is a view");
         let barrier = barrier.as_mut().expect("no refusal, so there is a barrier");
-        if let Some(tracker) = tracker {
-            tracker.let_go(view, held); // a mapping takes one userfaultfd
-        }
+        // A mapping takes one userfaultfd: where the tracker's could not let go, the window's is refused as busy.
+        let freed = tracker.as_ref().map_or(Ok(()), |tracker| tracker.let_go(view, held));
         match barrier.window(view.address(held.first), bytes(held.count)) {
-            Err(_) => {
+            Err(error) => {
+                let reason = Reason::of(freed.err().and_then(|e| e.raw_os_error()).unwrap_or(error.errno()));
                 while redo.taken.front().is_some_and(|next| held.overlaps(next.run())) {
-                    redo.decline(journal, redo.taken[0].count as usize, Reason::Failed);
+                    redo.decline(journal, redo.taken[0].count as usize, reason);
                 }
             }
             Ok(mut window) => {
@@ -250,9 +250,9 @@ fn step(
             memory.range.map_frames(bytes(first), bytes(run.count), pool.fd(), offset)
         }
     });
-    if mapped.is_err() {
+    if let Err(error) = mapped {
         view.ensure_mapped(run); // the segment still has the bytes
-        return declined(run, Reason::Failed);
+        return declined(run, Reason::of(error.raw_os_error().unwrap_or(0)));
     }
     (run, None)
 }

@@ -264,14 +264,14 @@ impl Space {
         }
     }
 
-    /// Takes pages back into their segments, a window at a time. The pages adopted.
-    pub fn adopt(&self, runs: impl IntoIterator<Item = (u32, u32, u32)>) -> Result<usize> {
+    /// Takes pages back into their segments, a window at a time, using up `room` pages of memory at most. The pages adopted.
+    pub fn adopt(&self, runs: impl IntoIterator<Item = (u32, u32, u32)>, mut room: usize) -> Result<usize> {
         let mut adopted = 0;
         for (segment, first, count) in runs {
             let mut rest = Run { first: first as usize, count: count as usize };
             while rest.count > 0 {
                 sched::begin_slice();
-                let (done, pages) = self.open()?.adopt_window(segment, rest)?;
+                let (done, pages) = self.open()?.adopt_window(segment, rest, &mut room)?;
                 adopted += pages;
                 rest = Run { first: rest.first + done, count: rest.count - done };
             }
@@ -378,6 +378,17 @@ impl Space {
         Ok(found)
     }
 
+    /// Writes down how everything is, for a server that knows nothing of it; what was to be reported is forgotten.
+    pub fn resume(&self) -> Result<()> {
+        self.open()?.resume();
+        Ok(())
+    }
+
+    /// Forgets a pool that no page maps a frame of; false if one does.
+    pub fn drop_pool(&self, number: u32) -> Result<bool> {
+        Ok(self.open()?.drop_pool(number))
+    }
+
     /// Watches for writes no longer.
     pub fn untrack(&self) {
         self.inner.lock().tracker = None;
@@ -403,6 +414,7 @@ impl Space {
             counts.zero += view.table.count(State::Zero);
             counts.copied += view.table.count(State::Copied) + view.table.count(State::CopiedZero);
             counts.frozen += view.table.count(State::Frozen);
+            counts.shared += if view.shared { view.table.pages() } else { 0 };
         }
         counts
     }

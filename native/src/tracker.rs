@@ -28,7 +28,7 @@ use crate::view::View;
 /// `detail` of a Written event: written, as far as the kernel can tell.
 const WAS: u32 = 0;
 /// `detail` of a Written event: it was not watched for a while.
-const MAY_HAVE_BEEN: u32 = 1;
+pub const MAY_HAVE_BEEN: u32 = 1;
 /// `detail` of a Written event: it is a hole now.
 const GIVEN_BACK: u32 = 2;
 
@@ -63,10 +63,11 @@ impl Tracker {
     }
 
     /// Lets a span go, for a window. Should the kernel refuse, the window will not open.
-    pub fn let_go(&self, view: &mut View, span: Run) {
+    pub fn let_go(&self, view: &mut View, span: Run) -> std::io::Result<()> {
         view.table.set_unwatched(span); // first: what is not watched must never count as watched
-        let _ = self.uffd.unregister(view.address(span.first), bytes(span.count));
+        let freed = self.uffd.unregister(view.address(span.first), bytes(span.count));
         faults::hit("tracker.let_go");
+        freed
     }
 
     /// Registers again what stayed owned in a window's span, so that it is one mapping with its neighbours: the budget counts

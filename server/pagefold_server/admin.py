@@ -8,12 +8,15 @@ from collections.abc import AsyncIterator
 from typing import Any, Final
 
 import grpc
+import structlog
 from pagefold_proto.v1 import admin_pb2 as pb
 from pagefold_proto.v1 import admin_pb2_grpc, memory_pb2
 
 from pagefold_server.domain import Domains
-from pagefold_server.errors import answered
+from pagefold_server.errors import ShuttingDown, abort, answered
+from pagefold_server.fsck import Fsck
 from pagefold_server.pacing import Pacer
+from pagefold_server.sessions import Sessions
 from pagefold_server.settings import Configuration, Explained
 from pagefold_server.status import Observer
 
@@ -21,6 +24,7 @@ _SCAN_SECONDS: Final = 60.0
 _WATCH_SECONDS: Final = 1.0
 _WATCH_LEAST: Final = 0.1
 
+_log = structlog.get_logger("pagefold.admin")
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -30,12 +34,22 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
     Args:
         observer: reads everything.
         configuration: to look at and to change.
-        domains: to scan now.
+        sessions: to audit.
+        domains: to scan now, and to audit.
         pacer: to wake for that.
     """
 
-    def __init__(self, observer: Observer, configuration: Configuration, domains: Domains, pacer: Pacer) -> None:
+    def __init__(
+        self,
+        observer: Observer,
+        configuration: Configuration,
+        sessions: Sessions,
+        domains: Domains,
+        pacer: Pacer,
+    ) -> None:
         self._observer = observer
+        self._sessions = sessions
+        self._auditing = asyncio.Lock()
         self._configuration = configuration
         self._domains = domains
         self._pacer = pacer
@@ -113,6 +127,30 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
             yield await self.GetStatus(pb.GetStatusRequest(), context)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), interval)
+
+    async def Fsck(  # noqa: N802
+        self, request: pb.FsckRequest, context: _Context
+    ) -> AsyncIterator[pb.FsckNews]:
+        """Audits everything; the news as they come."""
+        async with self._auditing:
+            news: asyncio.Queue[pb.FsckNews | None] = asyncio.Queue()
+            audit = asyncio.create_task(Fsck(self._sessions, self._domains, request, news.put_nowait).run())
+            stopping = asyncio.create_task(self._stopping.wait())
+            for task in (audit, stopping):
+                task.add_done_callback(lambda _: news.put_nowait(None))
+            try:
+                while (told := await news.get()) is not None:
+                    yield told
+                if not audit.done():
+                    await abort(context, ShuttingDown("the server is stopping: the audit is not finished"))
+                yield pb.FsckNews(summary=audit.result())
+            except Exception as error:
+                _log.exception("an audit failed")
+                await abort(context, error)
+            finally:  # a caller that hangs up ends it
+                audit.cancel()
+                stopping.cancel()
+                await asyncio.gather(audit, stopping, return_exceptions=True)
 
 
 def _setting(told: Explained) -> pb.Setting:

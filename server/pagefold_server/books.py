@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from dataclasses import dataclass
 from typing import Final
 
 from pagefold_server import tables
 from pagefold_server.client import Client
 from pagefold_server.engine import Columns, EngineOptions, Instructions, ProtocolViolation, SegmentCounts
+from pagefold_server.events import BUDGET, CHANGED, DISCARDED, GIVEN_BACK, MAY_HAVE_BEEN, ZERO_POOL, Event
 from pagefold_server.frames import Frames
 from pagefold_server.tables import (
     ADOPT_QUEUED,
@@ -49,15 +49,6 @@ from pagefold_server.tables import (
 )
 from pagefold_server.unstable import Unstable
 
-# Numbers of EventKind, DeclineReason, Released.detail and Written.detail in memory.proto.
-_CHANGED: Final = 1
-_BUDGET: Final = 2
-_DISCARDED: Final = 1
-_MAY_HAVE_BEEN: Final = 1
-_GIVEN_BACK: Final = 2
-_ZERO_POOL: Final = 0
-_POOL: Final = 1
-
 # Passes after which a page is proposed, or asked for, once more, when the client could not do it.
 RETRY_PASSES: Final = 8
 
@@ -73,45 +64,13 @@ _OWNED_PAGES: Final = any_of(bytes((OWNED,)))
 _SAME: Final = {state: any_of(bytes((state,))) for state in (OWNED, WAITING, OVER_BUDGET, REFUSED, COPIED)}
 
 
-@dataclass(frozen=True, slots=True)
-class _Event:
-    """One event, of pages that exist."""
-
-    book: Client
-    table: PageTable
-    first: int
-    count: int
-    pool: int
-    frame: int
-    detail: int
-
-    @property
-    def end(self) -> int:
-        return self.first + self.count
-
-    def expect_states(self, states: bytes) -> None:
-        """Raises `ProtocolViolation` unless all pages are in one of these states."""
-        if not self.table.only(self.first, self.count, states):
-            where = f"pages {self.first}+{self.count} of segment {self.table.segment}"
-            raise ProtocolViolation(f"{where} are in no state in which that can happen")
-
-    def expect_proposal(self) -> None:
-        """Raises `ProtocolViolation` unless exactly this was proposed, and taken."""
-        self.expect_states(bytes((PROPOSED,)))
-        held = self.table.frames[self.first : self.end]
-        if self.pool == _ZERO_POOL:
-            right = held.count(ZERO_FRAME) == self.count
-        else:
-            right = self.pool == _POOL and all(held[n] == self.frame + n for n in range(self.count))
-        if not right:
-            raise ProtocolViolation(f"pages {self.first}+{self.count} were proposed for other frames")
-
-
 class Books:
     """The half of an engine that follows events. Its public methods are those of `Engine`."""
 
-    def __init__(self, frames: Frames, options: EngineOptions) -> None:
+    def __init__(self, frames: Frames, options: EngineOptions, pool: int) -> None:
         self._frames = frames
+        self._pool = pool  # its number, in events
+        self._zero_digest = 0  # of a page of zeros; an engine knows
         self._options = options
         self._clients: dict[int, Client] = {}
         self._tables: dict[int, PageTable] = {}  # by number
@@ -133,6 +92,7 @@ class Books:
             self._book_excluded,
             self._book_included,
             self._book_written,
+            self._book_resumed,
         )
 
     # Clients and segments
@@ -211,10 +171,10 @@ class Books:
             act = self._events[kind] if 0 < kind < len(self._events) else None
             if act is None:
                 raise ProtocolViolation(f"events of kind {kind} do not exist")
-            act(_Event(book, table, first, count, pool, frame, detail))
+            act(Event(book, table, first, count, pool, frame, detail))
 
-    def _book_merged(self, event: _Event) -> None:
-        event.expect_proposal()
+    def _book_merged(self, event: Event) -> None:
+        event.expect_proposal(self._pool)
         for page in range(event.first, event.end):
             self._commit(event.table, page)
         event.book.proposed -= event.count
@@ -222,23 +182,23 @@ class Books:
         if self._unmerging:
             self._ask_adopt(event.book, event.table, event.first, event.count)
 
-    def _book_declined(self, event: _Event) -> None:
-        event.expect_proposal()
+    def _book_declined(self, event: Event) -> None:
+        event.expect_proposal(self._pool)
         table, first, count = event.table, event.first, event.count
         self._cancel(table, first, count)
         event.book.proposed -= count
         self._declined += count
-        if event.detail == _CHANGED and table.tracked:
+        if event.detail == CHANGED and table.tracked:
             table.set_flag(first, count, WRITTEN)  # as it will be reported, too late for this proposal
-        elif event.detail == _CHANGED:
+        elif event.detail == CHANGED:
             # No page has the digest 0, but for one in 2**64: the next reading is a change, and a fresh one.
             table.digests[first : event.end] = array("Q", bytes(8 * count))
-        elif event.detail == _BUDGET:
+        elif event.detail == BUDGET:
             self._rest(table, first, count, OVER_BUDGET, RETRY_PASSES)
         else:
             self._rest(table, first, count, REFUSED, RETRY_PASSES)
 
-    def _book_copied(self, event: _Event) -> None:
+    def _book_copied(self, event: Event) -> None:
         event.expect_states(bytes((MERGED, ZERO)))
         table = event.table
         table.set_states(event.first, event.count, COPIED)
@@ -248,13 +208,13 @@ class Books:
         self._broken += event.count
         self._ask_adopt(event.book, table, event.first, event.count)
 
-    def _book_released(self, event: _Event) -> None:
+    def _book_released(self, event: Event) -> None:
         event.expect_states(MAPPED)
         book, table, first, count = event.book, event.table, event.first, event.count
         self._answer_adopt(book, table, first, count)
         broken = runs(_SAME[COPIED], table.states, first, event.end)
         self._drop_references(table, first, count)
-        if event.detail == _DISCARDED:
+        if event.detail == DISCARDED:
             table.breaks[first : event.end] = bytes(count)  # what comes here next has another story
         elif self._options.smart_scan:
             for start, number in broken:
@@ -264,33 +224,33 @@ class Books:
             if other.counts[OVER_BUDGET]:  # there is room for mappings now
                 self._wake(other, 0, other.pages, OVER_BUDGET)
 
-    def _book_not_adopted(self, event: _Event) -> None:
+    def _book_not_adopted(self, event: Event) -> None:
         if not self._answer_adopt(event.book, event.table, event.first, event.count):
             return  # nobody asked: there is nothing to ask for again
         self._schedule(event.table, event.first, event.count, COPIED, RETRY_PASSES)
 
-    def _book_excluded(self, event: _Event) -> None:
+    def _book_excluded(self, event: Event) -> None:
         self._unstable.remove(event.table, event.first, event.count)
         event.table.set_flag(event.first, event.count, UNWANTED)
         for first, count in runs(_UNHELD_PAGES, event.table.states, event.first, event.end):
             event.table.own(first, count)
 
-    def _book_included(self, event: _Event) -> None:
+    def _book_included(self, event: Event) -> None:
         event.table.clear_flag(event.first, event.count, UNWANTED)
         for first, count in runs(_REFUSED_PAGES, event.table.states, event.first, event.end):
             event.table.own(first, count)
 
-    def _book_written(self, event: _Event) -> None:
-        if event.detail == _GIVEN_BACK:
+    def _book_written(self, event: Event) -> None:
+        if event.detail == GIVEN_BACK:
             self._book_given_back(event)
             return
         if not event.table.tracked:
             raise ProtocolViolation("written pages are reported by a client that does not track them")
         table, first, count = event.table, event.first, event.count
         self._unstable.remove(table, first, count)
-        table.set_flag(first, count, PENDING if event.detail == _MAY_HAVE_BEEN else WRITTEN)
+        table.set_flag(first, count, PENDING if event.detail == MAY_HAVE_BEEN else WRITTEN)
 
-    def _book_given_back(self, event: _Event) -> None:
+    def _book_given_back(self, event: Event) -> None:
         """What comes here next has another story."""
         table, first, count = event.table, event.first, event.count
         self._unstable.remove(table, first, count)
@@ -299,6 +259,31 @@ class Books:
         table.breaks[first : event.end] = bytes(count)
         for flag in (WRITTEN, PENDING, READING):
             table.clear_flag(first, count, flag)
+
+    def _book_resumed(self, event: Event) -> None:
+        """A client has come back from before these books, and maps frames of the pool that was taken over."""
+        event.expect_states(bytes((OWNED,)))
+        table, first, frames = event.table, event.first, range(event.frame, event.frame + event.count)
+        if event.pool != ZERO_POOL and (event.pool != self._pool or not all(map(self._frames.is_used, frames))):
+            raise ProtocolViolation(f"pages {first}+{event.count} cannot map frames from {event.frame} on")
+        self._unstable.remove(table, first, event.count)
+        for page, frame in zip(range(first, event.end), frames, strict=True):
+            table.set_state(page, ZERO if event.pool == ZERO_POOL else MERGED)
+            table.frames[page] = ZERO_FRAME if event.pool == ZERO_POOL else frame
+            # What it had when it was switched: a page that lets go of its frame has been read, as it were.
+            table.digests[page] = self._zero_digest if event.pool == ZERO_POOL else self._frames.digest(frame)
+            if event.pool != ZERO_POOL:
+                self._frames.resume(frame)
+        if self._unmerging:
+            self._ask_adopt(event.book, table, first, event.count)
+
+    # The past
+
+    def bury(self) -> None:
+        """See `Engine`."""
+        for frame in self._frames.take_past():
+            self._frames.cancel(frame)
+            self._offer(frame)
 
     # Proposals and references
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Final, Protocol
 
 import structlog
+from pagefold import _names
+from pagefold._backing import spare_pages
 from pagefold_proto.v1 import memory_pb2 as pb
 
 from pagefold_server import engines
@@ -20,12 +22,11 @@ from pagefold_server.errors import LimitReached
 from pagefold_server.settings import Settings
 from pagefold_server.settle import Look, Settlers
 
-POOL: Final = 1
-"""The number of a domain's pool, in every session: there is one. 0 is the zero page."""
-
 _IDLE_FIRST: Final = 1.0  # seconds between passes that find nothing new; doubles
 _IDLE_MOST: Final = 16.0
 _LOOK_PATIENCE: Final = 1.0  # seconds without any pass, while clients are waited for to look
+_LEAST_OUTSTANDING: Final = 16  # pages proposed to a client, however little memory there is
+_ROOM_SECONDS: Final = 0.05  # for which a look at the memory that is free holds; it takes half a millisecond
 _ANSWER_PAUSE: Final = 0.01  # seconds until the next pass, while all that is missing are answers
 
 _SINCE_START: Final = (
@@ -53,6 +54,14 @@ class Member(Protocol):
     def looking(self) -> bool:
         """Whether it was asked to look for written pages, and has not reported yet."""
 
+    @property
+    def slot(self) -> int:
+        """The byte of the pool that it holds locked while it may map frames; 0: none."""
+
+    @property
+    def resumed(self) -> bool:
+        """Whether it has reported all that it maps from before."""
+
     def answers(self, now: float) -> bool:
         """Whether it takes part, and is not silent in spite of having work."""
 
@@ -77,12 +86,18 @@ class Domain:
         label: narrows it further.
         engine: which one.
         options: for it.
+        tag: of its pool's name.
+
+    Attributes:
+        past: the pool was taken over, and there may be mappings of its frames that nobody has reported yet.
     """
 
-    def __init__(self, uid: int, label: str, engine: str, options: EngineOptions) -> None:
+    def __init__(self, uid: int, label: str, engine: str, options: EngineOptions, tag: str = "") -> None:
         self.uid = uid
         self.label = label
-        self.pool, self.engine = engines.make(engine, uid, options)
+        self.pool, self.engine, self.past = engines.make(engine, uid, options, tag)
+        self._options = options
+        self._outstanding = options.max_outstanding  # as the engine was told last
         self.members: dict[int, Member] = {}
         self.settlers = Settlers()
         self.closed = False
@@ -131,12 +146,31 @@ class Domain:
             self.began, self._waiting_since = time.monotonic(), None
             if self._is_looked(self.began):
                 self._looked = self._look
+        self._bound_frames()
         step = self.engine.scan(pages, threads)
         self.served = time.monotonic()
         self._mid_pass = step.finished is None and not self.unmerging
         if step.finished is not None:
             self._finish_pass(step.finished, pause, quiet)
         return step
+
+    def configure(self, options: EngineOptions) -> None:
+        """Tells the engine."""
+        self._options, self._outstanding = options, options.max_outstanding
+        self.engine.configure(options)
+
+    def _bound_frames(self) -> None:
+        """Keeps frames from taking more memory than there is.
+
+        A frame is made before the pages that it replaces are given back. Where memory is short, in a container that
+        is full, say, the kernel would end a process for that; so there few are made ahead, and merging makes room.
+        """
+        spare, most = spare_pages(_ROOM_SECONDS), self._options.max_outstanding
+        if spare is not None:
+            most = max(min(most, spare // max(1, len(self.members))), min(most, _LEAST_OUTSTANDING))
+        if most != self._outstanding:
+            self._outstanding = most
+            self.engine.configure(replace(self._options, max_outstanding=most))
 
     def _finish_pass(self, found: PassReport, pause: float, quiet: float) -> None:
         self.full = self.engine.refusal()
@@ -166,6 +200,12 @@ class Domain:
         self._waiting_since = self._waiting_since or now
         for member in self.members.values():
             member.ask(self._look, now)
+
+    def ask_one(self, member: Member) -> int:
+        """Has one client look; the number by which it says that it has. For audits."""
+        self._look += 1
+        member.ask(self._look, time.monotonic())
+        return self._look
 
     def _is_looked(self, now: float) -> bool:
         """Whether all clients that answer have made the last look."""
@@ -247,18 +287,39 @@ class Domain:
         """Tells one who waits how far it has come."""
         self.settlers.give_up_one(key, self.engine.counters(), self.look())
 
-    def close(self) -> None:
-        """Lets the pool go, and its name with it. Views that map its frames keep them."""
+    def bury_past(self) -> None:
+        """Looks whether all who may map frames from before have come back, or are gone."""
+        if not self.past or self.fault:
+            return
+        reported = {member.slot for member in self.members.values() if member.resumed}
+        if self.pool.slots() <= reported:
+            self.past = False
+            self.engine.bury()
+            _log.info("all mappings from before are accounted for", domain=str(self), pool=self.pool.name)
+
+    def close(self, stopping: bool = False) -> None:
+        """Lets the pool go. Views that map its frames keep them.
+
+        Its name goes too, unless somebody may map frames for whom the next server is to find it.
+
+        Args:
+            stopping: clients live, and do not know that they have to go.
+        """
         if not self.closed:
             self.closed = True
             self.give_up()
-            self.pool.close(unlink=True)
+            self.pool.close(unlink=not (self.past or (stopping and self.pool.slots())))
 
 
 class Domains:
-    """All domains, by user and label."""
+    """All domains, by user and label.
+
+    Attributes:
+        address: of the server, which finds its predecessor's pools by it.
+    """
 
     def __init__(self) -> None:
+        self.address = ""
         self._domains: dict[tuple[int, str], Domain] = {}
         self._past = EngineCounters()
 
@@ -277,7 +338,8 @@ class Domains:
         domain = self._domains.get((uid, label))
         if domain is None:
             try:
-                domain = Domain(uid, label, settings.engine, settings.engine_options)
+                tag = _names.tag_of(self.address, uid, label)
+                domain = Domain(uid, label, settings.engine, settings.engine_options, tag)
             except OSError as error:
                 raise LimitReached(f"no frame pool can be made: {error.strerror}") from error
             domain.unmerge(settings.run == 2)
@@ -306,13 +368,13 @@ class Domains:
     def configure(self, settings: Settings) -> None:
         """Tells all engines, and wakes them."""
         for domain in self._domains.values():
-            domain.engine.configure(settings.engine_options)
+            domain.configure(settings.engine_options)
             domain.unmerge(settings.run == 2)
             if settings.run != 1:
                 domain.give_up()
             domain.wake()
 
     def close(self) -> None:
-        """Lets all pools go."""
+        """Lets all pools go: the server is stopping."""
         for domain in self._domains.values():
-            domain.close()
+            domain.close(stopping=True)

@@ -19,9 +19,10 @@ What every engine keeps true:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from enum import IntEnum
+from typing import NamedTuple, Protocol
 
 
 class ProtocolViolation(Exception):
@@ -150,6 +151,49 @@ class SegmentCounts:
     proposed: int
 
 
+class Held(NamedTuple):
+    """Neighbouring pages in one state, on frames that follow each other.
+
+    Attributes:
+        first: page.
+        pages: how many.
+        state: QUEUED, PROPOSED, MERGED, ZERO or COPIED, by their numbers in `tables`.
+        frame: of the first page; -1: the zero page, for all of them.
+    """
+
+    first: int
+    pages: int
+    state: int
+    frame: int
+
+
+class FrameFault(IntEnum):
+    """What can be wrong with a frame."""
+
+    CHANGED = 1  # its bytes have another digest than in the stable tree (I1)
+    HOLE = 2  # it is in use, and there is no memory behind it
+    LEFT = 3  # it is free, and there is memory behind it
+    UNLISTED = 4  # it is in use, and the stable tree does not have it
+
+
+class Miscount(NamedTuple):
+    """A frame whose users are other than the books have it."""
+
+    frame: int
+    references: int
+    reservations: int
+    counted_references: int
+    counted_reservations: int
+
+
+class FrameLook(NamedTuple):
+    """What a store finds behind a number. One released and not yet punched is neither used nor free."""
+
+    used: bool
+    free: bool
+    page: bytes | None  # None: a hole
+
+
 class FrameStore(Protocol):
     """Where frames live: the domain's pool. `pagefold_server.pool` has the real one."""
 
@@ -167,8 +211,18 @@ class FrameStore(Protocol):
             OSError: ENOSPC; the frame is to be released.
         """
 
+    def inherit(self) -> Iterator[tuple[int, bytes]]:
+        """Takes over what was there before, in an object of a server that is gone. Numbers and bytes, in order.
+
+        Raises:
+            OSError: it is too large, or cannot be read.
+        """
+
     def read(self, frame: int) -> bytes:
         """A frame's bytes."""
+
+    def look(self, frame: int) -> FrameLook:
+        """What there is behind a number; for audits. Numbers that never were are free."""
 
     def release(self, frame: int) -> None:
         """Gives a frame up; the number may be used again when its memory was given back."""
@@ -188,6 +242,18 @@ class Engine(Protocol):
 
     def configure(self, options: EngineOptions) -> None:
         """Goes on with other options; what was merged under the old ones stays merged."""
+
+    def inherit(self) -> int:
+        """Takes over the frames that the pool holds from before: none is released until `bury`. How many there are.
+
+        To be called first of all.
+
+        Raises:
+            OSError: the pool cannot be read, or has more frames than it may have.
+        """
+
+    def bury(self) -> None:
+        """All who mapped frames before have said so, or are gone: what nobody claimed is released (I3)."""
 
     def add_client(self, client: int) -> None:
         """Makes a client known, under a number that was never used."""
@@ -263,6 +329,24 @@ class Engine(Protocol):
 
     def merged_pages(self, client: int) -> tuple[int, int]:
         """Pages of the client that map frames (zero pages included), and pages proposed to it."""
+
+    # Audits
+
+    def held(self, client: int, segment: int, first: int, count: int) -> list[Held]:
+        """The pages of a part of a segment that hold frames, or that frames are proposed to, in order.
+
+        Args:
+            client: the caller's number.
+            segment: the caller's number.
+            first: page.
+            count: pages; the part may reach beyond the end.
+        """
+
+    def audit(self, first: int, count: int) -> list[tuple[int, FrameFault]]:
+        """What is wrong with the frames of a range. Reads those that are in use, half a microsecond each."""
+
+    def recount(self) -> list[Miscount]:
+        """Counts the users of all frames again, by the page tables, at once: about 5 ns a page (native)."""
 
     def check(self) -> None:
         """Recounts everything and raises AssertionError at the first difference. For tests and audits."""

@@ -2,32 +2,62 @@
 
 from __future__ import annotations
 
+import time
+
+import structlog
+
 from pagefold_server.engine import Engine, EngineOptions
 from pagefold_server.native import NativeEngine
 from pagefold_server.pool import Pool
-from pagefold_server.pool_file import PoolFile
+from pagefold_server.pool_file import Orphan, PoolFile, find_orphan
 from pagefold_server.reference import ReferenceEngine
 
+_log = structlog.get_logger("pagefold.engines")
 
-def make(name: str, uid: int, options: EngineOptions) -> tuple[PoolFile, Engine]:
-    """A new engine and its pool.
+
+def make(name: str, uid: int, options: EngineOptions, tag: str = "") -> tuple[PoolFile, Engine, bool]:
+    """An engine and its pool: that of a server that is gone, if clients of it live, else a new one.
 
     Args:
         name: "native" or "reference".
         uid: whose processes are to map the frames.
         options: to begin with.
+        tag: of the pool's name, by which the next server finds it.
+
+    Returns:
+        Pool, engine, and whether frames were taken over: then `Engine.bury` is to be called when that is over.
 
     Raises:
         OSError: the pool cannot be made.
     """
-    if name == NativeEngine.name:
-        file = PoolFile(uid)
-        try:
-            return file, NativeEngine(file, options)
-        except BaseException:
-            file.close(unlink=True)
-            raise
-    if name != ReferenceEngine.name:
+    if name not in (NativeEngine.name, ReferenceEngine.name):
         raise ValueError(f"there is no engine {name!r}")
-    pool = Pool(uid)
-    return pool, ReferenceEngine(pool, options)
+    orphan = find_orphan(uid, tag)
+    if orphan is not None:
+        try:
+            file, engine = _make(name, uid, options, tag, orphan)
+        except OSError as error:
+            # Its clients take their memory out of it, and it goes with them.
+            _log.warning("a pool cannot be taken over", pool=orphan.name, why=str(error))
+        else:
+            return file, engine, True
+    return *_make(name, uid, options, tag, None), False
+
+
+def _make(name: str, uid: int, options: EngineOptions, tag: str, orphan: Orphan | None) -> tuple[PoolFile, Engine]:
+    made = PoolFile(uid, tag, orphan) if name == NativeEngine.name else Pool(uid, tag=tag, orphan=orphan)
+    engine: Engine
+    try:
+        if isinstance(made, Pool):
+            engine = ReferenceEngine(made, options, number=made.number)
+        else:
+            engine = NativeEngine(made, options, number=made.number)
+        if orphan is not None:
+            began = time.monotonic()
+            frames = engine.inherit()
+            seconds = round(time.monotonic() - began, 3)
+            _log.info("pool taken over", pool=made.name, frames=frames, seconds=seconds)
+    except BaseException:
+        made.close(unlink=orphan is None)
+        raise
+    return made, engine

@@ -2,18 +2,20 @@
 
 A frame has references (pages that map it, or are copies of it) and reservations (proposals that name it). It
 is made with its bytes already in the store, enters the stable tree at once, and leaves tree and store with
-the last of both (I1, I3). Equal digests are a list: contents beyond `max_page_sharing` have several frames,
-and, in theory, digests collide.
+the last of both (I1, I3). Frames of a pool that was taken over have a reservation more, for all who may map
+them and have not said so yet, until the past is over. Equal digests are a list: contents beyond
+`max_page_sharing` have several frames, and, in theory, digests collide.
 """
 
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from sortedcontainers import SortedDict
 
-from pagefold_server.engine import FrameStore
+from pagefold_server.engine import FrameFault, FrameStore, Miscount
 
 # tracemalloc over 200 k entries: digest, list of one frame, slots in the dict and in the sorted list.
 _ENTRY_BYTES: Final = 220
@@ -34,6 +36,7 @@ class Frames:
         self._digests = array("Q")
         self._references = array("I")
         self._reservations = array("I")
+        self._past: list[int] = []
         self.shared = 0
         self.duplicates = 0
 
@@ -54,6 +57,10 @@ class Frames:
         except OSError:
             self._store.release(frame)
             raise
+        self._enter(frame, digest)
+        return frame
+
+    def _enter(self, frame: int, digest: int) -> None:
         missing = frame + 1 - len(self._digests)
         if missing > 0:
             self._digests.extend(array("Q", bytes(8 * missing)))
@@ -63,7 +70,28 @@ class Frames:
         twins = self.stable.setdefault(digest, [])
         self.duplicates += bool(twins)
         twins.append(frame)
-        return frame
+
+    def inherit(self, digest: Callable[[bytes], int]) -> int:
+        """Takes over what the store holds from before. How many frames."""
+        for frame, content in self._store.inherit():
+            self._enter(frame, digest(content))
+            self.reserve(frame)
+            self._past.append(frame)
+        return len(self._past)
+
+    def take_past(self) -> list[int]:
+        """Takes out the frames that are reserved for the past: cancel each."""
+        past, self._past = self._past, []
+        return past
+
+    def resume(self, frame: int) -> None:
+        """A page maps the frame since before these books began."""
+        self.reserve(frame)
+        self.commit(frame)
+
+    def is_used(self, frame: int) -> bool:
+        """Whether a page may map it: somebody has it, and its bytes stay."""
+        return 0 <= frame < len(self._digests) and self.users(frame) > 0
 
     def read(self, frame: int) -> bytes:
         """The bytes of a frame."""
@@ -118,8 +146,35 @@ class Frames:
         """The columns, and the stable tree by its measured size per entry."""
         return 16 * len(self._digests) + _ENTRY_BYTES * (len(self.stable) + self.duplicates)
 
+    def audit(self, frame: int, digest: Callable[[bytes], int]) -> Iterator[FrameFault]:
+        """What is wrong with a frame."""
+        used, free, page = self._store.look(frame)
+        if free and page is not None:
+            yield FrameFault.LEFT
+        if not used:
+            return
+        expected = self._digests[frame] if frame < len(self._digests) else None
+        if page is None:
+            yield FrameFault.HOLE
+        elif digest(page) != expected:
+            yield FrameFault.CHANGED
+        if frame not in self.stable.get(expected, ()):
+            yield FrameFault.UNLISTED
+
+    def recount(self, references: dict[int, int], reservations: dict[int, int]) -> list[Miscount]:
+        """Where the users of frames are other than was counted."""
+        known, found = len(self._digests), []
+        reservations = self._with_past(reservations)
+        for frame in sorted({*range(known), *references, *reservations}):
+            booked = (self._references[frame], self._reservations[frame]) if frame < known else (0, 0)
+            counted = (references.get(frame, 0), reservations.get(frame, 0))
+            if booked != counted:
+                found.append(Miscount(frame, booked[0], booked[1], counted[0], counted[1]))
+        return found
+
     def check(self, references: dict[int, int], reservations: dict[int, int]) -> None:
         """Compares the books with what the page tables say, by frame."""
+        reservations = self._with_past(reservations)
         in_tree = sorted(frame for twins in self.stable.values() for frame in twins)
         assert in_tree == sorted(references.keys() | reservations.keys()), "frames of the tree are not those in use"
         for frame in range(len(self._digests)):
@@ -129,3 +184,9 @@ class Frames:
         assert self.shared == len(references), "frames in use miscounted"
         assert self.duplicates == len(in_tree) - len(self.stable), "duplicates miscounted"
         assert all(self.stable.values()), "an empty list in the stable tree"
+
+    def _with_past(self, reservations: dict[int, int]) -> dict[int, int]:
+        with_past = dict(reservations)
+        for frame in self._past:
+            with_past[frame] = with_past.get(frame, 0) + 1
+        return with_past

@@ -12,6 +12,7 @@ from pagefold_proto.v1 import memory_pb2_grpc
 
 from pagefold_server.engine import Columns, ProtocolViolation
 from pagefold_server.errors import answered
+from pagefold_server.segment import Holder
 from pagefold_server.sessions import Sessions
 from pagefold_server.settings import Configuration
 
@@ -54,12 +55,16 @@ class MemoryServicer(memory_pb2_grpc.MemoryServicer):
             max_batch_pages=settings.max_batch_pages,
             max_message_bytes=MAX_MESSAGE_BYTES,
             poll_millisecs=settings.poll_millisecs,
+            pool=session.domain.pool.name,
         )
 
     @answered
     async def AddSegment(self, request: pb.AddSegmentRequest, context: _Context) -> pb.AddSegmentReply:  # noqa: N802
         """Makes a segment known."""
-        self._sessions.add_segment(request.session, request.segment, request.name, request.pages)
+        holder = Holder(request.pid, request.descriptor) if request.backing == pb.BACKING_MEMFD else None
+        self._sessions.add_segment(
+            request.session, request.segment, request.name, request.pages, request.address, holder
+        )
         return pb.AddSegmentReply()
 
     @answered
@@ -67,7 +72,13 @@ class MemoryServicer(memory_pb2_grpc.MemoryServicer):
         """Events go up, instructions come down."""
         gauges = request.gauges if request.HasField("gauges") else None
         return self._sessions.exchange(
-            request.session, request.sequence, lambda: columns(request.events), gauges, request.settling, request.looked
+            request.session,
+            request.sequence,
+            lambda: columns(request.events),
+            gauges,
+            request.settling,
+            request.looked,
+            request.resuming,
         )
 
     @answered

@@ -16,7 +16,10 @@ from pagefold_server.engine import (
     Columns,
     EngineCounters,
     EngineOptions,
+    FrameFault,
+    Held,
     Instructions,
+    Miscount,
     PassReport,
     ProtocolViolation,
     SegmentCounts,
@@ -37,6 +40,7 @@ class NativeEngine:
         options: to begin with.
         seed: of the digests. Random, so that nobody can prepare collisions; given only by tests.
         limit: most frames, used or not.
+        number: of the pool, in events.
     """
 
     name = "native"
@@ -47,8 +51,9 @@ class NativeEngine:
         options: EngineOptions | None = None,
         seed: int | None = None,
         limit: int = MOST_FRAMES,
+        number: int = 1,
     ) -> None:
-        self._engine = _Engine(pool.fd, secrets.randbits(64) if seed is None else seed, limit)
+        self._engine = _Engine(pool.fd, secrets.randbits(64) if seed is None else seed, limit, number)
         self.configure(options or EngineOptions())
 
     def configure(self, options: EngineOptions) -> None:
@@ -59,6 +64,14 @@ class NativeEngine:
             options.smart_scan,
             min(options.max_outstanding, _MOST),
         )
+
+    def inherit(self) -> int:
+        """See `Engine`."""
+        return self._engine.inherit()
+
+    def bury(self) -> None:
+        """See `Engine`."""
+        self._engine.bury()
 
     # Clients and segments
 
@@ -163,6 +176,20 @@ class NativeEngine:
     def frames(self) -> list[int]:
         """Numbers of the frames in use, in order. For tests and audits."""
         return self._engine.frames()
+
+    # Audits
+
+    def held(self, client: int, segment: int, first: int, count: int) -> list[Held]:
+        """See `Engine`."""
+        return [Held(*run) for run in self._engine.held(client, segment, first, count)]
+
+    def audit(self, first: int, count: int) -> list[tuple[int, FrameFault]]:
+        """See `Engine`."""
+        return [(frame, FrameFault(fault)) for frame, fault in self._engine.audit(first, count)]
+
+    def recount(self) -> list[Miscount]:
+        """See `Engine`."""
+        return [Miscount(*found) for found in self._engine.recount()]
 
     def check(self) -> None:
         """See `Engine`."""

@@ -19,12 +19,14 @@ import contextlib
 import errno
 import mmap
 import os
+from collections.abc import Iterator
 from typing import Final
 
 from sortedcontainers import SortedDict, SortedSet
 
 from pagefold_server._fallocate import punch_hole
-from pagefold_server.pool_file import PoolFile
+from pagefold_server.engine import FrameLook
+from pagefold_server.pool_file import Orphan, PoolFile
 
 PAGE: Final = mmap.PAGESIZE
 MOST_FRAMES: Final = 1 << 26
@@ -46,13 +48,14 @@ class Pool(PoolFile):
     Args:
         uid: of the domain, whose processes must be able to open the pool. A server that is root gives it to them.
         limit: most frames, used or not.
+        tag, orphan: see `PoolFile`.
 
     Raises:
         OSError: the object cannot be made.
     """
 
-    def __init__(self, uid: int, limit: int = MOST_FRAMES) -> None:
-        super().__init__(uid)
+    def __init__(self, uid: int, limit: int = MOST_FRAMES, tag: str = "", orphan: Orphan | None = None) -> None:
+        super().__init__(uid, tag, orphan)
         self._limit = limit
         self._use = bytearray()
         self._gaps = SortedDict()  # free frames: end of a gap -> its first frame, for gaps are used from the front
@@ -82,11 +85,37 @@ class Pool(PoolFile):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.name)
         self._use[frame] = _WRITTEN
 
+    def inherit(self) -> Iterator[tuple[int, bytes]]:
+        """Takes over what the object holds from before: pages that are no holes are frames in use. Numbers and bytes.
+
+        Raises:
+            OSError: it has more frames than the limit, or cannot be read.
+        """
+        numbers = os.fstat(self.fd).st_size // PAGE
+        if numbers > self._limit:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), self.name)
+        if numbers:
+            self._use.extend(bytes(numbers))
+            self._give(0, numbers)
+        frame = 0
+        while frame < numbers and self._has_data(frame, numbers):
+            frame = os.lseek(self.fd, frame * PAGE, os.SEEK_DATA) // PAGE
+            self._take(frame)
+            self._use[frame] = _WRITTEN
+            yield frame, os.pread(self.fd, PAGE, frame * PAGE)
+            frame += 1
+
     def read(self, frame: int) -> bytes:
         """The bytes of a frame that was written."""
         if self._use[frame] != _WRITTEN:
             raise ValueError(f"frame {frame} has not been written")
         return os.pread(self.fd, PAGE, frame * PAGE)
+
+    def look(self, frame: int) -> FrameLook:
+        """See `FrameStore`."""
+        use = self._use[frame] if frame < len(self._use) else _FREE
+        page = os.pread(self.fd, PAGE, frame * PAGE) if self._has_data(frame, frame + 1) else None
+        return FrameLook(use in (_ALLOCATED, _WRITTEN), use == _FREE, page)
 
     def release(self, frame: int) -> None:
         """Gives a frame up; `flush` gives its memory back. A batch that is full is flushed here.

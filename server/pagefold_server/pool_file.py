@@ -1,43 +1,65 @@
-"""The shared-memory object behind a domain's frames: made, measured and let go of here. What is in it, engines say.
+"""The shared-memory object behind a domain's frames: made, taken over, measured and let go of here.
 
-Clients open it by name, read-only (mode 0400). It never shrinks.
+    made --> owned --server stops or dies--> orphan --the next server--> owned
+                                               `---nobody maps it any more--> garbage, swept
+
+Clients open it by name, read-only (mode 0400). It never shrinks. What is in it, engines say; whose it is, and who
+may map it, locks on it say (see `pagefold._slots`). Its name ends in a tag that stands for server address, user and
+label, so that the next server finds it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import stat
+from dataclasses import dataclass
 
-from pagefold import _names
+from pagefold import _names, _slots
+
+from pagefold_server.segment import SHM
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """A pool whose server is gone, while clients of it live. It is ours from here on."""
+
+    name: str
+    fd: int
 
 
 class PoolFile:
-    """A POSIX shared-memory object that this process creates and holds.
+    """A POSIX shared-memory object that this process holds and owns.
 
     Args:
         uid: of the domain, whose processes must be able to open the pool. A server that is root gives it to them.
+        tag: see the head of this file.
+        orphan: to take over; else a new one is made.
 
     Attributes:
         name: with its leading slash.
+        number: in the protocol.
         fd: open for reading and writing; -1 once it is closed.
 
     Raises:
         OSError: the object cannot be made.
     """
 
-    def __init__(self, uid: int) -> None:
-        made = _names.create_locked(_names.POOL, 0o400, 0)
-        try:
-            if uid != os.geteuid():
-                os.fchown(made.fd, uid, -1)
-        except BaseException:
-            _names.remove(made.name)
-            os.close(made.fd)
-            raise
-        self.name, self.fd = made.name, made.fd
+    def __init__(self, uid: int, tag: str = "", orphan: Orphan | None = None) -> None:
+        if orphan is not None:
+            self.name, self.fd = orphan.name, orphan.fd
+        else:
+            self.name, self.fd = _make(uid, tag)
+        self.number = _names.pool_number(self.name)
 
     def bytes_allocated(self) -> int:
         """What the kernel has allocated to this pool, released frames that were not given back yet included."""
         return os.fstat(self.fd).st_blocks * 512
+
+    def slots(self) -> set[int]:
+        """The slots of clients that may map frames, whether they ever said so here or not."""
+        return _slots.held(self.fd)
 
     def close(self, unlink: bool) -> None:
         """Lets the pool go. Views that map its frames keep them; unlinked, it cannot be opened any more."""
@@ -47,3 +69,77 @@ class PoolFile:
             _names.remove(self.name)
         os.close(self.fd)
         self.fd = -1
+
+
+def find_orphan(uid: int, tag: str) -> Orphan | None:
+    """The pool with that tag whose server is gone, if there is one that somebody may map; the largest, if several.
+
+    Args:
+        uid: who has to own it.
+        tag: see the head of this file.
+    """
+    if not tag:
+        return None
+    found: Orphan | None = None
+    for entry in os.listdir(SHM):
+        name = f"/{entry}"
+        if not name.endswith(tag) or not _names.is_name(_names.POOL, name):
+            continue
+        with contextlib.suppress(OSError):  # gone, or not ours to open: as good as not there
+            fd = _claim(name, uid)
+            if fd is None:
+                continue
+            if found is None or os.fstat(fd).st_blocks > os.fstat(found.fd).st_blocks:
+                fd, found = (-1 if found is None else found.fd), Orphan(name, fd)
+            if fd >= 0:
+                os.close(fd)
+    return found
+
+
+def _make(uid: int, tag: str) -> tuple[str, int]:
+    made = _names.create_locked(_names.POOL, 0o400, 0, tag)
+    try:
+        if uid != os.geteuid():
+            os.fchown(made.fd, uid, -1)
+        _slots.own(made.fd)
+    except BaseException:
+        _names.remove(made.name)
+        os.close(made.fd)
+        raise
+    return made.name, made.fd
+
+
+def _claim(name: str, uid: int) -> int | None:
+    """A descriptor that owns the pool, open for writing; None if it is somebody's, or nobody's any more."""
+    look = os.open(SHM + name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(look)
+        if not stat.S_ISREG(status.st_mode) or status.st_dev != os.stat(SHM).st_dev or status.st_uid != uid:
+            return None
+        if _slots.owner(look) or not _slots.held(look):
+            return None
+        fd = _open_for_writing(look)
+    finally:
+        os.close(look)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # a sweep that is just removing it holds it exclusively
+        if os.fstat(fd).st_nlink and _slots.own(fd) and _slots.held(fd):
+            return fd
+    except BaseException:
+        os.close(fd)
+        raise
+    os.close(fd)
+    return None
+
+
+def _open_for_writing(fd: int) -> int:
+    """The same object once more, though its mode says that nobody may write it."""
+    path = f"/proc/self/fd/{fd}"
+    try:
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except PermissionError:
+        os.fchmod(fd, 0o600)
+        try:
+            return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        finally:
+            os.fchmod(fd, 0o400)

@@ -14,18 +14,29 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from xxhash import xxh3_64_intdigest
 
 from pagefold_server.books import Books
 from pagefold_server.client import Client
-from pagefold_server.engine import EngineCounters, EngineOptions, FrameStore, PassReport, Step
+from pagefold_server.engine import (
+    EngineCounters,
+    EngineOptions,
+    FrameFault,
+    FrameStore,
+    Held,
+    Miscount,
+    PassReport,
+    Step,
+)
 from pagefold_server.frames import Frames
 from pagefold_server.tables import (
+    MAPPED,
     MERGED,
     OVER_BUDGET,
     OWNED,
@@ -75,12 +86,15 @@ class ReferenceEngine(Books):
         store: where frames live.
         options: to begin with.
         seed: of the digests. Random, so that nobody can prepare collisions; given only by tests.
+        number: of the pool, in events.
     """
 
     name = "reference"
 
-    def __init__(self, store: FrameStore, options: EngineOptions | None = None, seed: int | None = None) -> None:
-        super().__init__(Frames(store), options or EngineOptions())
+    def __init__(
+        self, store: FrameStore, options: EngineOptions | None = None, seed: int | None = None, number: int = 1
+    ) -> None:
+        super().__init__(Frames(store), options or EngineOptions(), number)
         self._seed = secrets.randbits(64) if seed is None else seed
         self._zero_digest = xxh3_64_intdigest(_ZEROS, self._seed)
         self._ahead: deque[PageTable] = deque()  # tables that this pass has still to finish
@@ -100,6 +114,10 @@ class ReferenceEngine(Books):
         more_room = options.max_page_sharing > before.max_page_sharing
         if more_room or options.use_zero_pages > before.use_zero_pages:
             self._unstable.read_tracked_again()  # what was like no other page may have an equal under these options
+
+    def inherit(self) -> int:
+        """See `Engine`."""
+        return self._frames.inherit(lambda page: xxh3_64_intdigest(page, self._seed))
 
     # The scan
 
@@ -427,6 +445,29 @@ class ReferenceEngine(Books):
         """Tables by the size of their arrays, trees by their entries; queues and the calendar are not counted."""
         columns = sum(table.bookkeeping_bytes() for table in self._tables.values())
         return columns + self._frames.bookkeeping_bytes() + self._unstable.bookkeeping_bytes()
+
+    # Audits
+
+    def held(self, client: int, segment: int, first: int, count: int) -> list[Held]:
+        """See `Engine`."""
+        return self._clients[client].segments[segment].held(first, first + count)
+
+    def audit(self, first: int, count: int) -> list[tuple[int, FrameFault]]:
+        """See `Engine`."""
+        digest = partial(xxh3_64_intdigest, seed=self._seed)
+        return [(frame, fault) for frame in range(first, first + count) for fault in self._frames.audit(frame, digest)]
+
+    def recount(self) -> list[Miscount]:
+        """See `Engine`. A microsecond a page."""
+        references: Counter[int] = Counter()
+        reservations: Counter[int] = Counter()
+        for table in self._tables.values():
+            for run in table.held(0, table.pages):
+                if run.frame >= 0:
+                    (references if run.state in MAPPED else reservations).update(
+                        range(run.frame, run.frame + run.pages)
+                    )
+        return self._frames.recount(references, reservations)
 
     def check(self) -> None:
         """See `Engine`."""

@@ -4,6 +4,11 @@ A name says nothing about what is behind it. So it must have pagefold's form to 
 followed on the way, and what was opened is looked at through its descriptor: a plain file on /dev/shm's own
 filesystem, of the right owner, and as big as claimed. It is never mapped, written, truncated or punched. Its
 owner may still shrink it at any time; readers get fewer bytes then, and that is all.
+
+A memfd has no name in a filesystem: the client says by which of its descriptors it is found, and /proc leads there.
+What that is may be anything, of anybody whom the server may look at. So it is taken hold of without being opened
+(O_PATH: no device notices), and opened only if it is a memfd, by its filesystem, and was given that very name by
+whoever made it. The rest is looked at as above.
 """
 
 from __future__ import annotations
@@ -12,6 +17,8 @@ import errno
 import mmap
 import os
 import stat
+from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 from pagefold import _names
@@ -27,6 +34,19 @@ _FLAGS: Final = (
     | os.O_NONBLOCK  # a FIFO planted there is opened without waiting for a writer, and refused then
 )
 
+_REACH: Final = (
+    "run it in the client's PID namespace (docker run --pid=...) and as the same user or as root; "
+    "or connect(backing='shm')"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who has a memfd open, and as which descriptor; by its own word."""
+
+    pid: int
+    descriptor: int
+
 
 class ForeignObject:
     """A shared-memory object of somebody else's, open for reading. Closing twice is fine.
@@ -35,6 +55,10 @@ class ForeignObject:
         name: with its leading slash.
         kind: which kind of name it has to be.
         uid: who has to own it. None: anybody.
+        holder: of a memfd. None: the object is in /dev/shm.
+
+    Attributes:
+        identity: device and inode.
 
     Raises:
         BadName: the name has another form.
@@ -43,24 +67,26 @@ class ForeignObject:
         LimitReached: the server is out of descriptors.
     """
 
-    def __init__(self, name: str, kind: _names.LockedKind, uid: int | None) -> None:
+    def __init__(self, name: str, kind: _names.LockedKind, uid: int | None, holder: Holder | None = None) -> None:
         if not _names.is_name(kind, name):
             raise BadName(f"{name[:80]!r} is not of the form /pagefold-{kind}-<32 hex digits>")
         self.name = name
-        self.fd = _open(name)
+        self.holder = holder
+        self.fd = _open(name) if holder is None else _open_memfd(name, holder)
         found = os.fstat(self.fd)
-        if not stat.S_ISREG(found.st_mode) or found.st_dev != os.stat(SHM).st_dev:
+        device = os.stat(SHM).st_dev if holder is None else _memfd_device()
+        if not stat.S_ISREG(found.st_mode) or found.st_dev != device:
             self.close()
             raise NotASegment(f"{name} is not a plain shared-memory object")
         if uid is not None and found.st_uid != uid:
             self.close()
             raise WrongOwner(f"{name} belongs to uid {found.st_uid}, not to uid {uid}")
         self.uid = found.st_uid
-        self._identity = (found.st_dev, found.st_ino)
+        self.identity = (found.st_dev, found.st_ino)
 
     def is_same(self, other: ForeignObject) -> bool:
         """Whether both are one object, whatever their names."""
-        return self._identity == other._identity
+        return self.identity == other.identity
 
     def bytes_allocated(self) -> int:
         """Memory that the kernel has given to it."""
@@ -68,11 +94,13 @@ class ForeignObject:
 
     def unlink(self) -> None:
         """Removes the name, if it still is this object's. For objects whose owner is proven dead."""
+        if self.holder is not None:
+            return
         try:
             found = os.lstat(SHM + self.name)
         except FileNotFoundError:
             return
-        if (found.st_dev, found.st_ino) == self._identity:
+        if (found.st_dev, found.st_ino) == self.identity:
             _names.remove(self.name)
 
     def close(self) -> None:
@@ -90,15 +118,16 @@ class Segment(ForeignObject):
         uid: of the session.
         pages: its size, as the client says.
         limit: most pages that a segment may have.
+        holder: of a memfd. None: the segment is in /dev/shm.
 
     Raises:
         BadSize: it is smaller than that, or the size is out of bounds.
     """
 
-    def __init__(self, name: str, uid: int, pages: int, limit: int) -> None:
+    def __init__(self, name: str, uid: int, pages: int, limit: int, holder: Holder | None = None) -> None:
         if not 1 <= pages <= limit:
             raise BadSize(f"{name[:80]}: a segment has 1 to {limit} pages, not {pages}")
-        super().__init__(name, _names.SEGMENT, uid)
+        super().__init__(name, _names.SEGMENT, uid, holder)
         self.pages = pages
         size = os.fstat(self.fd).st_size
         if size < pages * PAGE:
@@ -132,8 +161,46 @@ def _open(name: str) -> int:
     try:
         return os.open(SHM + name, _FLAGS)
     except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE):
-            raise LimitReached("the server is out of descriptors: raise its limit (ulimit -n)") from error
+        _check_descriptors(error)
         if error.errno in (errno.EACCES, errno.EPERM):
             raise WrongOwner(f"{name} cannot be opened by the server: it is somebody else's") from error
         raise NotASegment(f"{name} cannot be opened: {error.strerror}") from error
+
+
+def _open_memfd(name: str, holder: Holder) -> int:
+    path = f"/proc/{holder.pid}/fd/{holder.descriptor}"
+    try:
+        held = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError as error:
+        _check_descriptors(error)
+        kind = WrongOwner if error.errno in (errno.EACCES, errno.EPERM) else NotASegment
+        raise kind(f"the server cannot look at {path} ({error.strerror}): {_REACH}") from error
+    try:
+        found = os.fstat(held)
+        # The link's text is made by the kernel, of the name that the memfd was created with.
+        mine = f"/proc/self/fd/{held}"
+        if found.st_dev != _memfd_device() or os.readlink(mine) != f"/memfd:{name[1:]} (deleted)":
+            raise NotASegment(f"{path} is not the memfd {name[1:]}: {_REACH}")
+        return os.open(mine, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        _check_descriptors(error)
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise WrongOwner(f"{path} cannot be opened by the server: it is somebody else's") from error
+        raise NotASegment(f"{path} cannot be opened: {error.strerror}") from error
+    finally:
+        os.close(held)
+
+
+def _check_descriptors(error: OSError) -> None:
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        raise LimitReached("the server is out of descriptors: raise its limit (ulimit -n)") from error
+
+
+@cache
+def _memfd_device() -> int:
+    """The kernel's own tmpfs, which nobody can mount: all memfd objects are on it, and nothing that has a path."""
+    fd = os.memfd_create("pagefold-probe", os.MFD_CLOEXEC)
+    try:
+        return os.fstat(fd).st_dev
+    finally:
+        os.close(fd)

@@ -88,6 +88,7 @@ class Server:
             ),
         )
         self._listener = Listener(self._grpc, settings)
+        self._domains.address = self.address
         self._add_services()
         await self._grpc.start()
         self._tasks = [
@@ -103,7 +104,7 @@ class Server:
     def _add_services(self) -> None:
         observer = Observer(self.address, self._sessions, self._domains, self._pacer, self.configuration)
         memory = MemoryServicer(self._sessions, self.configuration, secrets.token_bytes(16))
-        self._admin = AdminServicer(observer, self.configuration, self._domains, self._pacer)
+        self._admin = AdminServicer(observer, self.configuration, self._sessions, self._domains, self._pacer)
         memory_pb2_grpc.add_MemoryServicer_to_server(memory, self._grpc)  # type: ignore[no-untyped-call]
         admin_pb2_grpc.add_AdminServicer_to_server(self._admin, self._grpc)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
@@ -137,6 +138,7 @@ class Server:
         """Gives back all that outlives a process. Nothing works any more afterwards."""
         self._sessions.close()
         self._domains.close()
+        _sweep()  # names that were kept for clients that have gone meanwhile
         if self._listener is not None:
             self._listener.close()
 

@@ -20,6 +20,7 @@ from pagefold_server.domain import Domain
 from pagefold_server.doorbell import Bell, path_of
 from pagefold_server.segment import Lease, Segment
 from pagefold_server.settings import Configuration
+from pagefold_server.watch import Watch
 
 _LOOKING: Final = 3  # times `silent_seconds` that a look may take, for a client that has much to report before
 _RING_AGAIN: Final = 1.0  # seconds without a call after which a client is rung once more
@@ -41,6 +42,9 @@ class Session:
         owing: merges were among them, and no answer has come.
         waiting: since when it has work, queued or sent; None: it has none.
         rung: when it was rung last since its last Exchange.
+        resumed: it has reported all that it maps since before the session.
+        addresses: where it maps its segments, as it says; 0: unknown. For audits.
+        watches: of audits that want to know which pages it reports something of, or is told to change.
         settling: number of the settle() that it waits in, 0 for none; `report` is there when that is over.
     """
 
@@ -55,9 +59,12 @@ class Session:
     heard: float
     state: Literal["active", "excluded", "departed"] = "active"
     segments: dict[int, Segment] = field(default_factory=dict)
+    addresses: dict[int, int] = field(default_factory=dict)
+    watches: list[Watch] = field(default_factory=list)
     gauges: pb.Gauges = field(default_factory=pb.Gauges)
     announced: bool = False
     used: bool = False
+    resumed: bool = False
     sequence: int = 0
     reply: pb.ExchangeReply | None = None
     working: bool = False
@@ -92,6 +99,11 @@ class Session:
     def looking(self) -> bool:
         """See `Member`."""
         return self.looked < self.wanted
+
+    @property
+    def slot(self) -> int:
+        """See `Member`."""
+        return self.hello.slot
 
     @property
     def tracked(self) -> bool:

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 import structlog
-from pagefold import _names
+from pagefold import _names, _slots
 from pagefold_proto.v1 import memory_pb2 as pb
 
-from pagefold_server.domain import POOL, Domains
+from pagefold_server.domain import Domains
 from pagefold_server.doorbell import Bells
 from pagefold_server.engine import Columns, Instructions, ProtocolViolation
 from pagefold_server.errors import (
@@ -30,7 +30,7 @@ from pagefold_server.errors import (
     ShuttingDown,
     UnknownSession,
 )
-from pagefold_server.segment import Lease, Segment
+from pagefold_server.segment import Holder, Lease, Segment
 from pagefold_server.session import Session
 from pagefold_server.settings import Configuration
 
@@ -113,8 +113,19 @@ class Sessions:
         _log.info("session opened", client=session.client, pid=said.pid, program=said.program, uid=lease.uid)
         return session
 
-    def add_segment(self, token: bytes, number: int, name: str, pages: int) -> None:
-        """Makes a segment part of the scan."""
+    def add_segment(
+        self, token: bytes, number: int, name: str, pages: int, address: int = 0, holder: Holder | None = None
+    ) -> None:
+        """Makes a segment part of the scan.
+
+        Args:
+            token: names the session.
+            number: the client's.
+            name: of the object.
+            pages: size.
+            address: where the client maps it, for audits; 0: unknown.
+            holder: of a memfd.
+        """
         session, settings = self._find(token), self._configuration.now
         known = session.segments.get(number)
         if known is not None:
@@ -126,13 +137,14 @@ class Sessions:
         together = sum(other.pages for other in session.segments.values()) + pages
         if pages <= settings.max_segment_pages < together:  # a segment that is too large alone is another error
             raise LimitReached(f"{settings.max_segment_pages} pages are a session's limit: raise max_segment_pages")
-        segment = Segment(name, session.lease.uid, pages, settings.max_segment_pages)
+        segment = Segment(name, session.lease.uid, pages, settings.max_segment_pages, holder)
         try:
             session.domain.engine.add_segment(session.client, number, segment.fd, pages, session.tracked)
         except BaseException:
             segment.close()
             raise
         session.segments[number] = segment
+        session.addresses[number] = address
         session.domain.stir()
         self._wake()
 
@@ -144,6 +156,7 @@ class Sessions:
         if not session.domain.engine.drop_segment(session.client, number):
             raise SegmentInUse(f"pages of segment {number} map frames, or are about to: report them Released first")
         session.segments.pop(number).close()
+        session.addresses.pop(number, None)
 
     def exchange(
         self,
@@ -153,6 +166,7 @@ class Sessions:
         gauges: pb.Gauges | None,
         settling: int,
         looked: int = 0,
+        resuming: bool = False,
     ) -> pb.ExchangeReply:
         """Books what a client reports, and says what it is to do next.
 
@@ -163,6 +177,7 @@ class Sessions:
             gauges: levels; None: unchanged.
             settling: number of the settle() that waits, 0 for none.
             looked: the last look that it has made.
+            resuming: what it maps since before the session is not all told yet.
         """
         session = self._find(token)
         if sequence == session.sequence and session.reply is not None:
@@ -178,11 +193,14 @@ class Sessions:
             raise self._excluded(session, error) from error
         if gauges is not None:
             session.gauges.CopyFrom(gauges)
+        session.resumed = not resuming
         answers = any(kind in _ANSWERS for kind in events.kind)
         session.working = session.owing and not answers
         session.has_looked(looked, time.monotonic())
         self._settle(session, settling)
         told = engine.take(session.client, self._configuration.now.max_batch_pages)
+        for watch in session.watches:
+            watch.saw(events, told, session.gauges.shared_pages > 0)
         reply = self._reply(session, told)
         session.answered(time.monotonic(), reply, answers, bool(events.kind))
         if events.kind:
@@ -214,6 +232,7 @@ class Sessions:
             elif session.looking:
                 session.ring_if_due(time.monotonic())
         for domain in self._domains:
+            domain.bury_past()
             domain.ring()
             domain.answered()
         self._wake()  # a pass may have waited for somebody who is silent, or gone, by now
@@ -260,8 +279,9 @@ class Sessions:
 
     def _reply(self, session: Session, told: Instructions) -> pb.ExchangeReply:
         reply = pb.ExchangeReply(more=told.more, look=session.wanted if session.looking else 0)
+        pool = session.domain.pool
         if not session.announced:
-            reply.pools.add(pool=POOL, name=session.domain.pool.name)
+            reply.pools.add(pool=pool.number, name=pool.name)
         if told.merges:
             segment, first, count, frame = zip(*told.merges, strict=True)
             reply.merges.MergeFrom(
@@ -269,7 +289,7 @@ class Sessions:
                     segment=segment,
                     first=first,
                     count=count,
-                    pool=[0 if number < 0 else POOL for number in frame],
+                    pool=[0 if number < 0 else pool.number for number in frame],
                     frame=[max(number, 0) for number in frame],
                 )
             )
@@ -336,6 +356,8 @@ def _check_hello(said: pb.HelloRequest) -> None:
     ):
         if len(text) > most:
             raise LimitReached(f"the {what} has {len(text)} characters; {most} are the most")
+    if said.slot and not _slots.is_slot(said.slot):
+        raise LimitReached(f"{said.slot} is not the number of a slot: it is below 2**62")
     if not _names.is_name(_names.LEASE, said.lease):
         raise BadName(f"{said.lease[:80]!r} is not the name of a lease")
     if said.doorbell != _names.doorbell_for(said.lease):

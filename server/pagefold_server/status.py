@@ -69,6 +69,7 @@ class Observer:
             scan_cpu_percent=self._pacer.cpu_percent(),
             settling=sum(len(domain.settlers) for domain in self._domains),
             trouble="; ".join(self._trouble(sessions)),
+            memfd_segments=sum(map(_memfd_segments, sessions)),
         )
 
     def clients(self) -> list[pb.ClientInfo]:
@@ -108,6 +109,7 @@ class Observer:
             age_seconds=now - session.opened,
             silent_seconds=now - session.heard,
             version=session.hello.version,
+            memfd_segments=_memfd_segments(session),
         )
 
     def _domain(self, domain: Domain) -> pb.DomainInfo:
@@ -143,7 +145,7 @@ class Observer:
         over = sum(counted.pages_over_budget for counted in (d.engine.counters() for d in self._domains))
         if over:
             yield (
-                f"{over} pages are left alone because their clients used up their mapping budget: "
+                f"{over} pages are left alone because their clients used up their mapping budget, or all mappings: "
                 "raise vm.max_map_count (sysctl), and restart the clients"
             )
 
@@ -183,7 +185,12 @@ def _segments(session: Session) -> Iterator[pb.SegmentInfo]:
             merged_pages=counted.merged,
             zero_pages=counted.zero,
             copied_pages=counted.copied,
+            backing=memory_pb2.BACKING_SHM if segment.holder is None else memory_pb2.BACKING_MEMFD,
         )
+
+
+def _memfd_segments(session: Session) -> int:
+    return sum(segment.holder is not None for segment in session.segments.values())
 
 
 def _room() -> str:

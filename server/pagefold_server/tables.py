@@ -20,6 +20,8 @@ import re
 from array import array
 from typing import Final
 
+from pagefold_server.engine import Held
+
 PAGE: Final = mmap.PAGESIZE
 
 # States. OWNED is 0: "look at it" is then the falsy case of the scan's inner loop.
@@ -189,6 +191,20 @@ class PageTable:
             return None
         return copy if len(copy) == PAGE else None
 
+    def held(self, first: int, end: int) -> list[Held]:
+        """Pages between two that hold frames, or that frames are proposed to, joined into runs."""
+        found: list[Held] = []
+        for start, count in runs(_HELD, self.states, first, min(end, self.pages)):
+            at, last = start, start + count
+            while at < last:
+                state, frame, n = self.states[at], self.frames[at], 1
+                step = frame >= 0
+                while at + n < last and self.states[at + n] == state and self.frames[at + n] == frame + n * step:
+                    n += 1
+                found.append(Held(at, n, state, frame))
+                at += n
+        return found
+
     def bookkeeping_bytes(self) -> int:
         """What the columns take."""
         return sum(
@@ -214,6 +230,7 @@ _SET: Final = {flag: bytes(value | flag for value in range(256)) for flag in _FL
 _CLEAR: Final = {flag: bytes(value & ~flag for value in range(256)) for flag in _FLAGS}
 _HAVING: Final = {flag: bytes(value for value in range(256) if value & flag) for flag in _FLAGS}
 _FORGIVE: Final = bytes(max(value - 1, 0) for value in range(256))
+_HELD: Final = any_of(bytes((QUEUED, PROPOSED)) + MAPPED)
 _UNWANTED: Final = any_of(_HAVING[UNWANTED])
 
 

@@ -7,10 +7,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from support import kernel, variant
+from support.apart import run_apart
 from support.server import Server
 from support.worker import PAGE, Worker
 
@@ -105,7 +105,7 @@ def test_doctor_tells_the_truth(disabled: str, code: int, server: Server) -> Non
 
 
 def test_memory_that_dev_shm_cannot_back_is_refused_with_the_remedy(work: Work) -> None:
-    w = work()
+    w = work(backing="shm")
     free = os.statvfs(kernel.SHM).f_bavail * os.statvfs(kernel.SHM).f_frsize
     with pytest.raises(MemoryError, match="remount"):
         w.call("allocate", "a", free + (1 << 30))
@@ -116,47 +116,33 @@ def test_memory_that_dev_shm_cannot_back_is_refused_with_the_remedy(work: Work) 
 @pytest.mark.needs("root", "uffd")
 def test_a_full_dev_shm_loses_nothing() -> None:
     # A tmpfs of 24 MiB in a namespace of its own; two workers fill it, merge, and then cannot be taken apart again.
-    script = """
-import os, sys
-from support.namespace import own_shm
-assert own_shm("24m")
-import pathlib, tempfile
-from support.server import Server
-from support.worker import Worker, PAGE
-from support.waiting import until
-with tempfile.TemporaryDirectory() as d, Server(pathlib.Path(d) / "s") as server:
-    with Worker(server.address) as one, Worker(server.address) as two:
-        pages = (9 << 20) // PAGE
-        server.configure(run=0)
-        for w in (one, two):
-            w.call("allocate", "a", pages * PAGE)
-            w.call("fill_pages", "a", list(range(1, pages + 1)))
-        digest = one.call("digest", "a")
-        server.configure(run=1)
-        until(lambda: one.call("settle", 10).settled and one.call("stats").merged_bytes == pages * PAGE, 60, "merging")
-        try:
-            one.call("allocate", "b", 20 << 20)
-        except MemoryError as error:
-            assert "remount" in str(error)
-        else:
-            raise AssertionError("more than there is was handed out")
-        one.call("allocate", "b", 12 << 20)
-        one.call("fill_pages", "b", [10**6 + i for i in range((12 << 20) // PAGE)])
-        server.configure(run=2)  # asks for 9 MiB twice, and 3 are left
-        until(lambda: server.status().counters.pages_sharing < pages - 500, 20, "taking apart what there is room for")
-        assert one.call("digest", "a") == two.call("digest", "a") == digest
-        one.call("write", "a", 0, b"still writable")
-        assert one.call("read", "a", 0, 5) == b"still"
-        one.call("free", "b")
-        until(lambda: server.status().counters.pages_shared == 0, 30, "unmerging once there is room")
-        assert two.call("digest", "a") == digest
-"""
-    ran = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=Path(__file__).parents[1],  # for `support`
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=150,
+    run_apart(
+        """
+with Worker(server.address, backing="shm") as one, Worker(server.address, backing="shm") as two:
+    pages = (9 << 20) // PAGE
+    server.configure(run=0)
+    for w in (one, two):
+        w.call("allocate", "a", pages * PAGE)
+        w.call("fill_pages", "a", list(range(1, pages + 1)))
+    digest = one.call("digest", "a")
+    server.configure(run=1)
+    until(lambda: one.call("settle", 10).settled and one.call("stats").merged_bytes == pages * PAGE, 60, "merging")
+    try:
+        one.call("allocate", "b", 20 << 20)
+    except MemoryError as error:
+        assert "remount" in str(error)
+    else:
+        raise AssertionError("more than there is was handed out")
+    one.call("allocate", "b", 12 << 20)
+    one.call("fill_pages", "b", [10**6 + i for i in range((12 << 20) // PAGE)])
+    server.configure(run=2)  # asks for 9 MiB twice, and 3 are left
+    until(lambda: server.status().counters.pages_sharing < pages - 500, 20, "taking apart what there is room for")
+    assert one.call("digest", "a") == two.call("digest", "a") == digest
+    one.call("write", "a", 0, b"still writable")
+    assert one.call("read", "a", 0, 5) == b"still"
+    one.call("free", "b")
+    until(lambda: server.status().counters.pages_shared == 0, 30, "unmerging once there is room")
+    assert two.call("digest", "a") == digest
+""",
+        size="24m",
     )
-    assert ran.returncode == 0, ran.stderr[-3000:]

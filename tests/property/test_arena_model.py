@@ -8,6 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 from pagefold._arena import PAGE, Arena, Segment
+from pagefold._backing import Room
 from pagefold._fork import Kin
 from support.fakes import FakeBlock, FakeSpace
 
@@ -22,7 +23,17 @@ class ArenaModel(RuleBasedStateMachine):
         self.space = FakeSpace()
         self.kin = Kin(self.space)
         self.names: dict[int, Segment] = {}
-        self.arena = Arena(self.kin, self.space, self, FakeBlock, room=lambda: None, first=8 * PAGE, last=32 * PAGE)
+        self.room: Room | None = None
+        self.arena = Arena(
+            self.kin,
+            self.space,
+            self,
+            FakeBlock,
+            room=lambda place: self.room if place == "shm" else None,
+            first=8 * PAGE,
+            last=32 * PAGE,
+            backing="auto",
+        )
         self.owner: dict[tuple[int, int], FakeBlock] = {}
 
     def added(self, segment: Segment) -> None:
@@ -57,6 +68,11 @@ class ArenaModel(RuleBasedStateMachine):
     def fork(self) -> None:
         self.space.shared = set(self.space.views)
 
+    @rule(small=st.booleans())
+    def room_changes(self, small: bool) -> None:
+        """From here on memory comes from a memfd, or from /dev/shm again."""
+        self.room = Room(1 << 40, 1 << 40, small)
+
     @rule()
     def children_end(self) -> None:
         self.space.shared.clear()
@@ -66,9 +82,10 @@ class ArenaModel(RuleBasedStateMachine):
         self.arena._check()
         assert self.arena.pages_in_use >= len(self.owner)
         assert set(self.names) == set(self.space.views)
-        free: Any = {(s, p) for s, first, pages in self.arena._extents for p in range(first, first + pages)}
+        free: Any = {(s, p) for s, first, pages in self.arena._free() for p in range(first, first + pages)}
         assert not free & self.space.dirty, "free pages are clean"
         assert not free & set(self.owner)
+        assert self.arena.memfd_pages >= sum(self.names[s].place == "memfd" for s, _ in self.owner)
 
     def teardown(self) -> None:
         self.space.shared.clear()

@@ -6,24 +6,30 @@ refusals, violations) and what it keeps (frames by number, with their bytes).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import precondition, rule
+from hypothesis.stateful import invariant, precondition, rule
 from pagefold_server.engine import ProtocolViolation, Step
 from pagefold_server.pool import MOST_FRAMES
 from support.engine_machine import PAGES, EngineMachine, picks
 from support.engine_pools import Lockstep, LockstepStore
-from support.engine_world import columns
+from support.engine_world import FakeClient, columns
 
-kinds = st.integers(-1, 9)
+kinds = st.integers(-1, 10)
 numbers = st.integers(-1, 6)
 
 
 class Oracle(EngineMachine):
     limit = MOST_FRAMES
     threads = 1
+
+    def __init__(self) -> None:
+        self.strangers: list[FakeClient] = []  # of whom the server has not heard since it was started anew
+        self.bury_past = False
+        super().__init__()
 
     def make(self) -> tuple[LockstepStore, Lockstep]:
         self.lockstep = Lockstep(self.limit, self.threads)
@@ -33,6 +39,37 @@ class Oracle(EngineMachine):
     def configure_more(self, zero_pages: bool, smart: bool, outstanding: int) -> None:
         self.options = replace(self.options, use_zero_pages=zero_pages, smart_scan=smart, max_outstanding=outstanding)
         self.engine.configure(self.options)
+
+    @rule()
+    def restart(self) -> None:
+        """The server is killed. Clients come back; those that have departed live on, and say nothing."""
+        self.lockstep.restart()
+        self.engine.configure(self.options)
+        self.strangers += self.departed
+        self.departed = []
+        self.bury_past = True
+        for client in self.clients:
+            client.resume()
+        self.lose_strangers(())
+
+    @precondition(lambda self: self.strangers)
+    @rule(dead=st.sets(picks))
+    def lose_strangers(self, dead: Iterable[int]) -> None:
+        for pick in dead:
+            if self.strangers:
+                self.strangers.pop(pick % len(self.strangers)).end()
+        if self.bury_past and not self.strangers:
+            self.bury_past = False
+            self.lockstep.bury()
+
+    @invariant()
+    def I3_strangers_have_their_frames(self) -> None:
+        for client in self.strangers:
+            client.check()
+            assert client.frames().keys() <= self.lockstep_frames(), "I3: a stranger's frame is released"
+
+    def lockstep_frames(self) -> set[int]:
+        return set(self.lockstep.native.frames())
 
     @precondition(lambda self: len(self.clients) > 1)
     @rule(pick=picks, event=st.tuples(kinds, numbers, numbers, st.integers(-1, PAGES + 1), numbers, numbers, numbers))
@@ -56,7 +93,9 @@ class Oracle(EngineMachine):
                 self.engine.check()
             for client in (*self.clients, *self.departed):
                 client.die()
+            self.lose_strangers(range(100))
             self.engine.check()
+            assert self.lockstep_frames() == set(), "nobody is left, and frames are"
         finally:
             self.store.close(unlink=True)
 

@@ -25,6 +25,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from support.audit import assert_clean
 from support.server import Server
 from support.waiting import until
 from support.worker import PAGE, Worker, page_of
@@ -192,6 +193,7 @@ class Machine(RuleBasedStateMachine):
                 )
 
     def teardown(self) -> None:
+        assert_clean(self.world.server)
         for key in list(self.model):
             self.free(key)
 

@@ -12,9 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from integration.test_fsck import audit_under_load
 from integration.test_hammer import HAMMER
 from property.test_memory_model import World, run_machine
 from support import kernel
+from support.audit import assert_clean, audit
 from support.server import Server
 from support.waiting import until
 from support.worker import PAGE, Worker, page_of
@@ -39,12 +41,21 @@ def test_hammering_for_long(
     server = serve(poll_millisecs=10, smart_scan=False)
     with Worker(server.address, tracker=tracker) as worker:
         written, lost, stats = worker.call("execute", HAMMER, MINUTES * 30, 1, rest)
+        assert_clean(server)
     assert lost == []
     with capsys.disabled():
         print(
             f"\n  {written} writes, windows: p99 {stats['window_p99_micros']:.0f} us, "
             f"max {stats['window_max_micros']:.0f} us"
         )
+
+
+def test_audits_while_clients_write_and_merge_for_long(
+    serve: Callable[..., Server], capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = audit_under_load(serve(poll_millisecs=10, smart_scan=False), seconds=MINUTES * 60)
+    with capsys.disabled():
+        print(f"\n  {said}")
 
 
 class Tenant:
@@ -115,6 +126,9 @@ def _campaign(server: Server, rng: random.Random, tenants: list[Tenant], capsys:
     for tenant in tenants:
         for name in tenant.model:
             tenant.check(name)
+    # Names of workers that were killed before the server knew them are garbage until the next sweep.
+    until(lambda: audit(server).kinds == {}, 120, "a clean audit")
+    for tenant in tenants:
         tenant.worker.close()
     until(lambda: not server.clients(), 20, "all sessions ending")
     until(lambda: kernel.shared_bytes() == 0, 20, "all memory going back")

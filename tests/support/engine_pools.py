@@ -8,10 +8,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from pagefold_server.engine import Columns, EngineCounters, EngineOptions, Instructions, ProtocolViolation, Step
+from pagefold_server.engine import (
+    Columns,
+    EngineCounters,
+    EngineOptions,
+    Held,
+    Instructions,
+    Miscount,
+    ProtocolViolation,
+    Step,
+)
 from pagefold_server.native import NativeEngine
 from pagefold_server.pool import MOST_FRAMES, Pool
-from pagefold_server.pool_file import PoolFile
+from pagefold_server.pool_file import Orphan, PoolFile
 from pagefold_server.reference import ReferenceEngine
 
 from support.engine_world import PAGE, FakeStore
@@ -116,9 +125,24 @@ class Lockstep:
 
     def __init__(self, limit: int = MOST_FRAMES, threads: int = 1) -> None:
         self.pool, self.file = Pool(os.geteuid(), limit), PoolFile(os.geteuid())
+        self.limit, self.threads = limit, threads
+        self._begin()
+
+    def _begin(self) -> None:
         self.reference = ReferenceEngine(self.pool, seed=7)
-        self.native = NativeEngine(self.file, seed=7, limit=limit)
-        self.threads = threads
+        self.native = NativeEngine(self.file, seed=7, limit=self.limit)
+
+    def restart(self) -> None:
+        """The server was killed, and the next one has taken the pools over."""
+        pool, file = (Orphan(old.name, os.dup(old.fd)) for old in (self.pool, self.file))
+        for old in (self.pool, self.file):
+            old.close(unlink=False)
+        self.pool, self.file = Pool(os.geteuid(), self.limit, orphan=pool), PoolFile(os.geteuid(), orphan=file)
+        self._begin()
+        self._both("inherit")
+
+    def bury(self) -> None:
+        self._both("bury")
 
     def close(self) -> None:
         self.pool.close(unlink=True)
@@ -188,6 +212,14 @@ class Lockstep:
         pages: tuple[int, int] = self._both("merged_pages", client)
         return pages
 
+    def held(self, client: int, segment: int, first: int, count: int) -> list[Held]:
+        held: list[Held] = self._both("held", client, segment, first, count)
+        return held
+
+    def recount(self) -> list[Miscount]:
+        wrong: list[Miscount] = self._both("recount")
+        return wrong
+
     def check(self) -> None:
         """Both have right books, and the same."""
         self.reference.check()
@@ -201,6 +233,8 @@ class Lockstep:
             self.merged_pages(client)
             for segment in book.segments:
                 self.segment_counts(client, segment)
+                self.held(client, segment, 0, 1 << 20)
+        assert self.recount() == []
         frames = self.native.frames()
         assert frames == self._frames()
         for frame in frames:

@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from pagefold_server._fallocate import punch_hole
-from pagefold_server.engine import Columns, Engine
+from pagefold_server.engine import Columns, Engine, FrameLook
 
 PAGE = mmap.PAGESIZE
 ZEROS = bytes(PAGE)
 
-MERGED, DECLINED, COPIED, RELEASED, NOT_ADOPTED, EXCLUDED, INCLUDED, WRITTEN = range(1, 9)
+MERGED, DECLINED, COPIED, RELEASED, NOT_ADOPTED, EXCLUDED, INCLUDED, WRITTEN, RESUMED = range(1, 10)
 CHANGED, BUDGET, PINNED, STATE, FAILED, FORKED = range(1, 7)
 
 Event = tuple[int, int, int, int, int, int, int]  # kind, segment, first, count, pool, frame, detail
@@ -72,6 +72,9 @@ class FakeStore:
         assert page is not None, "a frame is read that was never written"
         return page
 
+    def look(self, frame: int) -> FrameLook:
+        return FrameLook(frame in self.pages, frame not in self.pages, self.pages.get(frame))
+
     def release(self, frame: int) -> None:
         for client in self.clients:
             assert frame not in client.frames(), f"I3: frame {frame} is released while a view or a proposal has it"
@@ -114,6 +117,7 @@ class FakeClient:
         self.adopts: list[tuple[int, int, int]] = []
         self.journal: list[Event] = []
         self.made = 0
+        self.pool = 1  # its number, in events
         engine.add_client(number)
         if isinstance(store, FakeStore):
             store.clients.append(self)
@@ -169,14 +173,37 @@ class FakeClient:
 
     def die(self) -> None:
         """Its whole family is gone."""
+        self.end()
+        self.engine.remove_client(self.number)
+
+    def end(self) -> None:
+        """The same, and nobody is told."""
         for segment in self.segments.values():
             os.close(segment.fd)
         self.segments.clear()
         self.merges.clear()
         self.adopts.clear()
-        self.engine.remove_client(self.number)
 
     # The session
+
+    def resume(self) -> None:
+        """Comes back to an engine that knows nothing of it: says how everything is."""
+        self.merges.clear()
+        self.adopts.clear()
+        self.journal.clear()
+        self.engine.add_client(self.number)
+        for number, view in self.segments.items():
+            self.engine.add_segment(self.number, number, view.fd, view.pages, self.tracked)
+            if self.tracked:
+                owned = sorted(page for page in view.wrote if page not in view.frames)
+                self.journal += [(WRITTEN, number, page, 1, 0, 0, 1) for page in owned]
+            view.dirty.clear()
+            for page, frame in sorted(view.frames.items()):
+                self.journal.append((RESUMED, number, page, 1, self.pool * (frame >= 0), max(frame, 0), 0))
+            self.journal += [(COPIED, number, page, 1, 0, 0, 0) for page in sorted(view.copies)]
+            view.unharvested.clear()
+            self.journal += [(EXCLUDED, number, page, 1, 0, 0, 0) for page in sorted(view.excluded)]
+        self.report()
 
     def take(self, pages: int = 1 << 20) -> None:
         """Fetches instructions, and leaves them lying."""
@@ -199,7 +226,7 @@ class FakeClient:
         """Declines all merges that it has fetched."""
         merges, self.merges = self.merges, []
         for segment, first, count, frame in merges:
-            self.journal.append((DECLINED, segment, first, count, int(frame >= 0), max(frame, 0), reason))
+            self.journal.append((DECLINED, segment, first, count, self.pool * (frame >= 0), max(frame, 0), reason))
 
     def fail_adopts(self) -> None:
         """Finds no room for the pages that it was to adopt."""
@@ -248,7 +275,7 @@ class FakeClient:
 
     def _merge(self, segment: int, page: int, frame: int) -> None:
         view = self.segments.get(segment)
-        event = (segment, page, 1, int(frame >= 0), max(frame, 0))
+        event = (segment, page, 1, self.pool * (frame >= 0), max(frame, 0))
         if view is None or page not in view.wrote:  # a hole is never compared: reading it would allocate it
             self.journal.append((DECLINED, *event, STATE))
             return

@@ -70,7 +70,8 @@ class FakeSpace:
             self.event(pb.EVENT_KIND_MERGED, row[0], row[1], row[2], row[3], row[4])
         return sum(columns[2])
 
-    def adopt(self, *columns: list[int]) -> int:
+    def adopt(self, segment: list[int], first: list[int], count: list[int], room: int | None = None) -> int:
+        columns = segment, first, count
         self.calls.append(("adopt", *columns))
         for row in zip(*columns, strict=True):
             self.event(pb.EVENT_KIND_RELEASED, *row)
@@ -81,6 +82,14 @@ class FakeSpace:
 
     def add_pool(self, pool: int, fd: int) -> None:
         self.calls.append(("add_pool", pool))
+
+    def drop_pool(self, pool: int) -> bool:
+        self.calls.append(("drop_pool", pool))
+        return not self.merged
+
+    def resume(self) -> None:
+        self.calls.append(("resume",))
+        self.journal.clear()
 
     def harvest(self, all: bool = True, tracked: bool = True) -> int:
         self.calls.append(("harvest",))
@@ -105,7 +114,14 @@ class FakeSpace:
 
     def counts(self) -> Any:
         return SimpleNamespace(
-            owned=0, merged=self.merged, zero=self.zero, copied=0, frozen=0, mappings=len(self.views), budget=100
+            owned=0,
+            merged=self.merged,
+            zero=self.zero,
+            copied=0,
+            frozen=0,
+            shared=0,
+            mappings=len(self.views),
+            budget=100,
         )
 
     def windows(self) -> Any:
@@ -198,7 +214,7 @@ class FakeServer:
     lost: deque[Exception] = field(default_factory=deque)
     settle: bool = True
     booked: list[tuple[int, ...]] = field(default_factory=list)
-    sequence: int = 0
+    sequences: dict[bytes, int] = field(default_factory=dict)  # by session
     answer: pb.ExchangeReply | None = None
     called: Callable[[str, Any], None] | None = None
 
@@ -209,7 +225,9 @@ class FakeServer:
         if self.failures and self.failures[0][0] in (method, "*"):
             raise self.failures.popleft()[1]
         if method == "Hello":
-            return pb.HelloReply(session=b"s" * 16, max_batch_pages=4096, max_message_bytes=1 << 20, poll_millisecs=50)
+            token = len(self.sequences).to_bytes(16, "big")
+            self.sequences[token] = 0
+            return pb.HelloReply(session=token, max_batch_pages=4096, max_message_bytes=1 << 20, poll_millisecs=50)
         if method == "AddSegment":
             return pb.AddSegmentReply()
         if method == "DropSegment":
@@ -217,9 +235,9 @@ class FakeServer:
         if method == "Bye":
             return pb.ByeReply()
         assert method == "Exchange"
-        if request.sequence != self.sequence:
-            assert request.sequence == self.sequence + 1, "sequence numbers count up"
-            self.sequence = request.sequence
+        if request.sequence != self.sequences[request.session]:
+            assert request.sequence == self.sequences[request.session] + 1, "sequence numbers count up"
+            self.sequences[request.session] = request.sequence
             length = len(request.events.kind)
             columns = [list(getattr(request.events, name)) or [0] * length for name in COLUMNS]
             self.booked += list(zip(*columns, strict=True))

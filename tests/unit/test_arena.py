@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from pagefold import _arena, _names
+from pagefold import _backing, _names
 from pagefold._arena import PAGE, Arena, Segment
+from pagefold._backing import Backing, Place, Room
 from pagefold._errors import ClientClosed, OutOfSharedMemory
 from pagefold._extents import Extents
 from pagefold._fork import Kin
@@ -36,19 +37,28 @@ class Listener:
 
 
 class Bed:
-    def __init__(self, first: int = 16, last: int = 64, room: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        first: int = 16,
+        last: int = 64,
+        room: Room | None = None,
+        memory: Room | None = None,
+        backing: Backing = "shm",
+    ) -> None:
         self.space = FakeSpace()
         self.kin = Kin(self.space)
         self.listener = Listener()
         self.room = room
+        self.memory = memory
         self.arena = Arena(
             self.kin,
             self.space,
             self.listener,
             FakeBlock,
-            room=lambda: self.room,
+            room=lambda place: self.room if place == "shm" else self.memory,
             first=first * PAGE,
             last=last * PAGE,
+            backing=backing,
         )
 
     def get(self, pages: int) -> FakeBlock:
@@ -175,23 +185,26 @@ def test_no_bytes_at_all(bed: Bed) -> None:
 
 
 def test_what_cannot_be_backed_is_refused_with_the_remedy(make: Callable[..., Bed]) -> None:
-    bed = make(room=(64 * MIB, 10 * MIB), first=1 << 12)
-    held = bed.get(6 * MIB // PAGE)  # promised, and not touched
+    bed = make(room=Room(64 * MIB, 10 * MIB), first=1 << 12)
+    bed.room = Room(64 * MIB, 64 * MIB)
+    held = bed.get(6 * MIB // PAGE)  # promised, and not touched: there was room to spare
+    bed.room = Room(64 * MIB, 10 * MIB)
     with pytest.raises(OutOfSharedMemory, match=r"5 MiB: of the 64 MiB in /dev/shm, 10 MiB are free and 6 MiB") as info:
         bed.get(5 * MIB // PAGE)
     assert isinstance(info.value, MemoryError)
     assert "--shm-size" in str(info.value)
     assert "remount" in str(info.value)
+    assert "memfd" in str(info.value)
     bed.space.merged = 4 * MIB // PAGE  # merged pages need nothing
     bed.get(5 * MIB // PAGE)
     bed.put(held)
 
 
 def test_touched_memory_is_not_counted_twice(make: Callable[..., Bed]) -> None:
-    bed = make(room=(64 * MIB, 10 * MIB))
+    bed = make(room=Room(64 * MIB, 10 * MIB))
     bed.get(1000)
     os.pwrite(bed.listener.all_added[-1].fd, b"x" * 1000 * PAGE, 0)
-    bed.room = (64 * MIB, 10 * MIB - 1000 * PAGE)
+    bed.room = Room(64 * MIB, 10 * MIB - 1000 * PAGE)
     bed.get((10 * MIB - 1000 * PAGE) // PAGE)
 
 
@@ -275,6 +288,111 @@ def test_closing_leaves_what_is_in_use(bed: Bed) -> None:
         segment.discard()
 
 
-def test_the_room_in_shm_is_what_the_kernel_says() -> None:
-    room = _arena.shm_room()
-    assert room is None or 0 <= room[1] <= room[0]
+# Backings
+
+
+def places(bed: Bed) -> list[Place]:
+    return [segment.place for segment in bed.listener.all_added]
+
+
+def allocated(bed: Bed, number: int) -> int:
+    """Pages that the kernel has given to a segment."""
+    return os.fstat(bed.listener.all_added[number].fd).st_blocks * 512 // PAGE
+
+
+def test_auto_leaves_dev_shm_when_less_than_half_of_it_would_be_left(make: Callable[..., Bed]) -> None:
+    bed = make(room=Room(64 * MIB, 64 * MIB), backing="auto")
+    kept = [bed.get(32 * MIB // PAGE)]
+    assert places(bed) == ["shm"]
+    kept.append(bed.get(1))
+    assert places(bed) == ["shm", "memfd"], "though there are 32 MiB: others may count on them"
+    assert bed.arena.memfd_pages == 1
+    bed.room = Room(64 * MIB, 0)
+    kept.append(bed.get(20))
+    assert places(bed)[2:] == ["memfd"]
+    bed.put(*kept)
+    assert bed.arena.memfd_pages == bed.arena.pages_in_use == 0
+
+
+def test_auto_leaves_a_small_dev_shm_alone(make: Callable[..., Bed]) -> None:
+    bed = make(room=Room(64 * MIB, 64 * MIB, small=True), backing="auto")
+    bed.get(1)
+    assert places(bed) == ["memfd"]
+
+
+def test_auto_does_not_reuse_free_pages_for_which_there_is_no_room_any_more(make: Callable[..., Bed]) -> None:
+    bed = make(room=Room(64 * MIB, 64 * MIB), backing="auto")
+    kept, freed = bed.get(8), bed.get(8)
+    bed.put(freed)
+    bed.room = Room(64 * MIB, 8 * PAGE)
+    again = bed.get(8)
+    assert again.segment != freed.segment
+    assert places(bed) == ["shm", "memfd"]
+    bed.room = Room(64 * MIB, 64 * MIB)
+    assert bed.get(8).segment == freed.segment
+    bed.put(kept)
+
+
+def test_scarce_room_is_reserved_and_given_back(make: Callable[..., Bed]) -> None:
+    bed = make(room=Room(64 * MIB, 20 * MIB))
+    block = bed.get(10)
+    assert (places(bed), allocated(bed, 0)) == (["shm"], 10)
+    other = bed.get(3)
+    assert allocated(bed, 0) == 13
+    bed.room = Room(64 * MIB, 64 * MIB)
+    plenty = bed.get(3)
+    assert allocated(bed, 0) == 13, "where there is plenty, memory comes when it is touched"
+    bed.put(block, other, plenty)
+
+
+def test_a_reservation_that_fails_gives_back_what_it_got(make: Callable[..., Bed], monkeypatch: Any) -> None:
+    bed = make(room=Room(64 * MIB, 20 * MIB))
+    real = _backing.reserve
+
+    def fail(fd: int, offset: int, nbytes: int) -> None:
+        real(fd, offset, nbytes // 2)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(_backing, "reserve", fail)
+    with pytest.raises(OutOfSharedMemory, match=r"--shm-size.*backing='memfd'"):
+        bed.get(10)
+    bed.arena._check()
+    assert bed.arena.pages_in_use == 0
+    monkeypatch.undo()
+    bed.get(16)
+    assert places(bed) == ["shm"]
+
+
+def test_ctrl_c_in_a_reservation_loses_no_pages(make: Callable[..., Bed], monkeypatch: Any) -> None:
+    bed = make(room=Room(64 * MIB, 20 * MIB))
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_backing, "reserve", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        bed.get(10)
+    bed.arena._check()
+    assert bed.arena.pages_in_use == 0
+
+
+def test_memory_that_the_machine_does_not_have_is_refused(make: Callable[..., Bed]) -> None:
+    for backing in ("memfd", "auto"):
+        bed = make(room=Room(64 * MIB, 0), memory=Room(100 * MIB, 10 * MIB), backing=backing)
+        kept = bed.get(8 * MIB // PAGE)
+        with pytest.raises(OutOfSharedMemory, match=r"3 MiB: of the 100 MiB of memory.* 8 MiB .*memory\.max"):
+            bed.get(3 * MIB // PAGE)
+        bed.space.merged = 8 * MIB // PAGE
+        bed.get(3 * MIB // PAGE)
+        assert set(places(bed)) == {"memfd"}
+        bed.put(kept)
+
+
+def test_each_place_keeps_one_free_segment(make: Callable[..., Bed]) -> None:
+    bed = make(room=Room(64 * MIB, 64 * MIB), backing="auto")
+    blocks = [bed.get(16), bed.get(32)]
+    bed.room = Room(64 * MIB, 0)
+    blocks += [bed.get(16), bed.get(32)]
+    bed.put(*blocks)
+    assert [(s.place, s.pages) for s in bed.listener.all_dropped] == [("shm", 16), ("memfd", 16)]
+    assert bed.arena.pages_in_use == 0

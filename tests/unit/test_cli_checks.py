@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,32 @@ def put(machine: Machine, path: str, text: str) -> None:
     file = machine.root / path.lstrip("/")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("asked", "possible", "state"),
+    [
+        ("", True, "ok"),
+        ("shm", True, "ok"),
+        ("memfd", True, "ok"),
+        ("hugetlb", True, "fail"),
+        ("", False, "warn"),
+        ("shm", False, "warn"),
+        ("memfd", False, "fail"),
+    ],
+)
+def test_backing_says_where_memory_comes_from(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, asked: str, possible: bool, state: str
+) -> None:
+    def refuse(*_: object) -> int:
+        raise PermissionError(1, "Operation not permitted")
+
+    if not possible:
+        monkeypatch.setattr(os, "memfd_create", refuse)
+    check = checks.backing(dataclasses.replace(machine, environ={"PAGEFOLD_BACKING": asked} if asked else {}))
+    assert check.state == state
+    assert (asked or "auto") in check.found
+    assert bool(check.remedy) == (state != "ok")
 
 
 def test_every_check_of_this_machine_says_what_it_means() -> None:

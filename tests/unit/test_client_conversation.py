@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 from typing import Any
 
+import posix_ipc
 import pytest
 from pagefold import _names
 from pagefold._arena import Segment
@@ -103,6 +105,7 @@ def test_segments_are_announced_before_their_events(bed: Bed) -> None:
     methods = [name for name, _ in bed.server.requests]
     assert methods == ["Hello", "AddSegment", "AddSegment", "Exchange"]
     assert bed.server.of("AddSegment")[0].name == segment.name
+    assert bed.server.of("AddSegment")[0].address == segment.address > 0
     assert bed.server.booked == [(EXCLUDED, 1, 0, 1, 0, 0, 0)]
     assert bed.conversation.announced.is_set()
     segment.discard()
@@ -189,6 +192,19 @@ def test_settles_are_asked_one_at_a_time_and_answer_all_before_them(bed: Bed) ->
     assert not bed.conversation.has_work()
 
 
+@pytest.mark.parametrize(
+    ("number", "remedy"), [(errno.ENOSPC, "remount"), (errno.EDQUOT, "remount"), (errno.ENOMEM, "vm.max_map_count")]
+)
+def test_what_cannot_be_taken_back_names_the_remedy(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch, number: int, remedy: str
+) -> None:
+    monkeypatch.setattr(
+        bed.space, "adopt", lambda *_: bed.space.event(pb.EVENT_KIND_NOT_ADOPTED, 1, 2, 2, detail=number)
+    )
+    with pytest.raises(OutOfSharedMemory, match=remedy):
+        bed.conversation.adopt(1, 0, 4)
+
+
 def test_adopting_at_once_says_when_memory_is_short(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
     bed.space.event(pb.EVENT_KIND_NOT_ADOPTED, 1, 9, 1, detail=errno.ENOSPC)  # of an earlier attempt
     bed.conversation.adopt(1, 0, 4)
@@ -236,6 +252,31 @@ def test_pools_that_are_none_are_not_opened(bed: Bed, caplog: pytest.LogCaptureF
     bed.conversation.turn()
     assert bed.space.calls == [("harvest",)]
     assert len(caplog.records) == 3
+    bed.conversation.turn()
+    assert len(caplog.records) == 3, "names of another form are given up at once, and what is missing is not told again"
+
+
+def test_a_pool_that_cannot_be_opened_yet_is_opened_later(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # It was given up for good: a client short of descriptors for a moment declined every merge from then on.
+    made = _names.create_locked(_names.POOL, 0o400, 0)
+    real = posix_ipc.SharedMemory
+    refusals = [OSError("This process already has the maximum number of files open")] * 2
+
+    def open_(*args: Any, **kwargs: Any) -> Any:
+        if refusals:
+            raise refusals.pop()
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(posix_ipc, "SharedMemory", open_)
+    bed.server.replies.append(pb.ExchangeReply(pools=[pb.PoolInfo(pool=1, name=made.name)]))
+    for _ in range(5):
+        bed.conversation.turn()
+    assert [call for call in bed.space.calls if call[0] == "add_pool"] == [("add_pool", 1)]
+    assert [record.levelname for record in caplog.records] == ["ERROR"], "said once, at the level that people see"
+    _names.remove(made.name)
+    os.close(made.fd)
 
 
 def test_a_lost_session_forgets_what_nobody_will_be_told(bed: Bed) -> None:

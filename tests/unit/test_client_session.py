@@ -30,7 +30,7 @@ class Bed:
         self.transport = LocalTransport(self.server)
         self.conversation = Conversation(self.space, self.transport, self.bell.ring)
         self.conversation.hello(pb.HelloRequest())
-        self.arena = Arena(self.kin, self.space, self.conversation, FakeBlock, room=lambda: None, first=16 * PAGE)
+        self.arena = Arena(self.kin, self.space, self.conversation, FakeBlock, room=lambda _: None, first=16 * PAGE)
         self.conversation.watch(self.arena)
         self.released = 0
         self.session = Session(
@@ -152,16 +152,29 @@ def test_a_server_that_does_not_answer_is_asked_again_while_local_work_goes_on(b
     assert len(requests) == 1, "the same request every time"
 
 
-@pytest.mark.parametrize(
-    ("reason", "text", "level"),
-    [
-        ("REASON_UNKNOWN_SESSION", "does not know this client", logging.WARNING),
-        ("REASON_PROTOCOL_VIOLATION", "excluded this client", logging.ERROR),
-    ],
-)
-def test_a_lost_session_is_told_once_and_memory_goes_on(
-    bed: Bed, reason: str, text: str, level: int, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_session_that_the_server_does_not_know_is_opened_again(bed: Bed) -> None:
+    bed.session.start()
+    block = bed.arena.allocate(PAGE)
+    bed.session.wait_announced()
+    assert bed.session.settle(5).settled
+    bed.space.event(pb.EVENT_KIND_COPIED, 1, 0, 1)
+    before = len(bed.server.requests)
+    bed.server.failures.append(("Exchange", SessionLost("REASON_UNKNOWN_SESSION", "who are you")))
+    assert bed.session.settle(5).settled
+    said = [name for name, _ in bed.server.requests[before:]]
+    assert said[:4] == ["Exchange", "Hello", "AddSegment", "Exchange"]
+    hellos = bed.server.of("Hello")
+    assert hellos[-1] == hellos[0], "the same lease, doorbell and slot"
+    assert ("resume",) in bed.space.calls, "what was to be reported to the other server is not reported to this one"
+    assert bed.server.of("Exchange")[-1].sequence < len(bed.server.of("Exchange")), "calls are numbered anew"
+    assert not bed.session.lost
+    block.free()
+    bed.session.close()
+    assert len(bed.server.of("Bye")) == 1
+
+
+def test_a_lost_session_is_told_once_and_memory_goes_on(bed: Bed, caplog: pytest.LogCaptureFixture) -> None:
+    reason, text, level = "REASON_PROTOCOL_VIOLATION", "excluded this client", logging.ERROR
     caplog.set_level(logging.INFO, "pagefold")
     bed.session.start()
     assert bed.session.settle(5).settled

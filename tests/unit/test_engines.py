@@ -969,9 +969,12 @@ def test_the_check_finds_books_that_are_wrong(reference_world: ReferenceWorld) -
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_it_works_on_the_real_pool_and_on_named_segments(name: str) -> None:
-    pool, engine = engines.make(name, os.geteuid(), EngineOptions())
+    pool, engine, past = engines.make(name, os.geteuid(), EngineOptions())
+    assert not past
     store = pool if isinstance(pool, Pool) else FileStore(pool)
     clients = [FakeClient(engine, store, n) for n in (1, 2)]
+    for client in clients:
+        client.pool = pool.number
     made = [_names.create_locked(_names.SEGMENT, 0o600, 300 * PAGE) for _ in clients]
     try:
         for client, segment in zip(clients, made, strict=True):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import resource
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -157,3 +159,20 @@ def test_creating_fails_without_leaving_a_name(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(OSError, match="Invalid argument"):
         _names.create_locked(_names.SEGMENT, 0o600, -1)
     assert set(os.listdir(SHM)) == before
+
+
+def test_too_many_files_is_an_errno_whatever_posix_ipc_says() -> None:
+    # Its error has a text and no number, so the remedy was not found.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(OSError, match="maximum number of files") as info:
+            _names.create_locked(_names.SEGMENT, 0o600, 4096)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert info.value.errno == errno.EMFILE
+    assert _names.with_number(posix_ipc.PermissionsError("no")).errno == errno.EACCES
+    assert _names.with_number(posix_ipc.ExistentialError("none")).errno == errno.EINVAL
+    assert _names.with_number(OSError("The system limit on open files")).errno == errno.ENFILE
+    numbered = OSError(errno.ENOSPC, "full")
+    assert _names.with_number(numbered) is numbered

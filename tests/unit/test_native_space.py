@@ -341,6 +341,27 @@ def test_adopting_scattered_copies_keeps_to_the_mapping_budget(bench: Callable[.
     assert b.adopt(0, 256) == 256 - adopted, "all of it together takes fewer mappings, and may be adopted"
 
 
+def test_adopting_takes_no_more_memory_than_there_is(bench: Callable[..., Bench]) -> None:
+    # Where no filesystem bounds it, the kernel would end a process. A copy gives its page up for the segment's.
+    b = bench()
+    for page in range(40):
+        b.put(page, page)
+    assert b.merge(0, 40, 0) == 40
+    for page in range(10, 20):
+        b.put(page, 1000 + page)
+    b.space.harvest()
+    b.events()
+    assert b.space.adopt([1], [10], [10], 0) == 10
+    assert b.events()[-1][0] == RELEASED
+    assert b.space.adopt([1], [0], [10], 9) == 0
+    assert b.events() == [(NOT_ADOPTED, 0, 10, 0, 0, errno.ENOMEM)]
+    assert b.space.adopt([1, 1], [0, 20], [10, 20], 29) == 10
+    assert [(kind, first, count) for kind, first, count, *_ in b.events()][-1] == (NOT_ADOPTED, 20, 20)
+    assert b.allocated() == 20
+    assert [b.get(page) for page in range(40)] == [page_of(1000 + p if 10 <= p < 20 else p) for p in range(40)]
+    assert b.space.adopt([1], [20], [20]) == 20
+
+
 def test_a_child_gets_a_copy_of_what_is_pinned(bench: Callable[..., Bench]) -> None:
     b = bench(pages=4)
     b.put(1, 1)

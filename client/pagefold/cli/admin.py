@@ -90,12 +90,17 @@ class Admin:
         request = pb.ScanNowRequest(timeout_seconds=timeout)
         return self._call("ScanNow", request, pb.ScanNowReply, timeout + _SECONDS).report
 
+    def fsck(self, request: pb.FsckRequest) -> Iterator[pb.FsckNews]:
+        """An audit's news as they come; the summary is the last."""
+        yield from self._stream("Fsck", request, pb.FsckNews)
+
     def watch(self, interval: float) -> Iterator[pb.Status]:
         """The status again and again, until the server stops."""
-        call = self._channel.unary_stream(
-            _SERVICE + "WatchStatus", pb.WatchStatusRequest.SerializeToString, pb.Status.FromString
-        )
-        stream = call(pb.WatchStatusRequest(interval_seconds=interval), metadata=self._metadata)
+        yield from self._stream("WatchStatus", pb.WatchStatusRequest(interval_seconds=interval), pb.Status)
+
+    def _stream(self, name: str, request: Message, reply: type[R]) -> Iterator[R]:
+        call = self._channel.unary_stream(_SERVICE + name, type(request).SerializeToString, reply.FromString)
+        stream = call(request, metadata=self._metadata)
         try:
             yield from stream
         except grpc.RpcError as error:

@@ -8,7 +8,7 @@ import typer
 
 from pagefold._errors import PagefoldError
 from pagefold._version import __version__
-from pagefold.cli import clients, config, demo, doctor, scan, serve, status
+from pagefold.cli import clients, config, demo, doctor, fsck, scan, serve, status
 from pagefold.cli.exits import EXIT_CODES, CommandError, ExitCode
 from pagefold.cli.options import register
 from pagefold.cli.output import print_error
@@ -52,6 +52,7 @@ register(app, clients.clients, "clients")
 app.add_typer(scan.app, name="scan")
 app.add_typer(config.app, name="config")
 register(app, doctor.doctor, "doctor")
+register(app, fsck.fsck, "fsck")
 
 
 def run() -> int:

@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 from pagefold_core import Features, probe
 
-from pagefold import _tier
+from pagefold import _backing, _tier
 from pagefold._errors import BarrierUnavailable
 from pagefold._reports import human
 
@@ -93,6 +93,7 @@ def machine_checks(machine: Machine) -> list[Check]:
         tier(machine, features),
         tracker(features),
         shared_memory(machine),
+        backing(machine),
         map_count(features.max_map_count, features.page_size),
         huge_pages(machine),
         overcommit(machine),
@@ -172,11 +173,36 @@ def shared_memory(machine: Machine) -> Check:
             "shm",
             "warn",
             told,
-            "allocations that it cannot back raise MemoryError, and merging needs room for frames",
+            "memory is taken from memfd objects instead (unless backing='shm' was asked for), but shared frames are "
+            "here: when it is full, nothing more is merged, and status says so",
             f"mount -o remount,size=8G {machine.shm}   (docker run --shm-size=8g; in Kubernetes an emptyDir with "
             "medium: Memory)",
         )
     return Check("shm", "ok", told, "all memory that pagefold hands out, and its frames, come from here")
+
+
+def backing(machine: Machine) -> Check:
+    """Where segments are, and whether those outside of /dev/shm can be had."""
+    asked = machine.environ.get("PAGEFOLD_BACKING", "")
+    try:
+        chosen = _backing.checked(asked or "auto")
+    except ValueError as error:
+        return Check("backing", "fail", f"PAGEFOLD_BACKING={asked}", f"connect() fails: {error}", "unset it")
+    try:
+        os.close(_backing.create("memfd", 0).fd)
+    except OSError as error:
+        found = f"{chosen}, no memfd ({error.strerror})"
+        remedy = "allow memfd_create (seccomp profiles of containers may forbid it)"
+        if chosen == "memfd":
+            return Check("backing", "fail", found, "no memory can be had", remedy)
+        return Check("backing", "warn", found, "memory that /dev/shm has no room for raises MemoryError", remedy)
+    meaning = {
+        "auto": "memory is in /dev/shm while that has room to spare, else in memfd objects, which memory alone bounds; "
+        "the server opens those through /proc, so it has to be in the clients' PID namespace",
+        "shm": "all memory is in /dev/shm, and bounded by it",
+        "memfd": "memory is bounded by memory alone; the server has to be in the clients' PID namespace",
+    }
+    return Check("backing", "ok", f"{chosen}{' (PAGEFOLD_BACKING)' if asked else ''}", meaning[chosen])
 
 
 def map_count(limit: int, page_size: int) -> Check:

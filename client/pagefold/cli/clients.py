@@ -79,7 +79,7 @@ def _show_segments(reply: pb.ListSegmentsReply, as_json: bool) -> None:
         out.print("no segments")
         return
     numbers = ("client", "segment", "pages", "allocated", "merged", "zero", "copied")
-    listed = table(*numbers, "name", right=numbers, wrap=("name",))
+    listed = table(*numbers, "backing", "name", right=numbers, wrap=("name",))
     for segment in reply.segments:
         listed.add_row(
             str(segment.client),
@@ -89,6 +89,7 @@ def _show_segments(reply: pb.ListSegmentsReply, as_json: bool) -> None:
             f"{segment.merged_pages:,}",
             f"{segment.zero_pages:,}",
             f"{segment.copied_pages:,}",
+            plain(segment)["backing"],
             segment.name,
         )
     out.print(listed)

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from typing import Annotated, Any, Final
 
 import typer
+from pagefold_proto.v1.memory_pb2 import BACKING_MEMFD
 
 from pagefold._reports import human
 from pagefold.cli.admin import Admin
@@ -98,7 +99,7 @@ def demo(
     """
     if find_spec("numpy") is None:
         raise CommandError("the demo needs NumPy: pip install 'pagefold[numpy]'")
-    _check_room(workers * (mib << 20))
+    _check_room((STRIPES - 2 + workers) * (mib << 20) // STRIPES)
     out = console()
     with display(as_json, out) as shown:
         result = _run(workers, mib << 20, write_pages, seed, timeout, shown)
@@ -196,9 +197,11 @@ class _Gauge:
 
     def look(self) -> int:
         """Physical memory now."""
-        names = [segment.name for segment in self._admin.segments().segments]
+        segments = self._admin.segments().segments
+        apart = sum(segment.allocated_bytes for segment in segments if segment.backing == BACKING_MEMFD)
+        names = [segment.name for segment in segments if segment.backing != BACKING_MEMFD]
         names += [domain.pool for domain in self._admin.domains().domains]
-        found = physical_bytes(self._crew.pids, names)
+        found = physical_bytes(self._crew.pids, names) + apart
         self._shown.memory(found)
         return found
 
@@ -222,7 +225,7 @@ def _check_room(needed: int) -> None:
     free = found.f_bavail * found.f_frsize
     if found.f_blocks and free < needed * 1.1:
         raise CommandError(
-            f"{SHM} has {human(free)} free, the demo takes {human(int(needed * 1.1))} before it merges: "
+            f"{SHM} has {human(free)} free, the demo's shared frames take {human(int(needed * 1.1))} of it: "
             f"take less (--workers, --mib), or enlarge it: mount -o remount,size=... {SHM}"
         )
 

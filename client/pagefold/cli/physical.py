@@ -3,6 +3,8 @@
     sum over processes of Pss_Anon                  their own memory: heaps, and pages that were copied on a write
   + st_blocks of their segments and of the pools    shared memory, each page once, whoever maps it
 
+Segments that are memfd objects have no name; the server tells what the kernel has allocated to them.
+
 Of Pss the rest is left out. Pss_Shmem is the shared memory again. Pss_File is each process's share of programs and
 libraries in the page cache, which changes whenever any process on the machine comes or goes that uses them too.
 """

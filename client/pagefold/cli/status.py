@@ -92,7 +92,9 @@ def render(found: pb.Status) -> RenderableType:
                 "server": f"{found.version}, pid {found.pid}, up {duration(found.uptime_seconds)}, {found.address}",
                 "state": _RUN.get(found.run, str(found.run))
                 + (f", {count(found.settling, 'client')} waiting in settle()" if found.settling else ""),
-                "clients": f"{found.clients}, {count(found.segments, 'segment')}, {count(found.domains, 'domain')}"
+                "clients": f"{found.clients}, {count(found.segments, 'segment')}"
+                + (f" ({found.memfd_segments} in memfd)" if found.memfd_segments else "")
+                + f", {count(found.domains, 'domain')}"
                 + (f"; {found.departed} departed with memory in use" if found.departed else ""),
                 "cpu": f"{found.scan_cpu_percent:.1f} % of a core for scanning, {found.cpu_seconds:.1f} s in all",
             }

@@ -72,6 +72,7 @@ class Counts:
     zero: int
     copied: int
     frozen: int
+    shared: int
     mappings: int
     """Mappings (VMAs) that the views use."""
     budget: int
@@ -157,11 +158,12 @@ class Space:
         declined.
         """
 
-    def adopt(self, segment: Sequence[int], first: Sequence[int], count: Sequence[int]) -> int:
+    def adopt(self, segment: Sequence[int], first: Sequence[int], count: Sequence[int], room: int | None = None) -> int:
         """Takes pages back into their segment, whatever they map now. Returns the pages adopted.
 
         Owned and unknown pages are passed over in silence. Journals Released, or NotAdopted with an errno (ENOSPC:
-        /dev/shm is full; EBUSY: pinned, or a forked child shares it) for pages that keep their bytes where they are.
+        /dev/shm is full; EBUSY: pinned, or a forked child shares it; ENOMEM: no mappings or no memory are left) for
+        pages that keep their bytes where they are. `room`: pages of memory that may be used up; None: no bound.
         """
 
     def discard(self, segment: int, first: int, count: int) -> None:
@@ -195,6 +197,12 @@ class Space:
         Raises:
             OSError: the kernel could not say; what was not found will be reported by a later look.
         """
+
+    def resume(self) -> None:
+        """Empties the journal and writes down how every page is, for a server that knows nothing of it."""
+
+    def drop_pool(self, pool: int) -> bool:
+        """Forgets a pool; False, and nothing is done, if a page maps one of its frames."""
 
     def untrack(self) -> None:
         """Watches for writes no longer: for a space whose reports nobody reads."""
@@ -313,7 +321,7 @@ class Engine:
     is a `KeyError`.
     """
 
-    def __init__(self, pool: int, seed: int, limit: int) -> None:
+    def __init__(self, pool: int, seed: int, limit: int, number: int) -> None:
         """An engine without clients.
 
         Args:
@@ -321,8 +329,11 @@ class Engine:
                 nobody else writes to the object.
             seed: of the digests (XXH3-64).
             limit: most frames, used or not.
+            number: of the pool, in events.
         """
 
+    def inherit(self) -> int: ...
+    def bury(self) -> None: ...
     def configure(
         self, use_zero_pages: bool, max_page_sharing: int, smart_scan: bool, max_outstanding: int
     ) -> None: ...
@@ -375,5 +386,14 @@ class Engine:
     def merged_pages(self, client: int) -> tuple[int, int]: ...
     def frames(self) -> list[int]:
         """Numbers of the frames in use, in order."""
+
+    def held(self, client: int, segment: int, first: int, count: int) -> list[tuple[int, int, int, int]]:
+        """Runs of pages with frames, or proposed for them: first, count, state, first frame or -1."""
+
+    def audit(self, first: int, count: int) -> list[tuple[int, int]]:
+        """Frames of a range with something wrong, and what (`FrameFault` in engine.py)."""
+
+    def recount(self) -> list[tuple[int, int, int, int, int]]:
+        """Frames with miscounted users: references and reservations by the books, and as counted."""
 
     def check(self) -> None: ...

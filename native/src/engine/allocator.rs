@@ -80,6 +80,17 @@ impl Allocator {
         self.add_gap(old, numbers - old);
     }
 
+    /// So many numbers are there from before, all free as far as is known. False if that is beyond the limit.
+    pub fn inherit(&mut self, numbers: u32) -> bool {
+        if numbers > self.limit {
+            return false;
+        }
+        if numbers > 0 {
+            self.grow(numbers);
+        }
+        true
+    }
+
     /// The start of the first gap that is long enough for a run, else of any.
     pub fn start_of_run(&self) -> Option<u32> {
         match self.long.first() {

@@ -28,6 +28,8 @@ pub struct Books {
     pub options: Options,
     /// The digest of a page of zeros.
     pub zero_digest: u64,
+    /// The pool's number in the protocol.
+    pub pool: i64,
     pub unmerging: bool,
     pub merged: u64,
     pub broken: u64,
@@ -35,7 +37,7 @@ pub struct Books {
 }
 
 impl Books {
-    pub fn new(frames: Frames, options: Options, zero_digest: u64) -> Books {
+    pub fn new(frames: Frames, options: Options, zero_digest: u64, pool: u16) -> Books {
         Books {
             clients: Clients::default(),
             tables: Tables::default(),
@@ -44,6 +46,7 @@ impl Books {
             calendar: Calendar::default(),
             options,
             zero_digest,
+            pool: pool.into(),
             unmerging: false,
             merged: 0,
             broken: 0,
@@ -179,6 +182,15 @@ impl Books {
             && self.tables.table(id).tracked
         {
             self.unstable.read_again(&mut self.tables, id, Run { first: page, count: 1 });
+        }
+    }
+
+    /// Everybody who mapped frames of a pool that was taken over has said so, or is gone: what nobody claimed is released.
+    pub fn bury(&mut self) {
+        for frame in self.frames.take_past() {
+            let digest = self.frames.digest(frame);
+            self.frames.cancel(frame);
+            self.offer(frame, digest);
         }
     }
 

@@ -66,7 +66,7 @@ impl Books {
             }
             expect(in_queue == queued, "the queue and the tables differ")?;
         }
-        self.frames.check(&users)?;
+        self.frames.check(users)?;
         self.unstable.check(&self.tables)?;
         expect(self.tables.iter().all(|(id, _)| known.contains(&id)), "a segment that is nobody's")
     }

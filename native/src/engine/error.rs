@@ -20,6 +20,8 @@ pub enum Violation {
     State(i64, i64, i64),
     /// The pages (first, count) were proposed for other frames.
     Frames(i64, i64),
+    /// The pages (first, count) cannot map frames from this one on.
+    Resumed(i64, i64, i64),
     /// Written pages are reported by a client that does not track them.
     Untracked,
 }
@@ -38,6 +40,9 @@ impl fmt::Display for Violation {
                 write!(f, "pages {first}+{count} of segment {segment} are in no state in which that can happen")
             }
             Violation::Frames(first, count) => write!(f, "pages {first}+{count} were proposed for other frames"),
+            Violation::Resumed(first, count, frame) => {
+                write!(f, "pages {first}+{count} cannot map frames from {frame} on")
+            }
             Violation::Untracked => f.write_str("written pages are reported by a client that does not track them"),
         }
     }

@@ -18,13 +18,13 @@ const NOT_ADOPTED: i64 = 5;
 const EXCLUDED: i64 = 6;
 const INCLUDED: i64 = 7;
 const WRITTEN_PAGES: i64 = 8;
+const RESUMED: i64 = 9;
 const CHANGED: i64 = 1;
 const BUDGET: i64 = 2;
 const DISCARDED: i64 = 1;
 const MAY_HAVE_BEEN: i64 = 1;
 const GIVEN_BACK: i64 = 2;
 const ZERO_POOL: i64 = 0;
-const POOL: i64 = 1;
 
 /// Passes after which a page is proposed, or asked for, once more, when the client could not do it.
 const RETRY_PASSES: u64 = 8;
@@ -108,6 +108,7 @@ impl Books {
                 Ok(())
             }
             WRITTEN_PAGES => self.book_written(event),
+            RESUMED => self.book_resumed(event),
             _ => Err(Violation::Kind(kind)),
         }
     }
@@ -122,7 +123,7 @@ impl Books {
         let table = self.tables.table(event.id);
         let right =
             (event.run.first..event.run.end()).zip(event.frame..).all(|(page, frame)| match table.frame(page) {
-                Some(held) => event.pool == POOL && i64::from(held) == frame,
+                Some(held) => event.pool == self.pool && i64::from(held) == frame,
                 None => event.pool == ZERO_POOL,
             });
         if right { Ok(()) } else { Err(Violation::Frames(event.run.first as i64, event.run.count as i64)) }
@@ -245,5 +246,30 @@ impl Books {
         for flag in [WRITTEN, PENDING, READING] {
             table.clear_flag(event.run, flag);
         }
+    }
+
+    /// A client has come back from before these books, and maps frames of the pool that was taken over.
+    fn book_resumed(&mut self, event: &Event) -> std::result::Result<(), Violation> {
+        self.expect_states(event, State::Owned.bit())?;
+        let misfit = || Violation::Resumed(event.run.first as i64, event.run.count as i64, event.frame);
+        let frames = event.frame..event.frame.checked_add(event.run.count as i64).ok_or_else(misfit)?;
+        let is_used = |frame: i64| u32::try_from(frame).is_ok_and(|frame| self.frames.is_used(frame));
+        if event.pool != ZERO_POOL && (event.pool != self.pool || !frames.clone().all(is_used)) {
+            return Err(misfit());
+        }
+        self.unstable.remove(&mut self.tables, event.id, event.run);
+        for (page, frame) in (event.run.first..event.run.end()).zip(frames) {
+            let frame = (event.pool != ZERO_POOL).then_some(frame as u32);
+            let table = self.tables.table_mut(event.id);
+            table.hold(page, frame);
+            table.set_state(page, if frame.is_some() { State::Merged } else { State::Zero });
+            if let Some(frame) = frame {
+                self.frames.resume(frame);
+            }
+        }
+        if self.unmerging {
+            self.ask_adopt(event.key, event.id, event.run);
+        }
+        Ok(())
     }
 }

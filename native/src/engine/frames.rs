@@ -1,13 +1,39 @@
 //! The frames of a domain: who uses them, and the stable tree by which they are found.
 //!
 //! A frame has references (pages that map it, or are copies of it) and reservations (proposals that name it). It leaves
-//! tree and store with the last of both (I1, I3).
+//! tree and store with the last of both (I1, I3). Frames of a pool that was taken over have a reservation more, for all
+//! who may map them and have not said so yet, until the past is over.
 
 use super::allocator::reserve;
 use super::stable::Stable;
 use super::store::Store;
 use std::collections::HashMap;
 use std::io;
+
+/// What can be wrong with a frame. The numbers are those of `FrameFault` in `engine.py`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Fault {
+    /// Its bytes have another digest than in the stable tree (I1).
+    Changed = 1,
+    /// It is in use, and there is no memory behind it.
+    Hole = 2,
+    /// It is free, and there is memory behind it.
+    Left = 3,
+    /// It is in use, and the stable tree does not have it.
+    Unlisted = 4,
+}
+
+/// A frame whose users are other than the books have it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Miscount {
+    /// Which one.
+    pub frame: u32,
+    /// References and reservations by the books.
+    pub booked: (u32, u32),
+    /// The same by the page tables.
+    pub counted: (u32, u32),
+}
 
 /// See the head of this file. Columns by frame number, 16 bytes each.
 pub struct Frames {
@@ -16,6 +42,7 @@ pub struct Frames {
     digests: Vec<u64>,
     references: Vec<u32>,
     reservations: Vec<u32>,
+    past: Vec<u32>,
     /// Frames with a reference.
     pub shared: usize,
 }
@@ -28,6 +55,7 @@ impl Frames {
             digests: Vec::new(),
             references: Vec::new(),
             reservations: Vec::new(),
+            past: Vec::new(),
             shared: 0,
         }
     }
@@ -36,6 +64,11 @@ impl Frames {
     /// anybody hears of it.
     pub fn create(&mut self, digest: u64, near: Option<u32>) -> io::Result<u32> {
         let frame = self.store.allocate(near)?;
+        self.enter(digest, frame);
+        Ok(frame)
+    }
+
+    fn enter(&mut self, digest: u64, frame: u32) {
         let number = frame as usize;
         if number >= self.digests.len() {
             let more = number + 1 - self.digests.len();
@@ -48,7 +81,34 @@ impl Frames {
         }
         self.digests[number] = digest;
         self.stable.insert(digest, frame, &self.digests);
-        Ok(frame)
+    }
+
+    /// Takes over what the pool holds from before. How many frames.
+    pub fn inherit(&mut self, digest: impl Fn(&[u8]) -> u64) -> io::Result<usize> {
+        let mut found = Vec::new();
+        self.store.inherit(|frame, page| found.push((frame, digest(page))))?;
+        for (frame, digest) in found {
+            self.enter(digest, frame);
+            self.reserve(frame);
+            self.past.push(frame);
+        }
+        Ok(self.past.len())
+    }
+
+    /// Takes out the frames that are reserved for the past: cancel each.
+    pub fn take_past(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.past)
+    }
+
+    /// Whether a page may map the frame: somebody has it, and its bytes stay.
+    pub fn is_used(&self, frame: u32) -> bool {
+        self.users(frame) > 0
+    }
+
+    /// A page maps the frame since before these books began.
+    pub fn resume(&mut self, frame: u32) {
+        self.reserve(frame);
+        self.commit(frame);
     }
 
     /// The oldest frame with this digest that serves fewer than `most` pages.
@@ -121,8 +181,56 @@ impl Frames {
         columns + self.stable.bookkeeping_bytes() + self.store.bookkeeping_bytes()
     }
 
+    /// How many frame numbers there are, used or not.
+    pub fn numbers(&self) -> usize {
+        self.digests.len()
+    }
+
+    /// What is wrong with the frames of a range; `buffer` has room for one page.
+    pub fn audit(&self, first: u32, count: u32, buffer: &mut [u8], digest: impl Fn(&[u8]) -> u64) -> Vec<(u32, Fault)> {
+        let mut faults = Vec::new();
+        let mut data = None; // the first frame with memory, looked for when it is passed
+        for frame in first..first.saturating_add(count).min(self.store.numbers().numbers()) {
+            if data.is_none_or(|found| found < frame) {
+                data = Some(self.store.next_data(frame).unwrap_or(u32::MAX));
+            }
+            let has_data = data == Some(frame);
+            if self.store.numbers().is_free(frame) {
+                faults.extend(has_data.then_some((frame, Fault::Left)));
+            } else if self.store.numbers().is_used(frame) {
+                let expected = self.digests.get(frame as usize).copied();
+                if !has_data {
+                    faults.push((frame, Fault::Hole));
+                } else if !self.store.read(frame, buffer) || Some(digest(buffer)) != expected {
+                    faults.push((frame, Fault::Changed));
+                }
+                if !expected.is_some_and(|digest| self.stable.has(digest, frame, &self.digests)) {
+                    faults.push((frame, Fault::Unlisted));
+                }
+            }
+        }
+        faults
+    }
+
+    /// Compares the users of frames with what was counted: references and reservations by frame.
+    pub fn recount(&self, mut counted: Vec<(u32, u32)>) -> Vec<Miscount> {
+        counted.resize(counted.len().max(self.numbers()), (0, 0));
+        self.past.iter().for_each(|frame| counted[*frame as usize].1 += 1);
+        let booked = |frame: usize| match frame < self.numbers() {
+            true => (self.references[frame], self.reservations[frame]),
+            false => (0, 0),
+        };
+        let differs = |(frame, &counted): (usize, &(u32, u32))| {
+            (booked(frame) != counted).then(|| Miscount { frame: frame as u32, booked: booked(frame), counted })
+        };
+        counted.iter().enumerate().filter_map(differs).collect()
+    }
+
     /// Compares the books with what the page tables say, by frame: references and reservations.
-    pub fn check(&self, users: &HashMap<u32, (u32, u32)>) -> Result<(), String> {
+    pub fn check(&self, mut users: HashMap<u32, (u32, u32)>) -> Result<(), String> {
+        for frame in &self.past {
+            users.entry(*frame).or_default().1 += 1;
+        }
         self.store.check()?;
         self.stable.check(&self.digests)?;
         let mut in_tree = self.stable.frames();
@@ -145,5 +253,11 @@ impl Frames {
             return Err("frames in use miscounted".into());
         }
         Ok(())
+    }
+
+    /// Takes a frame out of the tree alone, which makes the books wrong.
+    #[cfg(test)]
+    pub fn forget_listing(&mut self, frame: u32) {
+        self.stable.remove(self.digests[frame as usize], frame);
     }
 }

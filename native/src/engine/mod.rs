@@ -11,13 +11,14 @@
 //!   tables, stable, frames, unstable, clients                        all of a kind
 //!   books (events, adopts)                                           what events do to them
 //!   engine (pass, matching, founding), chunk, digest                 the scan
-//!   counting, check                                                  what is told of it; everything counted again
+//!   counting, audit, check                                           what is told of it; looked at and counted again
 //! ```
 //!
 //! Nothing here knows of Python. An engine is used by one thread at a time; `py` holds a lock around it.
 
 mod adopts;
 mod allocator;
+mod audit;
 mod books;
 mod calendar;
 mod check;
@@ -48,8 +49,10 @@ mod unstable;
 #[cfg(test)]
 mod tests;
 
+pub use audit::Held;
 pub use error::{Error, Result, Violation};
 pub use events::Columns;
+pub use frames::{Fault, Miscount};
 pub use queues::Instructions;
 pub use report::{Counters, Options, PassReport, SegmentCounts, Step};
 pub use scan::Engine;

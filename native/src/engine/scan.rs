@@ -52,11 +52,11 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Takes over the pool's descriptor, open for reading and writing, of an empty object.
-    pub fn new(pool: OwnedFd, options: Options, seed: u64, limit: u32) -> Engine {
+    /// Takes over the pool's descriptor, open for reading and writing, of an empty object or of one to `inherit`.
+    pub fn new(pool: OwnedFd, options: Options, seed: u64, limit: u32, number: u16) -> Engine {
         let digester = Digester::new(seed);
         Engine {
-            books: Books::new(Frames::new(Store::new(pool, limit)), options, digester.zero),
+            books: Books::new(Frames::new(Store::new(pool, limit)), options, digester.zero, number),
             digester,
             ahead: Ahead::default(),
             pass: None,
@@ -82,6 +82,20 @@ impl Engine {
             // What was like no other page may have an equal under these options.
             self.books.unstable.read_tracked_again(&mut self.books.tables);
         }
+    }
+
+    /// Takes over the frames that the pool holds from before, for `bury` to let go of. How many there are.
+    pub fn inherit(&mut self) -> Result<usize> {
+        let digester = self.digester;
+        self.books
+            .frames
+            .inherit(|page| digester.digest(page))
+            .map_err(|error| Error::System("reading the pool", error))
+    }
+
+    /// See `Books::bury`.
+    pub fn bury(&mut self) {
+        self.books.bury();
     }
 
     /// Makes a client known.

@@ -91,6 +91,14 @@ impl Stable {
         self.tree.numbers().chain(younger).collect()
     }
 
+    /// Whether it has this frame under this digest.
+    pub fn has(&self, digest: u64, frame: u32, digests: &[u64]) -> bool {
+        match self.twins.get(&digest) {
+            Some(twins) => twins.frames.contains(&frame),
+            None => self.oldest(digest, digests) == Some(frame),
+        }
+    }
+
     /// Looks whether each frame is where it belongs.
     pub fn check(&self, digests: &[u64]) -> Result<(), String> {
         self.tree.check(|frame| digests[frame as usize])?;

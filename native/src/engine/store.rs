@@ -8,6 +8,9 @@ use crate::sys::shm;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, OwnedFd};
 
+/// Pages of an object from before that are read at once.
+const INHERITED: usize = 64;
+
 /// See the head of this file.
 pub struct Store {
     fd: OwnedFd,
@@ -15,9 +18,39 @@ pub struct Store {
 }
 
 impl Store {
-    /// Takes over a descriptor, open for reading and writing, of an empty object. `limit`: most frames, used or not.
+    /// Takes over a descriptor, open for reading and writing, of an empty object, or of one to `inherit`.
+    /// `limit`: most frames, used or not.
     pub fn new(fd: OwnedFd, limit: u32) -> Store {
         Store { fd, numbers: Allocator::new(limit) }
+    }
+
+    /// Takes over what the object holds from before: the pages that are no holes are in use, and named to `each` with
+    /// their bytes, in order.
+    pub fn inherit(&mut self, mut each: impl FnMut(u32, &[u8])) -> io::Result<()> {
+        let numbers = u32::try_from(shm::size(self.fd.as_fd())? / page_size()).unwrap_or(u32::MAX);
+        if !self.numbers.inherit(numbers) {
+            return Err(io::Error::from_raw_os_error(libc::EFBIG));
+        }
+        let mut buffer = vec![0; bytes(INHERITED)];
+        let mut at = 0;
+        while let Some(data) = shm::next_data(self.fd.as_fd(), at)? {
+            let end = shm::next_hole(self.fd.as_fd(), data)?.unwrap_or(data).min(bytes(numbers as usize));
+            at = data;
+            while at < end {
+                let want = (end - at).min(buffer.len());
+                let read = shm::read(self.fd.as_fd(), &mut buffer[..want], at)? / page_size();
+                for (n, page) in buffer.chunks_exact(page_size()).take(read).enumerate() {
+                    let frame = (at / page_size() + n) as u32;
+                    self.numbers.take(frame);
+                    each(frame, page);
+                }
+                if read == 0 {
+                    return Ok(()); // it was cut off meanwhile
+                }
+                at += bytes(read);
+            }
+        }
+        Ok(())
     }
 
     /// Takes a free frame number, `near` itself if that is free; otherwise one with room for a run behind it.
@@ -78,6 +111,22 @@ impl Store {
     /// Numbers of frames in use, in order.
     pub fn used(&self) -> Vec<u32> {
         self.numbers.used().collect()
+    }
+
+    /// Which numbers are in use, and which are free. For audits.
+    pub fn numbers(&self) -> &Allocator {
+        &self.numbers
+    }
+
+    /// The first frame from here on with memory behind it. For audits.
+    pub fn next_data(&self, frame: u32) -> Option<u32> {
+        let found = shm::next_data(self.fd.as_fd(), bytes(frame as usize)).ok()??;
+        u32::try_from(found / page_size()).ok()
+    }
+
+    /// Reads a frame. Whether there was all of it. For audits.
+    pub fn read(&self, frame: u32, buffer: &mut [u8]) -> bool {
+        shm::read(self.fd.as_fd(), buffer, bytes(frame as usize)).is_ok_and(|read| read == buffer.len())
     }
 
     pub fn bookkeeping_bytes(&self) -> usize {

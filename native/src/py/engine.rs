@@ -1,6 +1,7 @@
 //! The engine.
 
-use crate::engine::{self, Columns, Counters, Error, Options, PassReport};
+use crate::engine::{self, Columns, Counters, Error, Held, Miscount, Options, PassReport};
+use crate::page::Run;
 use crate::sys::mmap::duplicate;
 use pyo3::exceptions::{
     PyAssertionError, PyKeyError, PyMemoryError, PyOSError, PyOverflowError, PyRuntimeError, PyValueError,
@@ -17,6 +18,8 @@ pub struct Engine {
     engine: Mutex<engine::Engine>,
 }
 
+/// A frame, its references and reservations by the books, and both as counted.
+type Recounted = (u32, u32, u32, u32, u32);
 type Report = (u64, u64, u64, u64, u64, u64, u64, u64);
 
 impl From<Error> for PyErr {
@@ -35,8 +38,9 @@ impl From<Error> for PyErr {
 #[pymethods]
 impl Engine {
     #[new]
-    fn new(py: Python<'_>, pool: i32, seed: u64, limit: u32) -> PyResult<Engine> {
-        let made = py.detach(|| Ok(engine::Engine::new(take(pool, "the pool")?, Options::default(), seed, limit)));
+    fn new(py: Python<'_>, pool: i32, seed: u64, limit: u32, number: u16) -> PyResult<Engine> {
+        let made =
+            py.detach(|| Ok(engine::Engine::new(take(pool, "the pool")?, Options::default(), seed, limit, number)));
         Ok(Engine { engine: Mutex::new(made.map_err(|error: Error| PyErr::from(error))?) })
     }
 
@@ -51,6 +55,17 @@ impl Engine {
         let options = Options { use_zero_pages, max_page_sharing, smart_scan, max_outstanding };
         self.with(py, |engine| {
             engine.configure(options);
+            Ok(())
+        })
+    }
+
+    fn inherit(&self, py: Python<'_>) -> PyResult<usize> {
+        self.with(py, engine::Engine::inherit)
+    }
+
+    fn bury(&self, py: Python<'_>) -> PyResult<()> {
+        self.with(py, |engine| {
+            engine.bury();
             Ok(())
         })
     }
@@ -184,6 +199,30 @@ impl Engine {
 
     fn frames(&self, py: Python<'_>) -> PyResult<Vec<u32>> {
         self.with(py, |engine| Ok(engine.frames()))
+    }
+
+    fn held(
+        &self,
+        py: Python<'_>,
+        client: i64,
+        segment: i64,
+        first: usize,
+        count: usize,
+    ) -> PyResult<Vec<(usize, usize, u8, i64)>> {
+        let held = self.with(py, |engine| engine.held(client, segment, Run { first, count }))?;
+        let columns = |held: Held| (held.run.first, held.run.count, held.state, held.frame.map_or(-1, i64::from));
+        Ok(held.into_iter().map(columns).collect())
+    }
+
+    fn audit(&self, py: Python<'_>, first: u32, count: u32) -> PyResult<Vec<(u32, u8)>> {
+        let faults = self.with(py, |engine| Ok(engine.audit(first, count)))?;
+        Ok(faults.into_iter().map(|(frame, fault)| (frame, fault as u8)).collect())
+    }
+
+    fn recount(&self, py: Python<'_>) -> PyResult<Vec<Recounted>> {
+        let found = self.with(py, |engine| Ok(engine.recount()))?;
+        let columns = |m: Miscount| (m.frame, m.booked.0, m.booked.1, m.counted.0, m.counted.1);
+        Ok(found.into_iter().map(columns).collect())
     }
 
     fn check(&self, py: Python<'_>) -> PyResult<()> {

@@ -31,6 +31,7 @@ pub struct Counts {
     zero: usize,
     copied: usize,
     frozen: usize,
+    shared: usize,
     mappings: usize,
     budget: usize,
 }
@@ -171,11 +172,19 @@ impl Space {
         self.work(py, |space| space.merge(proposals))
     }
 
-    fn adopt(&self, py: Python<'_>, segment: Vec<u32>, first: Vec<u32>, count: Vec<u32>) -> PyResult<usize> {
+    #[pyo3(signature = (segment, first, count, room = None))]
+    fn adopt(
+        &self,
+        py: Python<'_>,
+        segment: Vec<u32>,
+        first: Vec<u32>,
+        count: Vec<u32>,
+        room: Option<usize>,
+    ) -> PyResult<usize> {
         same_length(&[segment.len(), first.len(), count.len()])?;
         let runs = (0..segment.len()).map(|i| (segment[i], first[i], count[i]));
         let runs: Vec<_> = runs.collect();
-        self.work(py, |space| space.adopt(runs))
+        self.work(py, |space| space.adopt(runs, room.unwrap_or(usize::MAX)))
     }
 
     fn discard(&self, py: Python<'_>, segment: u32, first: usize, count: usize) -> PyResult<()> {
@@ -203,6 +212,14 @@ impl Space {
         self.work(py, |space| space.harvest(all, tracked))
     }
 
+    fn resume(&self, py: Python<'_>) -> PyResult<()> {
+        self.work(py, space::Space::resume)
+    }
+
+    fn drop_pool(&self, py: Python<'_>, pool: u32) -> PyResult<bool> {
+        self.work(py, |space| space.drop_pool(pool))
+    }
+
     fn untrack(&self, py: Python<'_>) {
         py.detach(|| self.space.untrack());
     }
@@ -228,6 +245,7 @@ impl Space {
             zero: c.zero,
             copied: c.copied,
             frozen: c.frozen,
+            shared: c.shared,
             mappings: c.mappings,
             budget: c.budget,
         }

@@ -30,8 +30,17 @@ pub fn resize(object: BorrowedFd<'_>, bytes: usize) -> io::Result<()> {
 
 /// Where the first memory is from `offset` on, None if there is nothing but a hole up to the end. Touches nothing.
 pub fn next_data(object: BorrowedFd<'_>, offset: usize) -> io::Result<Option<usize>> {
+    seek(object, offset, libc::SEEK_DATA)
+}
+
+/// Where the first hole is from `offset` on, which may be the end; None from the end on.
+pub fn next_hole(object: BorrowedFd<'_>, offset: usize) -> io::Result<Option<usize>> {
+    seek(object, offset, libc::SEEK_HOLE)
+}
+
+fn seek(object: BorrowedFd<'_>, offset: usize, whence: libc::c_int) -> io::Result<Option<usize>> {
     // SAFETY: no memory of ours is passed. The file offset that this moves is used by nobody: reads and writes name theirs.
-    let found = unsafe { libc::lseek(object.as_raw_fd(), offset as libc::off_t, libc::SEEK_DATA) };
+    let found = unsafe { libc::lseek(object.as_raw_fd(), offset as libc::off_t, whence) };
     if found >= 0 {
         return Ok(Some(found as usize));
     }

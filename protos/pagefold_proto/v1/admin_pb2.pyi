@@ -1,10 +1,52 @@
 from pagefold_proto.v1 import memory_pb2 as _memory_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class FindingKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FINDING_KIND_UNSPECIFIED: _ClassVar[FindingKind]
+    FINDING_KIND_UNHELD_MAPPING: _ClassVar[FindingKind]
+    FINDING_KIND_UNMAPPED_REFERENCE: _ClassVar[FindingKind]
+    FINDING_KIND_STRANGE_MAPPING: _ClassVar[FindingKind]
+    FINDING_KIND_UNREPORTED_COPY: _ClassVar[FindingKind]
+    FINDING_KIND_LOST_COPY: _ClassVar[FindingKind]
+    FINDING_KIND_WRITABLE_FRAME: _ClassVar[FindingKind]
+    FINDING_KIND_FRAME_CHANGED: _ClassVar[FindingKind]
+    FINDING_KIND_FRAME_HOLE: _ClassVar[FindingKind]
+    FINDING_KIND_FRAME_LEFT: _ClassVar[FindingKind]
+    FINDING_KIND_FRAME_UNLISTED: _ClassVar[FindingKind]
+    FINDING_KIND_MISCOUNT: _ClassVar[FindingKind]
+    FINDING_KIND_BOOKS: _ClassVar[FindingKind]
+    FINDING_KIND_GARBAGE: _ClassVar[FindingKind]
+    FINDING_KIND_NAME_LOST: _ClassVar[FindingKind]
+    FINDING_KIND_NAME_OPEN: _ClassVar[FindingKind]
+    FINDING_KIND_UNREADABLE: _ClassVar[FindingKind]
+    FINDING_KIND_UNANSWERED: _ClassVar[FindingKind]
+    FINDING_KIND_UNSETTLED: _ClassVar[FindingKind]
+FINDING_KIND_UNSPECIFIED: FindingKind
+FINDING_KIND_UNHELD_MAPPING: FindingKind
+FINDING_KIND_UNMAPPED_REFERENCE: FindingKind
+FINDING_KIND_STRANGE_MAPPING: FindingKind
+FINDING_KIND_UNREPORTED_COPY: FindingKind
+FINDING_KIND_LOST_COPY: FindingKind
+FINDING_KIND_WRITABLE_FRAME: FindingKind
+FINDING_KIND_FRAME_CHANGED: FindingKind
+FINDING_KIND_FRAME_HOLE: FindingKind
+FINDING_KIND_FRAME_LEFT: FindingKind
+FINDING_KIND_FRAME_UNLISTED: FindingKind
+FINDING_KIND_MISCOUNT: FindingKind
+FINDING_KIND_BOOKS: FindingKind
+FINDING_KIND_GARBAGE: FindingKind
+FINDING_KIND_NAME_LOST: FindingKind
+FINDING_KIND_NAME_OPEN: FindingKind
+FINDING_KIND_UNREADABLE: FindingKind
+FINDING_KIND_UNANSWERED: FindingKind
+FINDING_KIND_UNSETTLED: FindingKind
 
 class Counters(_message.Message):
     __slots__ = ("pages_shared", "pages_sharing", "pages_unshared", "pages_volatile", "pages_skipped", "pages_scanned", "full_scans", "zero_pages", "stable_node_dups", "pages_merged", "pages_broken", "pages_declined", "pages_over_budget", "general_profit", "bookkeeping_bytes", "pages_proposed")
@@ -47,7 +89,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Status(_message.Message):
-    __slots__ = ("version", "protocol", "pid", "uptime_seconds", "address", "engine", "run", "page_size", "clients", "departed", "segments", "domains", "counters", "saved_bytes", "pool_bytes", "cpu_seconds", "scan_cpu_percent", "settling", "trouble")
+    __slots__ = ("version", "protocol", "pid", "uptime_seconds", "address", "engine", "run", "page_size", "clients", "departed", "segments", "domains", "counters", "saved_bytes", "pool_bytes", "cpu_seconds", "scan_cpu_percent", "settling", "trouble", "memfd_segments")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
@@ -67,6 +109,7 @@ class Status(_message.Message):
     SCAN_CPU_PERCENT_FIELD_NUMBER: _ClassVar[int]
     SETTLING_FIELD_NUMBER: _ClassVar[int]
     TROUBLE_FIELD_NUMBER: _ClassVar[int]
+    MEMFD_SEGMENTS_FIELD_NUMBER: _ClassVar[int]
     version: str
     protocol: int
     pid: int
@@ -86,14 +129,15 @@ class Status(_message.Message):
     scan_cpu_percent: float
     settling: int
     trouble: str
-    def __init__(self, version: _Optional[str] = ..., protocol: _Optional[int] = ..., pid: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., address: _Optional[str] = ..., engine: _Optional[str] = ..., run: _Optional[int] = ..., page_size: _Optional[int] = ..., clients: _Optional[int] = ..., departed: _Optional[int] = ..., segments: _Optional[int] = ..., domains: _Optional[int] = ..., counters: _Optional[_Union[Counters, _Mapping]] = ..., saved_bytes: _Optional[int] = ..., pool_bytes: _Optional[int] = ..., cpu_seconds: _Optional[float] = ..., scan_cpu_percent: _Optional[float] = ..., settling: _Optional[int] = ..., trouble: _Optional[str] = ...) -> None: ...
+    memfd_segments: int
+    def __init__(self, version: _Optional[str] = ..., protocol: _Optional[int] = ..., pid: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., address: _Optional[str] = ..., engine: _Optional[str] = ..., run: _Optional[int] = ..., page_size: _Optional[int] = ..., clients: _Optional[int] = ..., departed: _Optional[int] = ..., segments: _Optional[int] = ..., domains: _Optional[int] = ..., counters: _Optional[_Union[Counters, _Mapping]] = ..., saved_bytes: _Optional[int] = ..., pool_bytes: _Optional[int] = ..., cpu_seconds: _Optional[float] = ..., scan_cpu_percent: _Optional[float] = ..., settling: _Optional[int] = ..., trouble: _Optional[str] = ..., memfd_segments: _Optional[int] = ...) -> None: ...
 
 class ListClientsRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class ClientInfo(_message.Message):
-    __slots__ = ("client", "pid", "program", "uid", "label", "tier", "tracker", "state", "segments", "bytes", "gauges", "pages_merged", "pages_proposed", "age_seconds", "silent_seconds", "version")
+    __slots__ = ("client", "pid", "program", "uid", "label", "tier", "tracker", "state", "segments", "bytes", "gauges", "pages_merged", "pages_proposed", "age_seconds", "silent_seconds", "version", "memfd_segments")
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     PROGRAM_FIELD_NUMBER: _ClassVar[int]
@@ -110,6 +154,7 @@ class ClientInfo(_message.Message):
     AGE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     SILENT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    MEMFD_SEGMENTS_FIELD_NUMBER: _ClassVar[int]
     client: int
     pid: int
     program: str
@@ -126,7 +171,8 @@ class ClientInfo(_message.Message):
     age_seconds: float
     silent_seconds: float
     version: str
-    def __init__(self, client: _Optional[int] = ..., pid: _Optional[int] = ..., program: _Optional[str] = ..., uid: _Optional[int] = ..., label: _Optional[str] = ..., tier: _Optional[_Union[_memory_pb2.Tier, str]] = ..., tracker: _Optional[_Union[_memory_pb2.Tracker, str]] = ..., state: _Optional[str] = ..., segments: _Optional[int] = ..., bytes: _Optional[int] = ..., gauges: _Optional[_Union[_memory_pb2.Gauges, _Mapping]] = ..., pages_merged: _Optional[int] = ..., pages_proposed: _Optional[int] = ..., age_seconds: _Optional[float] = ..., silent_seconds: _Optional[float] = ..., version: _Optional[str] = ...) -> None: ...
+    memfd_segments: int
+    def __init__(self, client: _Optional[int] = ..., pid: _Optional[int] = ..., program: _Optional[str] = ..., uid: _Optional[int] = ..., label: _Optional[str] = ..., tier: _Optional[_Union[_memory_pb2.Tier, str]] = ..., tracker: _Optional[_Union[_memory_pb2.Tracker, str]] = ..., state: _Optional[str] = ..., segments: _Optional[int] = ..., bytes: _Optional[int] = ..., gauges: _Optional[_Union[_memory_pb2.Gauges, _Mapping]] = ..., pages_merged: _Optional[int] = ..., pages_proposed: _Optional[int] = ..., age_seconds: _Optional[float] = ..., silent_seconds: _Optional[float] = ..., version: _Optional[str] = ..., memfd_segments: _Optional[int] = ...) -> None: ...
 
 class ListClientsReply(_message.Message):
     __slots__ = ("clients",)
@@ -141,7 +187,7 @@ class ListSegmentsRequest(_message.Message):
     def __init__(self, client: _Optional[int] = ...) -> None: ...
 
 class SegmentInfo(_message.Message):
-    __slots__ = ("client", "segment", "name", "pages", "allocated_bytes", "merged_pages", "zero_pages", "copied_pages")
+    __slots__ = ("client", "segment", "name", "pages", "allocated_bytes", "merged_pages", "zero_pages", "copied_pages", "backing")
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     SEGMENT_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -150,6 +196,7 @@ class SegmentInfo(_message.Message):
     MERGED_PAGES_FIELD_NUMBER: _ClassVar[int]
     ZERO_PAGES_FIELD_NUMBER: _ClassVar[int]
     COPIED_PAGES_FIELD_NUMBER: _ClassVar[int]
+    BACKING_FIELD_NUMBER: _ClassVar[int]
     client: int
     segment: int
     name: str
@@ -158,7 +205,8 @@ class SegmentInfo(_message.Message):
     merged_pages: int
     zero_pages: int
     copied_pages: int
-    def __init__(self, client: _Optional[int] = ..., segment: _Optional[int] = ..., name: _Optional[str] = ..., pages: _Optional[int] = ..., allocated_bytes: _Optional[int] = ..., merged_pages: _Optional[int] = ..., zero_pages: _Optional[int] = ..., copied_pages: _Optional[int] = ...) -> None: ...
+    backing: _memory_pb2.Backing
+    def __init__(self, client: _Optional[int] = ..., segment: _Optional[int] = ..., name: _Optional[str] = ..., pages: _Optional[int] = ..., allocated_bytes: _Optional[int] = ..., merged_pages: _Optional[int] = ..., zero_pages: _Optional[int] = ..., copied_pages: _Optional[int] = ..., backing: _Optional[_Union[_memory_pb2.Backing, str]] = ...) -> None: ...
 
 class ListSegmentsReply(_message.Message):
     __slots__ = ("segments",)
@@ -256,3 +304,107 @@ class WatchStatusRequest(_message.Message):
     INTERVAL_SECONDS_FIELD_NUMBER: _ClassVar[int]
     interval_seconds: float
     def __init__(self, interval_seconds: _Optional[float] = ...) -> None: ...
+
+class FsckRequest(_message.Message):
+    __slots__ = ("thorough", "patience_seconds", "names")
+    THOROUGH_FIELD_NUMBER: _ClassVar[int]
+    PATIENCE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    thorough: bool
+    patience_seconds: float
+    names: bool
+    def __init__(self, thorough: bool = ..., patience_seconds: _Optional[float] = ..., names: bool = ...) -> None: ...
+
+class FsckFinding(_message.Message):
+    __slots__ = ("kind", "text", "uid", "label", "client", "pid", "segment", "page", "count", "pool", "frame", "name")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    SEGMENT_FIELD_NUMBER: _ClassVar[int]
+    PAGE_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    FRAME_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    kind: FindingKind
+    text: str
+    uid: int
+    label: str
+    client: int
+    pid: int
+    segment: int
+    page: int
+    count: int
+    pool: str
+    frame: int
+    name: str
+    def __init__(self, kind: _Optional[_Union[FindingKind, str]] = ..., text: _Optional[str] = ..., uid: _Optional[int] = ..., label: _Optional[str] = ..., client: _Optional[int] = ..., pid: _Optional[int] = ..., segment: _Optional[int] = ..., page: _Optional[int] = ..., count: _Optional[int] = ..., pool: _Optional[str] = ..., frame: _Optional[int] = ..., name: _Optional[str] = ...) -> None: ...
+
+class FsckProgress(_message.Message):
+    __slots__ = ("stage", "done", "total")
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    stage: str
+    done: int
+    total: int
+    def __init__(self, stage: _Optional[str] = ..., done: _Optional[int] = ..., total: _Optional[int] = ...) -> None: ...
+
+class FsckTally(_message.Message):
+    __slots__ = ("kind", "count")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    kind: FindingKind
+    count: int
+    def __init__(self, kind: _Optional[_Union[FindingKind, str]] = ..., count: _Optional[int] = ...) -> None: ...
+
+class FsckSummary(_message.Message):
+    __slots__ = ("tallies", "domains", "clients", "processes", "unreadable", "pages", "references", "frames", "names", "names_elsewhere", "looks", "seconds")
+    TALLIES_FIELD_NUMBER: _ClassVar[int]
+    DOMAINS_FIELD_NUMBER: _ClassVar[int]
+    CLIENTS_FIELD_NUMBER: _ClassVar[int]
+    PROCESSES_FIELD_NUMBER: _ClassVar[int]
+    UNREADABLE_FIELD_NUMBER: _ClassVar[int]
+    PAGES_FIELD_NUMBER: _ClassVar[int]
+    REFERENCES_FIELD_NUMBER: _ClassVar[int]
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    NAMES_ELSEWHERE_FIELD_NUMBER: _ClassVar[int]
+    LOOKS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    tallies: _containers.RepeatedCompositeFieldContainer[FsckTally]
+    domains: int
+    clients: int
+    processes: int
+    unreadable: int
+    pages: int
+    references: int
+    frames: int
+    names: int
+    names_elsewhere: int
+    looks: int
+    seconds: float
+    def __init__(self, tallies: _Optional[_Iterable[_Union[FsckTally, _Mapping]]] = ..., domains: _Optional[int] = ..., clients: _Optional[int] = ..., processes: _Optional[int] = ..., unreadable: _Optional[int] = ..., pages: _Optional[int] = ..., references: _Optional[int] = ..., frames: _Optional[int] = ..., names: _Optional[int] = ..., names_elsewhere: _Optional[int] = ..., looks: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class FsckName(_message.Message):
+    __slots__ = ("name", "holder")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    HOLDER_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    holder: str
+    def __init__(self, name: _Optional[str] = ..., holder: _Optional[str] = ...) -> None: ...
+
+class FsckNews(_message.Message):
+    __slots__ = ("progress", "finding", "summary", "name")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    FINDING_FIELD_NUMBER: _ClassVar[int]
+    SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    progress: FsckProgress
+    finding: FsckFinding
+    summary: FsckSummary
+    name: FsckName
+    def __init__(self, progress: _Optional[_Union[FsckProgress, _Mapping]] = ..., finding: _Optional[_Union[FsckFinding, _Mapping]] = ..., summary: _Optional[_Union[FsckSummary, _Mapping]] = ..., name: _Optional[_Union[FsckName, _Mapping]] = ...) -> None: ...

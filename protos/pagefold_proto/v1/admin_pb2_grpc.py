@@ -74,6 +74,11 @@ class AdminStub(object):
                 request_serializer=pagefold__proto_dot_v1_dot_admin__pb2.WatchStatusRequest.SerializeToString,
                 response_deserializer=pagefold__proto_dot_v1_dot_admin__pb2.Status.FromString,
                 _registered_method=True)
+        self.Fsck = channel.unary_stream(
+                '/pagefold.v1.Admin/Fsck',
+                request_serializer=pagefold__proto_dot_v1_dot_admin__pb2.FsckRequest.SerializeToString,
+                response_deserializer=pagefold__proto_dot_v1_dot_admin__pb2.FsckNews.FromString,
+                _registered_method=True)
 
 
 class AdminServicer(object):
@@ -135,6 +140,15 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Fsck(self, request, context):
+        """An audit: the books against what the kernel says that processes map, every frame against its digest, every name
+        against its lease. Changes nothing. Progress and findings come as they are made, the summary last. One at a time:
+        a second call waits for the first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -177,6 +191,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.WatchStatus,
                     request_deserializer=pagefold__proto_dot_v1_dot_admin__pb2.WatchStatusRequest.FromString,
                     response_serializer=pagefold__proto_dot_v1_dot_admin__pb2.Status.SerializeToString,
+            ),
+            'Fsck': grpc.unary_stream_rpc_method_handler(
+                    servicer.Fsck,
+                    request_deserializer=pagefold__proto_dot_v1_dot_admin__pb2.FsckRequest.FromString,
+                    response_serializer=pagefold__proto_dot_v1_dot_admin__pb2.FsckNews.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -395,6 +414,33 @@ class Admin(object):
             '/pagefold.v1.Admin/WatchStatus',
             pagefold__proto_dot_v1_dot_admin__pb2.WatchStatusRequest.SerializeToString,
             pagefold__proto_dot_v1_dot_admin__pb2.Status.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Fsck(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/pagefold.v1.Admin/Fsck',
+            pagefold__proto_dot_v1_dot_admin__pb2.FsckRequest.SerializeToString,
+            pagefold__proto_dot_v1_dot_admin__pb2.FsckNews.FromString,
             options,
             channel_credentials,
             insecure,

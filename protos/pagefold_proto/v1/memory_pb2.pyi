@@ -38,6 +38,12 @@ class Tracker(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TRACKER_CHECKSUM: _ClassVar[Tracker]
     TRACKER_PAGEMAP: _ClassVar[Tracker]
 
+class Backing(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    BACKING_UNSPECIFIED: _ClassVar[Backing]
+    BACKING_SHM: _ClassVar[Backing]
+    BACKING_MEMFD: _ClassVar[Backing]
+
 class EventKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     EVENT_KIND_UNSPECIFIED: _ClassVar[EventKind]
@@ -49,6 +55,7 @@ class EventKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     EVENT_KIND_EXCLUDED: _ClassVar[EventKind]
     EVENT_KIND_INCLUDED: _ClassVar[EventKind]
     EVENT_KIND_WRITTEN: _ClassVar[EventKind]
+    EVENT_KIND_RESUMED: _ClassVar[EventKind]
 
 class DeclineReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -82,6 +89,9 @@ TIER_OFF: Tier
 TRACKER_UNSPECIFIED: Tracker
 TRACKER_CHECKSUM: Tracker
 TRACKER_PAGEMAP: Tracker
+BACKING_UNSPECIFIED: Backing
+BACKING_SHM: Backing
+BACKING_MEMFD: Backing
 EVENT_KIND_UNSPECIFIED: EventKind
 EVENT_KIND_MERGED: EventKind
 EVENT_KIND_DECLINED: EventKind
@@ -91,6 +101,7 @@ EVENT_KIND_NOT_ADOPTED: EventKind
 EVENT_KIND_EXCLUDED: EventKind
 EVENT_KIND_INCLUDED: EventKind
 EVENT_KIND_WRITTEN: EventKind
+EVENT_KIND_RESUMED: EventKind
 DECLINE_REASON_UNSPECIFIED: DeclineReason
 DECLINE_REASON_CHANGED: DeclineReason
 DECLINE_REASON_BUDGET: DeclineReason
@@ -100,7 +111,7 @@ DECLINE_REASON_FAILED: DeclineReason
 DECLINE_REASON_FORKED: DeclineReason
 
 class HelloRequest(_message.Message):
-    __slots__ = ("protocol", "page_size", "pid", "program", "version", "label", "lease", "doorbell", "tier", "tracker")
+    __slots__ = ("protocol", "page_size", "pid", "program", "version", "label", "lease", "doorbell", "tier", "tracker", "slot")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
@@ -111,6 +122,7 @@ class HelloRequest(_message.Message):
     DOORBELL_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
     TRACKER_FIELD_NUMBER: _ClassVar[int]
+    SLOT_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     page_size: int
     pid: int
@@ -121,35 +133,46 @@ class HelloRequest(_message.Message):
     doorbell: str
     tier: Tier
     tracker: Tracker
-    def __init__(self, protocol: _Optional[int] = ..., page_size: _Optional[int] = ..., pid: _Optional[int] = ..., program: _Optional[str] = ..., version: _Optional[str] = ..., label: _Optional[str] = ..., lease: _Optional[str] = ..., doorbell: _Optional[str] = ..., tier: _Optional[_Union[Tier, str]] = ..., tracker: _Optional[_Union[Tracker, str]] = ...) -> None: ...
+    slot: int
+    def __init__(self, protocol: _Optional[int] = ..., page_size: _Optional[int] = ..., pid: _Optional[int] = ..., program: _Optional[str] = ..., version: _Optional[str] = ..., label: _Optional[str] = ..., lease: _Optional[str] = ..., doorbell: _Optional[str] = ..., tier: _Optional[_Union[Tier, str]] = ..., tracker: _Optional[_Union[Tracker, str]] = ..., slot: _Optional[int] = ...) -> None: ...
 
 class HelloReply(_message.Message):
-    __slots__ = ("session", "instance", "version", "max_batch_pages", "max_message_bytes", "poll_millisecs")
+    __slots__ = ("session", "instance", "version", "max_batch_pages", "max_message_bytes", "poll_millisecs", "pool")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     MAX_BATCH_PAGES_FIELD_NUMBER: _ClassVar[int]
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     POLL_MILLISECS_FIELD_NUMBER: _ClassVar[int]
+    POOL_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     instance: bytes
     version: str
     max_batch_pages: int
     max_message_bytes: int
     poll_millisecs: int
-    def __init__(self, session: _Optional[bytes] = ..., instance: _Optional[bytes] = ..., version: _Optional[str] = ..., max_batch_pages: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., poll_millisecs: _Optional[int] = ...) -> None: ...
+    pool: str
+    def __init__(self, session: _Optional[bytes] = ..., instance: _Optional[bytes] = ..., version: _Optional[str] = ..., max_batch_pages: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., poll_millisecs: _Optional[int] = ..., pool: _Optional[str] = ...) -> None: ...
 
 class AddSegmentRequest(_message.Message):
-    __slots__ = ("session", "segment", "name", "pages")
+    __slots__ = ("session", "segment", "name", "pages", "backing", "pid", "descriptor", "address")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     SEGMENT_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     PAGES_FIELD_NUMBER: _ClassVar[int]
+    BACKING_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTOR_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     segment: int
     name: str
     pages: int
-    def __init__(self, session: _Optional[bytes] = ..., segment: _Optional[int] = ..., name: _Optional[str] = ..., pages: _Optional[int] = ...) -> None: ...
+    backing: Backing
+    pid: int
+    descriptor: int
+    address: int
+    def __init__(self, session: _Optional[bytes] = ..., segment: _Optional[int] = ..., name: _Optional[str] = ..., pages: _Optional[int] = ..., backing: _Optional[_Union[Backing, str]] = ..., pid: _Optional[int] = ..., descriptor: _Optional[int] = ..., address: _Optional[int] = ...) -> None: ...
 
 class AddSegmentReply(_message.Message):
     __slots__ = ()
@@ -174,7 +197,7 @@ class Events(_message.Message):
     def __init__(self, kind: _Optional[_Iterable[_Union[EventKind, str]]] = ..., segment: _Optional[_Iterable[int]] = ..., first: _Optional[_Iterable[int]] = ..., count: _Optional[_Iterable[int]] = ..., pool: _Optional[_Iterable[int]] = ..., frame: _Optional[_Iterable[int]] = ..., detail: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Gauges(_message.Message):
-    __slots__ = ("owned_pages", "merged_pages", "zero_pages", "copied_pages", "mappings", "mapping_budget", "windows", "window_p99_micros", "window_max_micros")
+    __slots__ = ("owned_pages", "merged_pages", "zero_pages", "copied_pages", "mappings", "mapping_budget", "windows", "window_p99_micros", "window_max_micros", "shared_pages")
     OWNED_PAGES_FIELD_NUMBER: _ClassVar[int]
     MERGED_PAGES_FIELD_NUMBER: _ClassVar[int]
     ZERO_PAGES_FIELD_NUMBER: _ClassVar[int]
@@ -184,6 +207,7 @@ class Gauges(_message.Message):
     WINDOWS_FIELD_NUMBER: _ClassVar[int]
     WINDOW_P99_MICROS_FIELD_NUMBER: _ClassVar[int]
     WINDOW_MAX_MICROS_FIELD_NUMBER: _ClassVar[int]
+    SHARED_PAGES_FIELD_NUMBER: _ClassVar[int]
     owned_pages: int
     merged_pages: int
     zero_pages: int
@@ -193,23 +217,26 @@ class Gauges(_message.Message):
     windows: int
     window_p99_micros: int
     window_max_micros: int
-    def __init__(self, owned_pages: _Optional[int] = ..., merged_pages: _Optional[int] = ..., zero_pages: _Optional[int] = ..., copied_pages: _Optional[int] = ..., mappings: _Optional[int] = ..., mapping_budget: _Optional[int] = ..., windows: _Optional[int] = ..., window_p99_micros: _Optional[int] = ..., window_max_micros: _Optional[int] = ...) -> None: ...
+    shared_pages: int
+    def __init__(self, owned_pages: _Optional[int] = ..., merged_pages: _Optional[int] = ..., zero_pages: _Optional[int] = ..., copied_pages: _Optional[int] = ..., mappings: _Optional[int] = ..., mapping_budget: _Optional[int] = ..., windows: _Optional[int] = ..., window_p99_micros: _Optional[int] = ..., window_max_micros: _Optional[int] = ..., shared_pages: _Optional[int] = ...) -> None: ...
 
 class ExchangeRequest(_message.Message):
-    __slots__ = ("session", "sequence", "events", "gauges", "settling", "looked")
+    __slots__ = ("session", "sequence", "events", "gauges", "settling", "looked", "resuming")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     EVENTS_FIELD_NUMBER: _ClassVar[int]
     GAUGES_FIELD_NUMBER: _ClassVar[int]
     SETTLING_FIELD_NUMBER: _ClassVar[int]
     LOOKED_FIELD_NUMBER: _ClassVar[int]
+    RESUMING_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     sequence: int
     events: Events
     gauges: Gauges
     settling: int
     looked: int
-    def __init__(self, session: _Optional[bytes] = ..., sequence: _Optional[int] = ..., events: _Optional[_Union[Events, _Mapping]] = ..., gauges: _Optional[_Union[Gauges, _Mapping]] = ..., settling: _Optional[int] = ..., looked: _Optional[int] = ...) -> None: ...
+    resuming: bool
+    def __init__(self, session: _Optional[bytes] = ..., sequence: _Optional[int] = ..., events: _Optional[_Union[Events, _Mapping]] = ..., gauges: _Optional[_Union[Gauges, _Mapping]] = ..., settling: _Optional[int] = ..., looked: _Optional[int] = ..., resuming: bool = ...) -> None: ...
 
 class MergeBatch(_message.Message):
     __slots__ = ("segment", "first", "count", "pool", "frame")

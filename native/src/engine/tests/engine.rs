@@ -1,6 +1,6 @@
 //! A whole engine on real objects: a short story. The property tests that compare it with the reference are in Python.
 
-use crate::engine::{Columns, Engine, Error, Options, Violation};
+use crate::engine::{Columns, Engine, Error, Fault, Miscount, Options, Violation};
 use crate::page::{bytes, page_size};
 use crate::sys::shm;
 use std::io::IoSlice;
@@ -31,7 +31,7 @@ fn event(kind: i64, first: i64, count: i64, pool: i64, frame: i64) -> Columns {
 #[test]
 fn pages_are_merged_written_and_given_back() {
     for threads in [1, 3] {
-        let mut engine = Engine::new(shm::anonymous(), Options::default(), 1, 1 << 20);
+        let mut engine = Engine::new(shm::anonymous(), Options::default(), 1, 1 << 20, 1);
         for client in 1..=2 {
             engine.add_client(client).expect("a client");
             engine.add_segment(client, 1, segment(&[7, 8, 0, 9]), 4, false).expect("a segment");
@@ -59,4 +59,25 @@ fn pages_are_merged_written_and_given_back() {
         assert!(engine.frames().is_empty());
         assert_eq!(engine.check(), Ok(()));
     }
+}
+
+#[test]
+fn an_audit_sees_what_the_books_have_wrong() {
+    let mut engine = Engine::new(shm::anonymous(), Options::default(), 1, 1 << 20, 1);
+    for client in 1..=2 {
+        engine.add_client(client).expect("a client");
+        engine.add_segment(client, 1, segment(&[7, 8]), 2, false).expect("a segment");
+    }
+    for _ in 0..2 {
+        engine.scan(1 << 20, 1);
+    }
+    engine.take(1, 100).expect("instructions");
+    engine.apply(1, &event(1, 0, 2, 1, 0)).expect("an answer");
+    assert_eq!((engine.recount(), engine.audit(0, u32::MAX)), (vec![], vec![]));
+    engine.books.frames.commit(1); // as if client 2 had merged its page
+    let wrong = Miscount { frame: 1, booked: (2, 0), counted: (1, 1) };
+    assert_eq!(engine.recount(), [wrong]);
+    assert!(engine.check().is_err());
+    engine.books.frames.forget_listing(1);
+    assert_eq!(engine.audit(0, u32::MAX), [(1, Fault::Unlisted)]);
 }

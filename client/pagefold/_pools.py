@@ -1,0 +1,140 @@
+"""The pools whose frames a client's memory may map, and how the client holds them.
+
+It locks each pool twice, through the descriptor that it maps frames through: the whole of it, so that its name is not
+swept, and a byte of its own, its slot, by which a server that was started anew sees who may map frames (`_slots`). The
+kernel keeps both locks as long as a mapping is left, in forked children too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+from typing import Protocol
+
+import posix_ipc
+
+from pagefold import _names, _slots
+
+_log = logging.getLogger("pagefold")
+
+
+class PoolSpace(Protocol):
+    """The part of `pagefold_core.Space` that maps frames."""
+
+    def add_pool(self, pool: int, fd: int, /) -> None: ...
+    def drop_pool(self, pool: int, /) -> bool: ...
+
+
+class Pools:
+    """See the head of this file. Everything runs under the session lock.
+
+    Args:
+        space: the native space, or a fake.
+
+    Attributes:
+        slot: this client's byte in every pool.
+    """
+
+    def __init__(self, space: PoolSpace) -> None:
+        self.slot = _slots.new_slot()
+        self._space = space
+        self._held: dict[str, tuple[int, int]] = {}  # name -> number, descriptor that it maps through
+        self._owner = 0
+        self._tried: set[str] = set()  # in vain
+
+    def add(self, number: int, name: str) -> bool:
+        """Makes a pool known to the space. False if that did not work, and may when it is tried again.
+
+        Until then what is proposed of it is declined.
+        """
+        if name in self._held:
+            return True
+        if not _names.is_name(_names.POOL, name):
+            _log.error("the server names a pool %r: its proposals will be declined", name)
+            return True
+        loudness = logging.DEBUG if name in self._tried else logging.ERROR
+        self._tried.add(name)
+        try:
+            fd = _open(name, self.slot)
+        except (posix_ipc.Error, OSError) as error:
+            _log.log(loudness, "nothing merges until the pool %s can be opened: %s", name, error)
+            return False
+        try:
+            self._space.add_pool(number, fd)
+        except OSError as error:
+            os.close(fd)
+            _log.log(loudness, "nothing merges until the pool %s can be used: %s", name, error)
+            return False
+        except (ValueError, OverflowError) as error:
+            os.close(fd)
+            _log.error("the pool %s cannot be used, so nothing will merge: %s", name, error)
+            return True
+        self._held[name] = number, fd
+        self._tried.discard(name)
+        self.expect(name)
+        return True
+
+    def has(self, name: str) -> bool:
+        """Whether it is known, and so may be mapped."""
+        return name in self._held
+
+    def keep_only(self, name: str) -> bool:
+        """Forgets all pools but that one. False if frames of another are mapped still."""
+        for other in [held for held in self._held if held != name]:
+            number, fd = self._held[other]
+            if not self._space.drop_pool(number):
+                return False
+            del self._held[other]
+            _discard(other, fd)
+        return True
+
+    def expect(self, name: str) -> None:
+        """The server that this client talks to now owns that pool."""
+        held = self._held.get(name)
+        self._owner = 0 if held is None else _slots.owner(held[1])
+
+    def is_deserted(self) -> bool:
+        """Whether the server that was talked to last is gone, or has a successor."""
+        if not self._owner:
+            return False
+        return all(_slots.owner(fd) != self._owner for _, fd in self._held.values())
+
+    def forget(self) -> None:
+        """In a forked child: what it still maps of frames holds the family's slot, and nothing else is to."""
+        while self._held:
+            _, (_, fd) = self._held.popitem()
+            os.close(fd)
+
+    def close(self) -> None:
+        """Lets go. The last one of a pool whose server is gone removes its name."""
+        while self._held:
+            name, (_, fd) = self._held.popitem()
+            _discard(name, fd)
+
+
+def _discard(name: str, fd: int) -> None:
+    os.close(fd)
+    with contextlib.suppress(posix_ipc.Error, OSError):
+        look = posix_ipc.SharedMemory(name, flags=0, read_only=True).fd
+        try:
+            _names.remove_garbage(name, look)
+        finally:
+            os.close(look)
+
+
+def _open(name: str, slot: int) -> int:
+    fd: int = posix_ipc.SharedMemory(name, flags=0, read_only=True).fd
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # refused while somebody removes it
+        _slots.hold(fd, slot)
+        removed = not os.fstat(fd).st_nlink
+    except BaseException:
+        os.close(fd)
+        raise
+    if removed:
+        os.close(fd)
+        raise OSError(errno.ENOENT, "it has just been removed", name)
+    return fd
