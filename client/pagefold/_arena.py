@@ -51,6 +51,7 @@ _Block = TypeVar("_Block", covariant=True)
 class Segment:
     """A shared-memory object of ours, mapped at `address`. `dedicated`: made for one large request.
 
+    `inherited`: it is behind memory of a parent's, which no buffer is ever taken from.
     One in a memfd has a name too, but nobody finds it by that: `fd` is what others open, through /proc.
     """
 
@@ -61,6 +62,7 @@ class Segment:
     address: int
     dedicated: bool
     place: Place = "shm"
+    inherited: bool = False
 
     def discard(self) -> None:
         """Lets go of the name and the descriptor; the memory goes with its last mapping."""
@@ -74,6 +76,7 @@ class ArenaSpace(Protocol):
 
     def add_view(self, segment: int, fd: int, pages: int) -> int: ...
     def drop_view(self, segment: int) -> bool: ...
+    def take_over(self, parent: Any, address: int, segment: int, fd: int, /) -> bool: ...
     def discard(self, segment: int, first: int, count: int) -> None: ...
     def freed(self) -> list[tuple[int, int, int]]: ...
     def counts(self) -> Any: ...
@@ -199,11 +202,40 @@ class Arena:
             self._sweep(retry=True)
             for number in list(self._whole):
                 self._drop(number)
+            self._drop_inherited()
             self._closed = True
             left = list(self._segments.values())
             self._segments.clear()
             self._by_address.clear()
             return left
+
+    def inherit(self, parent: Any) -> list[Segment]:
+        """In a child: takes over what is merged of the memory that its parent's space has left, as far as possible.
+
+        That a segment cannot be made is no failure: then that memory stays a snapshot.
+        """
+        taken = []
+        with self._entered():
+            for address, pages in parent.heritage():
+                try:
+                    made = _backing.create("shm", pages * PAGE)
+                except OSError as error:
+                    _log.debug("what was inherited stays as it is: %s", error)
+                    break
+                number = next(self._numbers)
+                segment = Segment(number, made.name, made.fd, pages, address, dedicated=True, inherited=True)
+                try:
+                    found = self._space.take_over(parent, address, number, made.fd)
+                except BaseException:
+                    segment.discard()
+                    raise
+                if not found:
+                    segment.discard()
+                    continue
+                self._segments[number] = segment
+                self._by_address[address] = segment
+                taken.append(segment)
+        return taken
 
     def forget(self) -> None:
         """In a forked child: closes its copies of the descriptors. The native half has its own, as long as needed."""
@@ -237,8 +269,7 @@ class Arena:
             waiting, self._quarantine = self._quarantine, []
             for segment, first, pages in waiting:
                 self._discard(segment, first, pages)
-        if self._whole:
-            self._drop_unneeded()
+        self._drop_unneeded()
 
     def _discard(self, segment: int, first: int, pages: int) -> None:
         try:
@@ -263,6 +294,11 @@ class Arena:
         for number in sorted(self._whole):
             if number not in spares:
                 self._drop(number)
+        self._drop_inherited()
+
+    def _drop_inherited(self) -> None:
+        for number in [number for number, segment in self._segments.items() if segment.inherited]:
+            self._drop(number)  # refused while a buffer lives there
 
     def _spare(self, place: Place) -> int | None:
         free = [self._segments[number] for number in self._whole if self._segments[number].place == place]
@@ -274,9 +310,10 @@ class Arena:
             return  # a forked child may share it, or a buffer is just dying: the next sweep tries again
         segment = self._segments.pop(number)
         del self._by_address[segment.address]
-        self._extents[segment.place].remove_segment(number)
-        self._whole.discard(number)
-        self._count(segment, -segment.pages)
+        if not segment.inherited:
+            self._extents[segment.place].remove_segment(number)
+            self._whole.discard(number)
+            self._count(segment, -segment.pages)
         self._listener.dropped(segment)
 
     def _take(self, nbytes: int, pages: int) -> tuple[int, int]:
@@ -324,12 +361,12 @@ class Arena:
         room = self._room(place)
         if room is None:
             return False
-        used = [segment for segment in self._segments.values() if segment.place == place]
+        used = [s for s in self._segments.values() if s.place == place and not s.inherited]
         backed = sum(os.fstat(segment.fd).st_blocks for segment in used) * 512
         counts = self._space.counts()
         handed = self.memfd_pages if place == "memfd" else self.pages_in_use - self.memfd_pages
         # Merged pages need no room. Which place they are of is not known here: those that must be of this one count.
-        merged = max(0, counts.merged + counts.zero - (self.pages_in_use - handed))
+        merged = max(0, counts.merged + counts.zero - counts.inherited - (self.pages_in_use - handed))
         promised = max(0, (handed - merged) * PAGE - backed)
         left = max(0, room.free - promised) - pages * PAGE
         if left < 0:
@@ -380,9 +417,10 @@ class Arena:
         for place, extents in self._extents.items():
             extents._check()
             assert all(self._segments[segment].place == place for segment, _, _ in extents)
-        assert self._whole == {n for n, s in self._segments.items() if self._extents[s.place].is_whole(n)}
-        assert self._total_pages == sum(segment.pages for segment in self._segments.values())
-        assert self._memfd_pages == sum(s.pages for s in self._segments.values() if s.place == "memfd")
+        ours = [segment for segment in self._segments.values() if not segment.inherited]
+        assert self._whole == {s.number for s in ours if self._extents[s.place].is_whole(s.number)}
+        assert self._total_pages == sum(segment.pages for segment in ours)
+        assert self._memfd_pages == sum(s.pages for s in ours if s.place == "memfd")
         assert {s.number for s in self._by_address.values()} == set(self._segments)
         places = sorted([*self._free(), *self._quarantine])
         for (segment, first, pages), (other, start, _) in itertools.pairwise(places):

@@ -72,7 +72,7 @@ class Client:
         True
     """
 
-    def __init__(self, parts: Parts, again: Callable[[], Client] | None = None) -> None:
+    def __init__(self, parts: Parts, again: Callable[[Parts], Client] | None = None) -> None:
         self._parts: Parts | None = parts
         self._again = again
         _clients.add(self)
@@ -172,7 +172,7 @@ class Client:
         totals, session = parts.conversation.totals, parts.session
         mappings = totals.pages_shared + totals.pages_sharing
         spared = counts.merged * totals.pages_sharing // mappings if mappings else 0
-        in_use = max(parts.arena.pages_in_use, counts.merged + counts.zero + counts.copied)
+        in_use = max(parts.arena.pages_in_use + counts.inherited, counts.merged + counts.zero + counts.copied)
         refused = next(iter(parts.conversation.refused.values()), "")
         troubles = (parts.trouble, session.lost, session.trouble, refused)
         return Stats(
@@ -314,7 +314,7 @@ class Client:
             )
         with _attach_lock:
             if self._parts is inherited:  # else another thread was faster
-                made = self._again()
+                made = self._again(inherited)
                 self._parts, made._parts = made._parts, None
         return self._open()
 

@@ -11,6 +11,7 @@ import functools
 import os
 import sys
 import time
+from dataclasses import dataclass, replace
 from typing import Final
 
 import pagefold_core
@@ -82,6 +83,28 @@ def connect(
         >>> with pagefold.connect() as client:
         ...     buf = client.allocate(1 << 20)
     """
+    made = Wanted(address, domain, autostart, barrier, tracker, backing, mapping_budget, token, ca, transport)
+    return _connect(made)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What was asked for; see `connect`. A child asks for the same."""
+
+    address: str | None
+    domain: str
+    autostart: bool | None
+    barrier: str | None
+    tracker: str | None
+    backing: str | None
+    mapping_budget: int | None
+    token: str | None
+    ca: str | os.PathLike[str] | None
+    transport: Transport | None
+
+
+def _connect(wanted: Wanted, parent: Parts | None = None) -> Client:
+    domain, barrier, tracker, transport = wanted.domain, wanted.barrier, wanted.tracker, wanted.transport
     if len(domain) > MAX_DOMAIN:
         raise ValueError(f"domain has {len(domain)} characters; {MAX_DOMAIN} are the most")
     asked = barrier if barrier is not None else os.environ.get("PAGEFOLD_BARRIER") or None
@@ -92,13 +115,14 @@ def connect(
     asked_tracker = tracker if tracker is not None else os.environ.get("PAGEFOLD_TRACKER") or None
     asked_tracker = None if asked_tracker is None else _tracker.checked(asked_tracker)
     way = _tracker.choose(asked_tracker, features, tier)
-    where_from = _backing.checked(backing or os.environ.get("PAGEFOLD_BACKING") or "auto")
-    budget = _budget(mapping_budget, features.max_map_count)
-    named = address or os.environ.get("PAGEFOLD_ADDRESS") or None
+    where_from = _backing.checked(wanted.backing or os.environ.get("PAGEFOLD_BACKING") or "auto")
+    budget = _budget(wanted.mapping_budget, features.max_map_count)
+    named = wanted.address or os.environ.get("PAGEFOLD_ADDRESS") or None
     where = _address.parse(named or _address.default_address())
     if named is None and transport is None:
         with contextlib.suppress(FileNotFoundError):
             _address.verify_directory(os.path.dirname(where.path))
+    autostart = wanted.autostart
     if autostart is None:
         autostart = os.environ.get("PAGEFOLD_AUTOSTART", "1").lower() not in ("0", "no", "off", "false")
     autostart = autostart and where.scheme == "unix" and transport is None
@@ -123,7 +147,7 @@ def connect(
         _fork.register(kin)
         undo.callback(kin.detach)
         with kin.session():
-            used = transport or GrpcTransport(where, token or os.environ.get("PAGEFOLD_TOKEN"), ca)
+            used = transport or GrpcTransport(where, wanted.token or os.environ.get("PAGEFOLD_TOKEN"), wanted.ca)
             forget = [used.forget, release.forget]
             kin.in_child = lambda at_once: [act() for act in (forget if at_once else forget[:1])]
         undo.callback(_close_locked, kin, used)
@@ -132,14 +156,14 @@ def connect(
         arena = Arena(kin, space, conversation, Buffer, backing=where_from)
         forget += [arena.forget, conversation.forget]
         conversation.watch(arena)
+        if parent is not None and conversation.may_inherit(parent.conversation):
+            for segment in arena.inherit(parent.space):
+                conversation.inherited(segment)
         session = Session(Wiring(kin, space, arena, conversation, used, bell, release))
         session.start()
         undo.pop_all()
-    again = functools.partial(
-        connect, named, domain=domain, autostart=autostart, barrier=barrier, tracker=tracker, backing=backing, ca=ca
-    )
-    parts = Parts(kin, space, arena, conversation, session, trouble, way)
-    return Client(parts, functools.partial(again, token=token, mapping_budget=mapping_budget) if transport is None else None)
+    again = functools.partial(_connect, replace(wanted, address=named))
+    return Client(Parts(kin, space, arena, conversation, session, trouble, way), again if transport is None else None)
 
 
 def _make_space(

@@ -75,6 +75,7 @@ class ConversationSpace(Protocol):
     def add_pool(self, pool: int, fd: int, /) -> None: ...
     def drop_pool(self, pool: int, /) -> bool: ...
     def resume(self) -> None: ...
+    def let_parents_go(self, segment: int, /) -> None: ...
     def harvest(self, all: bool = ..., /) -> int: ...
     def drain(self, limit: int, /) -> Any: ...
     def pending(self) -> int: ...
@@ -126,6 +127,8 @@ class Conversation:
         self._pools = pools or Pools(space)
         self._greeting = pb.HelloRequest()
         self._greeted = False  # there was a session
+        self._pool = ""  # the domain's
+        self._heritage: list[int] = []  # segments whose references are the parent's, too, until the server has ours
         self._session = b""  # empty: it has to be opened first
         self._max_events = MAX_EVENTS
         self._sequence = 0
@@ -173,7 +176,7 @@ class Conversation:
         reply = self._transport.call(HELLO, self._greeting, timeout)
         if self._greeted:
             self._come_back(reply.pool)
-        self._greeted = True
+        self._greeted, self._pool = True, reply.pool
         self._session = reply.session
         self._max_events = max(1, min(MAX_EVENTS, (reply.max_message_bytes or 1 << 20) // EVENT_BYTES))
         self.poll_seconds = min(max(reply.poll_millisecs / 1000, 0.01), 60.0)
@@ -213,6 +216,8 @@ class Conversation:
         self._request = None
         self._sent += self._outbox_sent
         self._outbox_sent = 0
+        if self._heritage and self._sent >= self._resume_mark:
+            self._let_parents_go()
         self._look_told = max(self._look_told, looked)
         self._look_wanted = max(self._look_wanted, reply.look)
         busy = self._carry_out(reply)
@@ -287,6 +292,11 @@ class Conversation:
         self._added.extendleft(reversed(self._known.values()))
         self._known.clear()
 
+    def _let_parents_go(self) -> None:
+        while self._heritage:
+            if (number := self._heritage.pop()) not in self.refused:
+                self._space.let_parents_go(number)
+
     def _leave_pools(self) -> None:
         for segment in self._known.values():
             for first in range(0, segment.pages, ADOPT_PAGES):
@@ -300,6 +310,16 @@ class Conversation:
     def forget(self) -> None:
         """In a forked child, where nothing of the parent's session may be used."""
         self._pools.forget()
+
+    def may_inherit(self, parent: Conversation) -> bool:
+        """Whether the frames that a parent's client has left here are the server's that this one talks to."""
+        return self._pool in parent._pools.before
+
+    def inherited(self, segment: Segment) -> None:
+        """What is merged of memory that was a parent's is in the journal, before the first turn."""
+        self._heritage.append(segment.number)
+        self.added(segment)
+        self._resume_mark = self._space.pending()
 
     def forget_events(self) -> None:
         """Throws away what nobody will be told: the session is lost."""
@@ -385,6 +405,7 @@ class Conversation:
                 name=segment.name,
                 pages=segment.pages,
                 address=segment.address,
+                inherited=segment.inherited,
             )
             if segment.place == "memfd":
                 request.backing = pb.BACKING_MEMFD
@@ -449,7 +470,7 @@ class Conversation:
     def _gauges(self) -> pb.Gauges:
         counts, windows = self._space.counts(), self._space.windows()
         arena = self._arena() if self._arena else None
-        in_use = arena.pages_in_use if arena else 0
+        in_use = (arena.pages_in_use if arena else 0) + counts.inherited
         apart = counts.merged + counts.zero + counts.copied
         return pb.Gauges(
             owned_pages=max(0, in_use - apart),

@@ -36,11 +36,13 @@ class Pools:
 
     Attributes:
         slot: this client's byte in every pool.
+        before: in a forked child, the names of the pools that it may map frames of.
     """
 
     def __init__(self, space: PoolSpace) -> None:
         self.slot = _slots.new_slot()
         self._space = space
+        self.before: frozenset[str] = frozenset()
         self._held: dict[str, tuple[int, int]] = {}  # name -> number, descriptor that it maps through
         self._owner = 0
         self._tried: set[str] = set()  # in vain
@@ -104,6 +106,7 @@ class Pools:
 
     def forget(self) -> None:
         """In a forked child: what it still maps of frames holds the family's slot, and nothing else is to."""
+        self.before = frozenset(self._held)
         while self._held:
             _, (_, fd) = self._held.popitem()
             os.close(fd)

@@ -5,13 +5,31 @@ use crate::faults;
 use crate::journal::{Event, Kind};
 use crate::page::{Run, bytes, page_size};
 use crate::redo::{Change, Mapped, Redo};
-use crate::space::Inner;
+use crate::space::{Inner, Space};
 use crate::states::State;
+use crate::sys::sched;
 use crate::view::View;
 use std::os::fd::AsFd;
 
 /// Most pages between two looks at the clock: saving one costs 1 us, or 10 where the kernel has to find memory first.
 const CLOCK_PAGES: usize = 8;
+
+impl Space {
+    /// Takes pages back into their segments, a window at a time, using up `room` pages of memory at most. The pages adopted.
+    pub fn adopt(&self, runs: impl IntoIterator<Item = (u32, u32, u32)>, mut room: usize) -> Result<usize> {
+        let mut adopted = 0;
+        for (segment, first, count) in runs {
+            let mut rest = Run { first: first as usize, count: count as usize };
+            while rest.count > 0 {
+                sched::begin_slice();
+                let (done, pages) = self.open()?.adopt_window(segment, rest, &mut room)?;
+                adopted += pages;
+                rest = Run { first: rest.first + done, count: rest.count - done };
+            }
+        }
+        Ok(adopted)
+    }
+}
 
 impl Inner {
     /// Adopts what one window holds of a run. How many pages of the run are dealt with, and how many were adopted.
@@ -110,7 +128,7 @@ fn adopt_part(view: &mut View, segment: u32, part: Run, redo: &mut Redo) -> (Run
             saved += 1;
         }
         let (written, error) = match faults::check("adopt.save") {
-            Ok(()) => memory.range.save(bytes(from), bytes(saved - from), memory.segment.as_fd()),
+            Ok(()) => memory.range.save(bytes(from), bytes(saved - from), memory.segment().as_fd()),
             Err(error) => (0, Some(error)),
         };
         if let Some(error) = error {
@@ -122,7 +140,7 @@ fn adopt_part(view: &mut View, segment: u32, part: Run, redo: &mut Redo) -> (Run
     if kept.count > 0 {
         let (first, count) = (bytes(kept.first), bytes(kept.count));
         let mapped =
-            faults::check("adopt.map").and_then(|()| memory.range.map_shared(first, count, memory.segment.as_fd()));
+            faults::check("adopt.map").and_then(|()| memory.range.map_shared(first, count, memory.segment().as_fd()));
         match mapped {
             Err(error) if !view.ensure_mapped(kept) => {
                 errno = Some(error.raw_os_error().unwrap_or(libc::ENOMEM));

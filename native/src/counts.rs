@@ -17,6 +17,8 @@ pub struct Counts {
     pub frozen: usize,
     /// Pages of views that a forked child may share.
     pub shared: usize,
+    /// Of memory that was a parent's: pages that are this client's by now.
+    pub inherited: usize,
     /// Mappings that the views take.
     pub mappings: usize,
     /// Most that they may take.

@@ -3,7 +3,7 @@
 //! The ladder, each step knowing only those before it:
 //! `page` (sizes and runs) -> `sys` (every system call) -> `bits`, `counts`, `flags`, `freed`, `histogram`, `journal`,
 //! `states` (pure books) -> `generation`, `pool`, `view`, `window`, `tracker` -> `merge`, `adopt`, `thaw`, `harvest`, `redo`,
-//! `resume`, `fork` -> `space` -> `warden`, `py`. `faults` is for tests, and may be called from everywhere.
+//! `resume`, `inherit`, `fork` -> `space` -> `warden`, `py`. `faults` is for tests, and may be called from everywhere.
 //! `engine` stands beside it, on `page`, `sys` and `faults` alone, and has a ladder of its own.
 //!
 //! What this crate keeps true: a page is switched to a frame only while writes to it are held and the bytes are
@@ -28,6 +28,7 @@ mod flags;
 mod fork;
 mod generation;
 mod harvest;
+mod inherit;
 mod merge;
 mod pool;
 mod redo;

@@ -1,11 +1,25 @@
 //! Coming back to a server that was started anew: its books of this client are what the journal says from here on.
 
+use crate::error::Result;
 use crate::journal::{Event, Journal, Kind};
 use crate::page::{Run, pieces};
-use crate::space::Inner;
+use crate::space::{Inner, Space};
 use crate::states::State;
 use crate::tracker::MAY_HAVE_BEEN;
 use crate::view::View;
+
+impl Space {
+    /// Writes down how everything is, for a server that knows nothing of it; what was to be reported is forgotten.
+    pub fn resume(&self) -> Result<()> {
+        self.open()?.resume();
+        Ok(())
+    }
+
+    /// Forgets a pool that no page maps a frame of; false if one does.
+    pub fn drop_pool(&self, number: u32) -> Result<bool> {
+        Ok(self.open()?.drop_pool(number))
+    }
+}
 
 impl Inner {
     /// Empties the journal, and writes down how all views are.
@@ -30,7 +44,7 @@ impl Inner {
     }
 }
 
-fn write_down(journal: &mut Journal, number: u32, view: &View) {
+pub fn write_down(journal: &mut Journal, number: u32, view: &View) {
     let table = &view.table;
     let whole = Run { first: 0, count: table.pages() };
     let note = |journal: &mut Journal, kind: Kind, detail: u32, which: &dyn Fn(usize) -> bool| {

@@ -16,7 +16,7 @@ use crate::page::{Run, bytes, page_size, pieces};
 use crate::pool::Pool;
 use crate::proposal::Proposal;
 use crate::redo::{Change, Mapped, Redo};
-use crate::states::State;
+use crate::states::{PageTable, State};
 use crate::sys::doorbell::Doorbell;
 use crate::sys::forklock::{ForkLock, Guard};
 use crate::sys::mmap::{Lease, Look, ViewRange};
@@ -30,7 +30,7 @@ use crate::warden::{self, Watch};
 use crate::window::Barrier;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 /// What a space is made with.
@@ -80,8 +80,10 @@ pub(crate) struct Inner {
     pub given: Option<Lease>,
     /// For views that are made: held as long as they are. A child has none.
     pub lease: Option<Arc<Lease>>,
-    /// In a child: memory of the parent's, as long as blocks live in it.
-    pub inherited: Vec<Weak<Memory>>,
+    /// In a child: memory of the parent's, as long as blocks live in it, and what it mapped when it was inherited.
+    pub inherited: Vec<(Weak<Memory>, PageTable)>,
+    /// In a child: spaces that have taken over such memory. Blocks keep this one, and so those: forks freeze them.
+    pub successors: Vec<Arc<ForkLock<Inner>>>,
     /// What went wrong at the last fork.
     pub trouble: Option<Error>,
 }
@@ -141,6 +143,7 @@ impl Space {
             given: None,
             lease: Some(Arc::new(Lease::hold(lease).map_err(|e| Error::System("mapping the lease", e))?)),
             inherited: Vec::new(),
+            successors: Vec::new(),
             trouble: None,
         };
         let watch = inner.barrier.as_ref().map(Barrier::watch);
@@ -177,8 +180,7 @@ impl Space {
         let range = ViewRange::map_segment(segment.as_fd(), bytes(pages))
             .map_err(|e| Error::System("mapping the segment", e))?;
         let lease = inner.lease.clone().ok_or(Error::Closed)?;
-        let memory = Memory { range, segment, _lease: lease, inherited: OnceLock::new() };
-        let mut view = View::new(memory, pages, inner.generations.next());
+        let mut view = View::new(Memory::new(range, segment, lease), pages, inner.generations.next());
         if let Some(tracker) = &inner.tracker {
             tracker.watch_new(&mut view);
         }
@@ -264,21 +266,6 @@ impl Space {
         }
     }
 
-    /// Takes pages back into their segments, a window at a time, using up `room` pages of memory at most. The pages adopted.
-    pub fn adopt(&self, runs: impl IntoIterator<Item = (u32, u32, u32)>, mut room: usize) -> Result<usize> {
-        let mut adopted = 0;
-        for (segment, first, count) in runs {
-            let mut rest = Run { first: first as usize, count: count as usize };
-            while rest.count > 0 {
-                sched::begin_slice();
-                let (done, pages) = self.open()?.adopt_window(segment, rest, &mut room)?;
-                adopted += pages;
-                rest = Run { first: rest.first + done, count: rest.count - done };
-            }
-        }
-        Ok(adopted)
-    }
-
     /// Gives the memory of unused pages back; they read as zeros from then on.
     pub fn discard(&self, number: u32, run: Run) -> Result<()> {
         let mut inner = self.open()?;
@@ -304,7 +291,7 @@ impl Space {
             let memory = &view.memory;
             let (first, count) = (bytes(part.first), bytes(part.count));
             let mapped = faults::check("discard.map")
-                .and_then(|()| memory.range.map_shared(first, count, memory.segment.as_fd()));
+                .and_then(|()| memory.range.map_shared(first, count, memory.segment().as_fd()));
             if let Err(e) = mapped
                 && !view.ensure_mapped(part)
             {
@@ -326,7 +313,7 @@ impl Space {
         );
         view.table.forget_wishes(run);
         faults::check("discard.punch")
-            .and_then(|()| shm::punch(view.memory.segment.as_fd(), bytes(run.first), bytes(run.count)))
+            .and_then(|()| shm::punch(view.memory.segment().as_fd(), bytes(run.first), bytes(run.count)))
             .map_err(|e| Error::System("punching the segment", e))
     }
 
@@ -378,17 +365,6 @@ impl Space {
         Ok(found)
     }
 
-    /// Writes down how everything is, for a server that knows nothing of it; what was to be reported is forgotten.
-    pub fn resume(&self) -> Result<()> {
-        self.open()?.resume();
-        Ok(())
-    }
-
-    /// Forgets a pool that no page maps a frame of; false if one does.
-    pub fn drop_pool(&self, number: u32) -> Result<bool> {
-        Ok(self.open()?.drop_pool(number))
-    }
-
     /// Watches for writes no longer.
     pub fn untrack(&self) {
         self.inner.lock().tracker = None;
@@ -414,6 +390,9 @@ impl Space {
             counts.zero += view.table.count(State::Zero);
             counts.copied += view.table.count(State::Copied) + view.table.count(State::CopiedZero);
             counts.frozen += view.table.count(State::Frozen);
+            if view.inherited {
+                counts.inherited += view.table.pages() - view.table.count(State::Inherited);
+            }
             counts.shared += if view.shared { view.table.pages() } else { 0 };
         }
         counts

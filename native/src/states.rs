@@ -9,7 +9,7 @@
 //!
 //! Kept true: `mappings` is what counting from scratch gives, `counts` too; `check` does so.
 
-use crate::page::Run;
+use crate::page::{Run, pieces};
 
 /// What a page maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,14 +27,16 @@ pub enum State {
     CopiedZero = 4,
     /// Its own segment, privately: after a fork.
     Frozen = 5,
+    /// In a child: what the parent had there, privately, and no segment of this process's.
+    Inherited = 6,
 }
 
 /// Number of states.
-const STATES: usize = 6;
+const STATES: usize = 7;
 
 impl State {
     const ALL: [State; STATES] =
-        [State::Owned, State::Merged, State::Zero, State::Copied, State::CopiedZero, State::Frozen];
+        [State::Owned, State::Merged, State::Zero, State::Copied, State::CopiedZero, State::Frozen, State::Inherited];
 
     /// Whether the page holds a reference in the server's books: a frame's, or the zero page's.
     pub fn is_switched(self) -> bool {
@@ -52,6 +54,7 @@ impl State {
             State::Merged | State::Copied => 1,
             State::Zero | State::CopiedZero => 2,
             State::Frozen => 3,
+            State::Inherited => 4,
         }
     }
 }
@@ -228,6 +231,20 @@ impl PageTable {
             self.frame[page] = if state.has_frame() { frame + offset as u32 } else { 0 };
         }
         self.mappings = self.mappings.checked_add_signed(grown).expect("a view has at least one mapping");
+    }
+
+    /// In a child: nothing maps the segment of these books any more, and no device writes here.
+    pub fn inherit(&mut self) {
+        self.pins.clear();
+        self.watches = false;
+        let whole = Run { first: 0, count: self.pages() };
+        self.set_watched(whole);
+        let mut left = Vec::new();
+        let leave = |state: State| matches!(state, State::Owned | State::Frozen);
+        pieces(whole, |page| leave(self.state(page)), |run, is| left.extend(is.then_some(run)));
+        for run in left {
+            self.set(run, State::Inherited, 0, 0);
+        }
     }
 
     /// Books that a switched page was written. The mapping stays, but is counted as one of its own: see `joins`.

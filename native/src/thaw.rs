@@ -17,7 +17,7 @@ use crate::sys::shm;
 use crate::view::{Memory, View};
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 /// Most pages in a window that thaws: each costs up to 2 us.
 const CLOCK_PAGES: usize = 128;
@@ -75,9 +75,11 @@ impl Inner {
         let lease = self.given.take().map(Arc::new);
         for view in std::mem::take(&mut self.views).into_values() {
             if let Some(lease) = &lease {
-                let _ = view.memory.inherited.set(lease.clone()); // nobody else sets it
+                view.memory.hold_generation(lease.clone());
             }
-            self.inherited.push(Arc::downgrade(&view.memory));
+            let mut table = view.table;
+            table.inherit();
+            self.inherited.push((Arc::downgrade(&view.memory), table));
         }
         self.lease = None;
     }
@@ -105,7 +107,7 @@ impl Inner {
                 let memory = view.memory.clone();
                 if !pinned {
                     let frozen = faults::check("freeze.map").and_then(|()| {
-                        memory.range.map_frozen(bytes(run.first), bytes(run.count), memory.segment.as_fd())
+                        memory.range.map_frozen(bytes(run.first), bytes(run.count), memory.segment().as_fd())
                     });
                     let Err(error) = frozen else {
                         redo.change = Some(Change { segment, run, mapped: Mapped::Frozen });
@@ -237,7 +239,7 @@ impl Space {
         let inner = self.inner.lock();
         let within = |memory: &Memory| memory.range.covers(address, bytes);
         inner.views.values().any(|view| within(&view.memory))
-            || inner.inherited.iter().filter_map(Weak::upgrade).any(|memory| within(&memory))
+            || inner.inherited.iter().filter_map(|(memory, _)| memory.upgrade()).any(|memory| within(&memory))
     }
 
     /// Nobody will thaw any more: the children of later forks need no lease.
@@ -263,9 +265,10 @@ fn thaw_run(pagemap: &Pagemap, view: &View, run: Run) -> Result<()> {
         let offset = bytes(run.first + page);
         // The kernel cannot say which of these were only protected and never touched; but a copy was made from a page of
         // the segment, so over a hole there is none. To save one that is no copy writes a page's bytes over themselves.
-        let data = shm::is_data(memory.segment.as_fd(), offset).map_err(|e| Error::System("looking for a hole", e))?;
+        let data =
+            shm::is_data(memory.segment().as_fd(), offset).map_err(|e| Error::System("looking for a hole", e))?;
         let save = || match faults::check("thaw.save") {
-            Ok(()) => memory.range.save(offset, page_size(), memory.segment.as_fd()).1,
+            Ok(()) => memory.range.save(offset, page_size(), memory.segment().as_fd()).1,
             Err(error) => Some(error),
         };
         if data && let Some(error) = save() {
@@ -274,7 +277,7 @@ fn thaw_run(pagemap: &Pagemap, view: &View, run: Run) -> Result<()> {
         }
     }
     let mapped = faults::check("thaw.map")
-        .and_then(|()| memory.range.map_shared(bytes(run.first), bytes(run.count), memory.segment.as_fd()));
+        .and_then(|()| memory.range.map_shared(bytes(run.first), bytes(run.count), memory.segment().as_fd()));
     if let Err(e) = mapped
         && !view.ensure_mapped(run)
     {

@@ -9,18 +9,61 @@ use crate::sys::mmap::{Lease, ViewRange};
 use crate::sys::shm;
 use crate::tracker::Traces;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The range itself. Shared by the view and by every block in it: the memory lives as long as anybody looks at it.
 pub struct Memory {
     /// The addresses.
     pub range: ViewRange,
-    /// The segment behind them. Its lock says that this process family is alive.
-    pub segment: OwnedFd,
-    /// As long as pages may map frames, the server must not take the client for dead.
-    pub _lease: Arc<Lease>,
-    /// In a child: what the parent waits for, held as long as this memory is.
-    pub inherited: OnceLock<Arc<Lease>>,
+    // Looked at and changed under the lock of the space that it belongs to, so no fork finds it taken.
+    behind: Mutex<Behind>,
+}
+
+/// What is behind memory. In a child, and in a child's child, there is more of it: what the parents wait for is held as long
+/// as the memory is.
+struct Behind {
+    // The last is this process's. The lock of each says that somebody of the family may map it.
+    segments: Vec<Arc<OwnedFd>>,
+    // As long as pages may map frames, the server must not take the client for dead that has the references.
+    leases: Vec<Arc<Lease>>,
+    // Of forks.
+    generations: Vec<Arc<Lease>>,
+}
+
+impl Memory {
+    /// Memory over a segment; the lease is that of the client.
+    pub fn new(range: ViewRange, segment: OwnedFd, lease: Arc<Lease>) -> Memory {
+        let behind = Behind { segments: vec![Arc::new(segment)], leases: vec![lease], generations: Vec::new() };
+        Memory { range, behind: Mutex::new(behind) }
+    }
+
+    /// The segment that this process keeps pages in.
+    pub fn segment(&self) -> Arc<OwnedFd> {
+        self.behind().segments.last().expect("there is one from the beginning").clone()
+    }
+
+    /// In a child, right after the fork: the parent waits for this.
+    pub fn hold_generation(&self, lease: Arc<Lease>) {
+        self.behind().generations.push(lease);
+    }
+
+    /// In a child that is a client of its own by now: the segment and the lease of that.
+    pub fn take_over(&self, segment: OwnedFd, lease: Arc<Lease>) {
+        let mut behind = self.behind();
+        behind.segments.push(Arc::new(segment));
+        behind.leases.push(lease);
+    }
+
+    /// The server has this process's references: those of its parents are not needed for it any more.
+    pub fn let_parents_go(&self) {
+        let mut behind = self.behind();
+        let parents = behind.leases.len() - 1;
+        behind.leases.drain(..parents);
+    }
+
+    fn behind(&self) -> MutexGuard<'_, Behind> {
+        self.behind.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A view.
@@ -29,6 +72,8 @@ pub struct View {
     pub memory: Arc<Memory>,
     /// What each page maps.
     pub table: PageTable,
+    /// Memory of the parent's, which this process has taken over.
+    pub inherited: bool,
     /// A forked child may map the same segment and frames: nothing is merged, adopted, punched or released.
     pub shared: bool,
     /// The first fork whose child has inherited it.
@@ -52,9 +97,16 @@ pub struct View {
 impl View {
     /// A view of a segment that nothing of was merged, from the fork with that number on.
     pub fn new(memory: Memory, pages: usize, since: u64) -> View {
+        View::over(Arc::new(memory), PageTable::new(pages), since)
+    }
+
+    /// A view of memory that maps what a table says.
+    pub fn over(memory: Arc<Memory>, table: PageTable, since: u64) -> View {
+        let pages = table.pages();
         View {
-            memory: Arc::new(memory),
-            table: PageTable::new(pages),
+            memory,
+            table,
+            inherited: false,
             shared: false,
             since,
             stale: false,
@@ -83,7 +135,7 @@ impl View {
             if range.is_mapped(offset, length) {
                 return false;
             }
-            if range.map_shared(offset, length, self.memory.segment.as_fd()).is_ok() {
+            if range.map_shared(offset, length, self.memory.segment().as_fd()).is_ok() {
                 return true;
             }
             std::thread::yield_now();
@@ -108,7 +160,7 @@ impl View {
     /// Gives a run's segment pages back, which nobody maps any more.
     pub fn punch(&mut self, run: Run) {
         let punched = faults::check("view.punch")
-            .and_then(|()| shm::punch(self.memory.segment.as_fd(), bytes(run.first), bytes(run.count)));
+            .and_then(|()| shm::punch(self.memory.segment().as_fd(), bytes(run.first), bytes(run.count)));
         self.stale |= punched.is_err();
     }
 }

@@ -114,7 +114,9 @@ class Difference(NamedTuple):
         }[self.what]
 
 
-def compare(place: Place, held: list[Held], seen: list[Seen], whole: bool) -> Iterator[Difference]:
+def compare(
+    place: Place, held: list[Held], seen: list[Seen], whole: bool, inherited: bool = False
+) -> Iterator[Difference]:
     """Where a view is not as the books have it.
 
     Args:
@@ -123,6 +125,7 @@ def compare(place: Place, held: list[Held], seen: list[Seen], whole: bool) -> It
         seen: what pages map, in order; not necessarily all.
         whole: the process is the client itself, so that every reference has its mapping here. Otherwise (a forked
             child, or a client that reports no more) only mappings of frames are looked at: each needs a reference.
+        inherited: of pages without a frame, the same: the client has them from its parent.
     """
     n = max(bisect_right(held, (seen[0].first,)) - 1, 0) if seen else 0
     for run in seen:
@@ -142,7 +145,7 @@ def compare(place: Place, held: list[Held], seen: list[Seen], whole: bool) -> It
             what = run.what
             if what in FRAMES and number != frame:
                 what = What.FRAME  # whether it is a copy of a wrong frame is no matter, and may change
-            if not _fits(state, frame, what, number, whole):
+            if not _fits(state, frame, what, number, whole and not (inherited and state == OWNED)):
                 yield Difference(place, at, stop - at, state, frame, what, number)
             at = stop
 

@@ -63,7 +63,13 @@ class MemoryServicer(memory_pb2_grpc.MemoryServicer):
         """Makes a segment known."""
         holder = Holder(request.pid, request.descriptor) if request.backing == pb.BACKING_MEMFD else None
         self._sessions.add_segment(
-            request.session, request.segment, request.name, request.pages, request.address, holder
+            request.session,
+            request.segment,
+            request.name,
+            request.pages,
+            request.address,
+            holder,
+            request.inherited,
         )
         return pb.AddSegmentReply()
 

@@ -43,6 +43,7 @@ class Session:
         waiting: since when it has work, queued or sent; None: it has none.
         rung: when it was rung last since its last Exchange.
         resumed: it has reported all that it maps since before the session.
+        inherited: those of them that are behind memory of its parent's.
         addresses: where it maps its segments, as it says; 0: unknown. For audits.
         watches: of audits that want to know which pages it reports something of, or is told to change.
         settling: number of the settle() that it waits in, 0 for none; `report` is there when that is over.
@@ -60,6 +61,7 @@ class Session:
     state: Literal["active", "excluded", "departed"] = "active"
     segments: dict[int, Segment] = field(default_factory=dict)
     addresses: dict[int, int] = field(default_factory=dict)
+    inherited: set[int] = field(default_factory=set)
     watches: list[Watch] = field(default_factory=list)
     gauges: pb.Gauges = field(default_factory=pb.Gauges)
     announced: bool = False

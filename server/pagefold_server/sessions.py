@@ -114,7 +114,14 @@ class Sessions:
         return session
 
     def add_segment(
-        self, token: bytes, number: int, name: str, pages: int, address: int = 0, holder: Holder | None = None
+        self,
+        token: bytes,
+        number: int,
+        name: str,
+        pages: int,
+        address: int = 0,
+        holder: Holder | None = None,
+        inherited: bool = False,
     ) -> None:
         """Makes a segment part of the scan.
 
@@ -125,6 +132,7 @@ class Sessions:
             pages: size.
             address: where the client maps it, for audits; 0: unknown.
             holder: of a memfd.
+            inherited: pages without a frame are the parent's, and may map anything but frames. For audits too.
         """
         session, settings = self._find(token), self._configuration.now
         known = session.segments.get(number)
@@ -145,6 +153,8 @@ class Sessions:
             raise
         session.segments[number] = segment
         session.addresses[number] = address
+        if inherited:
+            session.inherited.add(number)
         session.domain.stir()
         self._wake()
 
@@ -157,6 +167,7 @@ class Sessions:
             raise SegmentInUse(f"pages of segment {number} map frames, or are about to: report them Released first")
         session.segments.pop(number).close()
         session.addresses.pop(number, None)
+        session.inherited.discard(number)
 
     def exchange(
         self,

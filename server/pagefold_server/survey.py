@@ -173,8 +173,9 @@ class Survey:
     async def _compared(self, found: View, held: list[Held], seen: list[Seen]) -> list[Difference]:
         differences: list[Difference] = []
         place = (found.session.client, found.number)
+        inherited = found.number in found.session.inherited
         for n in range(0, len(seen), _RUNS):
-            differences += compare(place, held, seen[n : n + _RUNS], found.whole)
+            differences += compare(place, held, seen[n : n + _RUNS], found.whole, inherited)
             await self._breathe()
         return differences
 

@@ -120,6 +120,7 @@ class FakeSpace:
             copied=0,
             frozen=0,
             shared=0,
+            inherited=0,
             mappings=len(self.views),
             budget=100,
         )

@@ -404,30 +404,46 @@ def test_without_a_barrier_frozen_memory_stays_frozen_until_it_is_discarded() ->
 
 
 def test_I3_a_lease_is_held_by_a_mapping_too() -> None:
+    """By a child as well that closes its descriptors, as a daemon does; as long as memory lives there, and no longer."""
     name = f"/dev/shm/pagefold-test-{os.getpid()}"
     lease = os.open(name, os.O_CREAT | os.O_RDWR, 0o600)
     probe = os.open(name, os.O_RDONLY)
     os.unlink(name)
     fcntl.flock(lease, fcntl.LOCK_SH)
     space = Space("off", lease, 10)
-    read, write = os.pipe()
+    segment = os.memfd_create("segment")
+    os.truncate(segment, PAGE_SIZE)
+    space.add_view(1, segment, 1)
+    block = Block(space, 1, 0, PAGE_SIZE)
+    told, tell = os.pipe()
+    gate, go = os.pipe()
     pid = os.fork()
     if pid == 0:
-        os.close(write)
-        os.closerange(read + 1, 4096)  # as a daemon does
-        os.closerange(3, read)
-        os.read(read, 1)
+        os.closerange(3, min(gate, tell))
+        os.closerange(max(gate, tell) + 1, 4096)
+        for fd in range(min(gate, tell) + 1, max(gate, tell)):
+            os.close(fd)
+        os.write(tell, b"x")
+        os.read(gate, 1)
+        block.close()
+        os.write(tell, b"x")
+        os.read(gate, 1)
         os._exit(0)
-    os.close(read)
     os.close(lease)
+    block.close()
     space.close()
     del space
+    gc.collect()
+    os.read(told, 1)
     with pytest.raises(BlockingIOError):
         fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    os.close(write)
-    os.waitpid(pid, 0)
+    os.write(go, b"x")
+    os.read(told, 1)
     fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    os.close(probe)
+    os.write(go, b"x")
+    os.waitpid(pid, 0)
+    for fd in (probe, told, tell, gate, go, segment):
+        os.close(fd)
 
 
 def test_a_view_goes_when_its_last_block_is_gone() -> None:

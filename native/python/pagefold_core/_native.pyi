@@ -76,6 +76,8 @@ class Counts:
     mappings: int
     """Mappings (VMAs) that the views use."""
     budget: int
+    inherited: int
+    """Pages of memory that was a parent's, and that are this space's by now."""
 
 @final
 class Events:
@@ -244,6 +246,21 @@ class Space:
 
     def owns(self, address: int, nbytes: int) -> bool:
         """Whether a range of addresses lies inside of one view. Works in a forked child as well."""
+
+    def heritage(self) -> list[tuple[int, int]]:
+        """In a child: memory of the parent's that buffers live in and of which something is merged: address, pages."""
+
+    def take_over(self, parent: Space, address: int, segment: int, fd: int) -> bool:
+        """Makes such memory a view of this space, over a segment that is empty; duplicates `fd`.
+
+        What is merged of it is journalled as Resumed, and as Copied what was written since. The rest stays a snapshot.
+
+        Returns:
+            False if the memory is gone.
+        """
+
+    def let_parents_go(self, segment: int) -> None:
+        """The server has booked that: the parents' references need not stay for its sake."""
 
     def forget_children(self) -> None:
         """Nobody will call `thaw` any more: memory that is shared stays so, and later forks cost no descriptor."""

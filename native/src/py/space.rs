@@ -34,6 +34,7 @@ pub struct Counts {
     shared: usize,
     mappings: usize,
     budget: usize,
+    inherited: usize,
 }
 
 /// See `_native.pyi`.
@@ -248,6 +249,7 @@ impl Space {
             shared: c.shared,
             mappings: c.mappings,
             budget: c.budget,
+            inherited: c.inherited,
         }
     }
 
@@ -295,6 +297,18 @@ impl Space {
 
     fn owns(&self, py: Python<'_>, address: usize, nbytes: usize) -> bool {
         py.detach(|| self.space.owns(address, nbytes))
+    }
+
+    fn heritage(&self, py: Python<'_>) -> Vec<(usize, usize)> {
+        py.detach(|| self.space.heritage())
+    }
+
+    fn take_over(&self, py: Python<'_>, parent: &Space, address: usize, segment: u32, fd: i32) -> PyResult<bool> {
+        self.work(py, |space| space.take_over(&parent.space, address, segment, take(fd, "the segment")?))
+    }
+
+    fn let_parents_go(&self, py: Python<'_>, segment: u32) -> PyResult<()> {
+        self.work(py, |space| space.let_parents_go(segment))
     }
 
     fn forget_children(&self, py: Python<'_>) {

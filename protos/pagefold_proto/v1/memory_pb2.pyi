@@ -155,7 +155,7 @@ class HelloReply(_message.Message):
     def __init__(self, session: _Optional[bytes] = ..., instance: _Optional[bytes] = ..., version: _Optional[str] = ..., max_batch_pages: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., poll_millisecs: _Optional[int] = ..., pool: _Optional[str] = ...) -> None: ...
 
 class AddSegmentRequest(_message.Message):
-    __slots__ = ("session", "segment", "name", "pages", "backing", "pid", "descriptor", "address")
+    __slots__ = ("session", "segment", "name", "pages", "backing", "pid", "descriptor", "inherited", "address")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     SEGMENT_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -163,6 +163,7 @@ class AddSegmentRequest(_message.Message):
     BACKING_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTOR_FIELD_NUMBER: _ClassVar[int]
+    INHERITED_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     segment: int
@@ -171,8 +172,9 @@ class AddSegmentRequest(_message.Message):
     backing: Backing
     pid: int
     descriptor: int
+    inherited: bool
     address: int
-    def __init__(self, session: _Optional[bytes] = ..., segment: _Optional[int] = ..., name: _Optional[str] = ..., pages: _Optional[int] = ..., backing: _Optional[_Union[Backing, str]] = ..., pid: _Optional[int] = ..., descriptor: _Optional[int] = ..., address: _Optional[int] = ...) -> None: ...
+    def __init__(self, session: _Optional[bytes] = ..., segment: _Optional[int] = ..., name: _Optional[str] = ..., pages: _Optional[int] = ..., backing: _Optional[_Union[Backing, str]] = ..., pid: _Optional[int] = ..., descriptor: _Optional[int] = ..., inherited: bool = ..., address: _Optional[int] = ...) -> None: ...
 
 class AddSegmentReply(_message.Message):
     __slots__ = ()

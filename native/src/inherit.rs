@@ -1,0 +1,77 @@
+//! In a child: a client of its own takes over what was merged of the memory that it inherited.
+//!
+//! ```text
+//!   parent's segment, merged pages, copies of them ...      the parent's view, and its references
+//!     fork
+//!   the same, privately                                     memory of blocks; the parent's references stand for it
+//!     taken over
+//!   merged: Resumed, and references of the child's own      a view of the child's, over a segment of its own, which is
+//!   copied: adopted into that segment, and merged again     empty: what was not merged stays a snapshot (`Inherited`)
+//! ```
+//!
+//! The addresses stay, and no page is mapped anew or copied for it. The parent's segment is never written.
+
+use crate::error::{Error, Result};
+use crate::page::page_size;
+use crate::space::{Inner, Space};
+use crate::sys::shm;
+use crate::view::View;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+impl Space {
+    /// In a child: memory of the parent's that blocks live in, and of which something is merged: address and pages.
+    pub fn heritage(&self) -> Vec<(usize, usize)> {
+        let mut inner = self.inner.lock();
+        inner.inherited.retain(|(memory, _)| memory.strong_count() > 0);
+        let merged = inner.inherited.iter().filter(|(_, table)| table.switched() > 0);
+        merged.filter_map(|(memory, table)| Some((memory.upgrade()?.range.at(0), table.pages()))).collect()
+    }
+
+    /// Takes over memory that a space of the parent's has left, and writes down what it maps. False if it is gone.
+    pub fn take_over(&self, from: &Space, address: usize, number: u32, segment: OwnedFd) -> Result<bool> {
+        let size = shm::size(segment.as_fd()).map_err(|e| Error::System("size of the segment", e))?;
+        // One lock at a time: a fork takes them all.
+        let found = {
+            let mut old = from.inner.lock();
+            let is_it = |memory: &std::sync::Weak<_>| {
+                memory.upgrade().is_some_and(|memory: Arc<crate::view::Memory>| memory.range.at(0) == address)
+            };
+            let at = old.inherited.iter().position(|(memory, _)| is_it(memory));
+            if at.is_some() && !old.successors.iter().any(|next| Arc::ptr_eq(next, &self.inner)) {
+                old.successors.push(self.inner.clone());
+            }
+            at.map(|at| old.inherited.swap_remove(at))
+        };
+        let Some((memory, table)) = found.and_then(|(memory, table)| Some((memory.upgrade()?, table))) else {
+            return Ok(false);
+        };
+        let mut inner = self.open()?;
+        if inner.views.contains_key(&number) {
+            return Err(Error::Taken(number));
+        }
+        if table.pages() > size / page_size() {
+            return Err(Error::Range("a view has no more pages than its segment"));
+        }
+        let lease = inner.lease.clone().ok_or(Error::Closed)?;
+        memory.take_over(segment, lease);
+        let mut view = View::over(memory, table, inner.generations.next());
+        view.inherited = true;
+        if inner.tracker.is_some() {
+            view.table.begin_to_watch();
+        }
+        let Inner { views, journal, .. } = &mut *inner;
+        crate::resume::write_down(journal, number, &view);
+        views.insert(number, view);
+        Ok(true)
+    }
+
+    /// The server has booked what was written down: for this memory, the parents' references need not stay.
+    pub fn let_parents_go(&self, number: u32) -> Result<()> {
+        let inner = self.open()?;
+        if let Some(view) = inner.views.get(&number) {
+            view.memory.let_parents_go();
+        }
+        Ok(())
+    }
+}
