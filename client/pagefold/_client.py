@@ -62,8 +62,8 @@ class Client:
 
     Thread-safe: any thread may call any method at any time. Closing it, by `close()` or as a context manager, ends
     the merging; its buffers and arrays stay readable and writable until they are released. After a fork the child
-    has a snapshot of the memory, as with ordinary memory. What it shared it goes on sharing, and it is not merged any
-    further there. When the child uses the client, that connects again, as a client of the child's own: see `reattach`.
+    has a snapshot of the memory, as with ordinary memory, and shares what neither writes. When the child uses the
+    client, that connects again, as a client of the child's own: see `reattach`.
 
     Example:
         >>> a = client.array(range(1000), "u4")
@@ -255,8 +255,9 @@ class Client:
         """In a forked child: connects, so that what is allocated from here on is merged. Elsewhere it does nothing.
 
         Any other method does this by itself, on first use; call it to choose the moment, after a pre-forking server has
-        started its worker, say. What was inherited stays a snapshot, which shares its pages with the parent until
-        they are written; the parent's memory is merged again when all children have ended or let go of theirs.
+        started its worker, say. What was merged when the process was forked goes on merging, as the child's memory; the
+        rest of what was inherited stays a snapshot, which shares its pages with the parent until they are written. The
+        parent's memory is merged again when all children have ended or let go of theirs.
 
         Raises:
             ForkedClient: C code has forked this process past Python's hooks, or the client has a transport of its own.
@@ -345,7 +346,7 @@ def _place(parts: Parts, obj: Any) -> tuple[int, int, int] | None:
         return None
     place = parts.arena.locate(address, nbytes)
     if place is None and _fork.is_inherited(address, nbytes):
-        return None  # a snapshot is never merged
+        return None  # a snapshot that nothing was merged of: it never is
     if place is None:
         raise ValueError(f"this memory does not belong to the client: {HOW_TO_ALLOCATE}")
     return place

@@ -229,10 +229,6 @@ def _start_anew(past_hooks: bool) -> None:
     _process = os.getpid()
 
 
-# This process, or one that it descends from, was forked past `_before`: grpc may have been in the middle of a call.
-_past_hooks = False
-
-
 def _before() -> None:
     _ensure_own_lock()
     _registry_lock.acquire()

@@ -38,7 +38,7 @@ impl Inner {
 
     /// A fork begins, and this thread has the lock until it is over. What goes wrong is told afterwards: `trouble`.
     ///
-    /// In a child nothing is left to do: all that it inherited is private to it.
+    /// In a child nothing is left to do: all that it inherited is private to it, or a view of another space by now.
     pub fn before_fork(&mut self) {
         if self.flags.is_forked() || self.views.is_empty() {
             return;

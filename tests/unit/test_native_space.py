@@ -404,7 +404,7 @@ def test_without_a_barrier_frozen_memory_stays_frozen_until_it_is_discarded() ->
 
 
 def test_I3_a_lease_is_held_by_a_mapping_too() -> None:
-    """By a child as well that closes its descriptors, as a daemon does; as long as memory lives there, and no longer."""
+    """By a child as well that closes its descriptors, as a daemon does, while memory lives there, and no longer."""
     name = f"/dev/shm/pagefold-test-{os.getpid()}"
     lease = os.open(name, os.O_CREAT | os.O_RDWR, 0o600)
     probe = os.open(name, os.O_RDONLY)

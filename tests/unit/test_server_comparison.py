@@ -40,6 +40,9 @@ def test_what_fits_to_which_state(state: str, fits: set[str]) -> None:
         number = 7 if what in (What.FRAME, What.KEPT, What.COPY) else 0
         found = list(compare(HERE, held, [Seen(0, 1, what, number)], whole=True))
         assert bool(found) == (what.name.lower() not in fits), what
+        # Taken over from its parent, what holds no frame may map anything but frames.
+        taken = list(compare(HERE, held, [Seen(0, 1, what, number)], whole=True, inherited=True))
+        assert bool(taken) == (number == 7 if state == "owned" else bool(found)), what
         # A forked child need not map anything; but what it maps of the pool needs a reference that was given out.
         child = list(compare(HERE, held, [Seen(0, 1, what, number)], whole=False))
         assert bool(child) == (number == 7 and state in ("owned", "queued", "zero")), what
