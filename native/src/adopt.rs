@@ -1,8 +1,10 @@
 //! Adopt: taking pages back from frames, copies and the zero page into their segment.
 
 use crate::error::{Error, Result};
+use crate::faults;
 use crate::journal::{Event, Kind};
 use crate::page::{Run, bytes, page_size};
+use crate::redo::{Change, Mapped, Redo};
 use crate::space::Inner;
 use crate::states::State;
 use crate::view::View;
@@ -19,7 +21,7 @@ impl Inner {
     /// end the process for want of memory, or another one.
     pub fn adopt_window(&mut self, segment: u32, run: Run, room: &mut usize) -> Result<(usize, usize)> {
         let mappings = self.mappings();
-        let Inner { views, journal, barrier, tracker, window_pages, budget, .. } = self;
+        let Inner { views, journal, barrier, tracker, window_pages, budget, redo, .. } = self;
         let Some(view) = views.get_mut(&segment) else { return Ok((run.count, 0)) };
         if !run.fits(view.table.pages()) {
             return Ok((run.count, 0));
@@ -66,17 +68,16 @@ impl Inner {
                 return Ok((span.count, 0));
             }
         };
+        faults::hit("adopt.held");
         let mut done = 0;
         let mut adopted = 0;
         while done < span.count && (done == 0 || !window.is_over()) {
             let part = Run { first: span.first + done, count: (span.count - done).min(CLOCK_PAGES) };
-            let (kept, errno) = adopt_part(view, part);
-            if kept.count > 0 {
-                *room -= merged(view, kept);
-                view.table.set(kept, State::Owned, 0, 0);
-                journal.push(Event::new(Kind::Released, segment, kept));
-                view.traces.told.insert(kept);
-            }
+            redo.saving = Some(segment);
+            let (kept, errno) = adopt_part(view, segment, part, redo);
+            *room = room.saturating_sub(merged(view, kept)); // before the books say that the pages are owned
+            redo.follow(view, journal);
+            redo.saving = None;
             if let Some(errno) = errno {
                 let left = Run { first: kept.end(), count: part.count - kept.count };
                 journal.push(Event { detail: errno as u32, ..Event::new(Kind::NotAdopted, segment, left) });
@@ -93,8 +94,8 @@ impl Inner {
 }
 
 /// Saves a part's bytes to its segment pages and maps those. The pages for which that worked, from the first on, and the
-/// errno for the rest. Writes to the part are held.
-fn adopt_part(view: &mut View, part: Run) -> (Run, Option<i32>) {
+/// errno for the rest. Writes to the part are held, and that it is mapped is noted.
+fn adopt_part(view: &mut View, segment: u32, part: Run, redo: &mut Redo) -> (Run, Option<i32>) {
     let memory = view.memory.clone();
     let mut saved = part.first;
     let mut errno = None;
@@ -107,19 +108,30 @@ fn adopt_part(view: &mut View, part: Run) -> (Run, Option<i32>) {
         while saved < part.end() && !is_zero(view, saved) {
             saved += 1;
         }
-        let (written, error) = memory.range.save(bytes(from), bytes(saved - from), memory.segment.as_fd());
+        let (written, error) = match faults::check("adopt.save") {
+            Ok(()) => memory.range.save(bytes(from), bytes(saved - from), memory.segment.as_fd()),
+            Err(error) => (0, Some(error)),
+        };
         if let Some(error) = error {
             saved = from + written / page_size();
             errno = Some(error.raw_os_error().unwrap_or(libc::EIO));
         }
     }
     let mut kept = Run { first: part.first, count: saved - part.first };
-    if kept.count > 0
-        && let Err(error) = memory.range.map_shared(bytes(kept.first), bytes(kept.count), memory.segment.as_fd())
-        && !view.ensure_mapped(kept)
-    {
-        errno = Some(error.raw_os_error().unwrap_or(libc::ENOMEM));
-        kept.count = 0;
+    if kept.count > 0 {
+        let (first, count) = (bytes(kept.first), bytes(kept.count));
+        let mapped =
+            faults::check("adopt.map").and_then(|()| memory.range.map_shared(first, count, memory.segment.as_fd()));
+        match mapped {
+            Err(error) if !view.ensure_mapped(kept) => {
+                errno = Some(error.raw_os_error().unwrap_or(libc::ENOMEM));
+                kept.count = 0;
+            }
+            _ => {
+                redo.change = Some(Change { segment, run: kept, mapped: Mapped::Adopted });
+                faults::hit("adopt.mapped");
+            }
+        }
     }
     if errno.is_some() {
         // Bytes saved for pages that stay where they are would be taken for current ones later.

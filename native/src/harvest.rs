@@ -10,6 +10,7 @@
 //! ```
 
 use crate::error::{Error, Result};
+use crate::faults;
 use crate::journal::{Event, Journal, Kind};
 use crate::page::{Run, bytes, page_size};
 use crate::space::Inner;
@@ -62,7 +63,7 @@ impl Agenda {
 impl Inner {
     /// Looks at a view, if it is due or if all are wanted. How many pages were found written.
     pub fn harvest(&mut self, number: u32, all: bool, tracked: bool) -> Result<usize> {
-        let Inner { views, journal, pagemap, tracker, poll, .. } = self;
+        let Inner { views, journal, pagemap, tracker, poll, redo, .. } = self;
         let (Some(pagemap), Some(view)) = (pagemap, views.get_mut(&number)) else { return Ok(0) };
         if view.shared || !(all || view.agenda.pause(Instant::now()).is_zero()) {
             return Ok(0);
@@ -73,7 +74,7 @@ impl Inner {
             return Ok(copies);
         }
         let (written, in_vain) = match tracker {
-            Some(tracker) => tracker.look(pagemap, journal, number, view)?,
+            Some(tracker) => tracker.look(pagemap, journal, number, view, redo)?,
             None => (0, 0),
         };
         view.agenda.looked(sched::thread_time().saturating_sub(began), *poll, copies + written, in_vain);
@@ -95,8 +96,8 @@ fn find_copies(pagemap: &Pagemap, journal: &mut Journal, number: u32, view: &mut
     if view.table.count(State::Merged) + view.table.count(State::Zero) == 0 {
         return Ok(0);
     }
-    let copies = pagemap
-        .copies(view.address(0), view.table.pages(), ZeroPage::IsNone)
+    let copies = faults::check("harvest.copies")
+        .and_then(|()| pagemap.copies(view.address(0), view.table.pages(), ZeroPage::IsNone))
         .map_err(|e| Error::System("reading /proc/self/pagemap", e))?;
     let mut found = 0;
     for page in copies.runs.into_iter().flat_map(|run| run.first..run.end()) {

@@ -2,8 +2,9 @@
 //!
 //! The ladder, each step knowing only those before it:
 //! `page` (sizes and runs) -> `sys` (every system call) -> `bits`, `counts`, `freed`, `histogram`, `journal`, `states`
-//! (pure books) -> `pool`, `view`, `window`, `tracker` -> `merge`, `adopt`, `thaw`, `harvest`, `resume` -> `space` -> `py`.
-//! `engine` stands beside it, on `page` and `sys` alone, and has a ladder of its own.
+//! (pure books) -> `pool`, `view`, `window`, `tracker` -> `merge`, `adopt`, `thaw`, `harvest`, `redo`, `resume` ->
+//! `space` -> `warden`, `py`. `faults` is for tests, and may be called from everywhere.
+//! `engine` stands beside it, on `page`, `sys` and `faults` alone, and has a ladder of its own.
 //!
 //! What this crate keeps true: a page is switched to a frame only while writes to it are held and the bytes are
 //! equal (I2), a window ends on every path (I8), and no number that a caller passes can change what a page reads.
@@ -13,10 +14,12 @@ pub mod bits;
 pub mod counts;
 pub mod engine;
 pub mod error;
+pub mod faults;
 pub mod freed;
 pub mod histogram;
 pub mod journal;
 pub mod page;
+mod proposal;
 pub mod states;
 pub mod sys;
 
@@ -24,11 +27,13 @@ mod adopt;
 mod harvest;
 mod merge;
 mod pool;
+mod redo;
 mod resume;
 pub mod space;
 mod thaw;
 mod tracker;
 mod view;
+mod warden;
 mod window;
 
 #[cfg(feature = "python")]

@@ -3,14 +3,16 @@
 //! A proposal is believed in nothing: numbers may be unknown, ranges out of bounds, frames of other content. Each page
 //! of it ends up in the journal, merged or declined.
 
-use crate::journal::{Event, Kind, Reason};
+use crate::faults;
+use crate::journal::{Kind, Reason};
 use crate::page::{Run, bytes, page_size};
 use crate::pool::Pool;
+use crate::proposal::Proposal;
+use crate::redo::{Change, Mapped};
 use crate::space::Inner;
 use crate::states::State;
 use crate::sys::mmap::Look;
 use crate::view::View;
-use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 /// Pages that may lie between two runs that are switched under one lock, after one look at what is there. Each has a
@@ -26,68 +28,32 @@ const ROW: Duration = Duration::from_micros(100);
 /// How many pages are compared between two looks at the clock: about 8 us.
 const CLOCK_PAGES: usize = 32;
 
-/// A run that is to map following frames of a pool; pool 0 is the zero page.
-#[derive(Clone, Copy, Debug)]
-pub struct Proposal {
-    /// The segment.
-    pub segment: u32,
-    /// Its first page.
-    pub first: u32,
-    /// How many pages.
-    pub count: u32,
-    /// The pool.
-    pub pool: u32,
-    /// The first page's frame.
-    pub frame: u32,
-}
-
-impl Proposal {
-    fn run(&self) -> Run {
-        Run { first: self.first as usize, count: self.count as usize }
-    }
-
-    fn frames(&self) -> Run {
-        Run { first: self.frame as usize, count: self.count as usize }
-    }
-
-    /// Splits the first `count` pages off.
-    fn split(&mut self, count: usize) -> Proposal {
-        let head = Proposal { count: count as u32, ..*self };
-        self.first += count as u32;
-        self.count -= count as u32;
-        self.frame = if self.pool == 0 { 0 } else { self.frame + count as u32 };
-        head
-    }
-
-    fn event(&self, kind: Kind, run: Run, detail: u32) -> Event {
-        let offset = (run.first - self.first as usize) as u32;
-        let frame = if self.pool == 0 { 0 } else { self.frame.wrapping_add(offset) };
-        Event { pool: self.pool, frame, detail, ..Event::new(kind, self.segment, run) }
-    }
-}
-
 impl Inner {
     /// Carries out what fits into one window, from the front of the queue. The pages merged; None if there was nothing.
-    pub fn merge_window(&mut self, queue: &mut VecDeque<Proposal>) -> Option<usize> {
-        let first = *queue.front()?;
+    pub fn merge_window(&mut self) -> Option<usize> {
+        let first = *self.redo.queue.front()?;
         if let Some(reason) = self.refusal(&first) {
-            queue.pop_front();
-            self.decline(&first, first.run(), reason);
+            self.redo.queue.pop_front();
+            self.journal.push(first.event(Kind::Declined, first.run(), reason as u32));
             return Some(0);
         }
-        let taken = self.take_span(queue);
-        let taken = self.ready(taken);
-        Some(self.merge_span(taken, queue))
+        self.take_span();
+        self.ready();
+        Some(self.merge_span())
     }
 
     /// Has the frames entered into the page tables, and declines what has none: a hole in the pool must not be read, and
     /// faults in a window would make it longer.
-    fn ready(&mut self, taken: Vec<Proposal>) -> Vec<Proposal> {
-        let (ready, absent): (Vec<Proposal>, Vec<Proposal>) = taken.into_iter().partition(|proposal| {
-            proposal.pool == 0 || self.pools.get_mut(&proposal.pool).is_some_and(|pool| pool.prepare(proposal.frames()))
-        });
-        absent.iter().for_each(|proposal| self.decline(proposal, proposal.run(), Reason::State));
-        ready
+    fn ready(&mut self) {
+        let Inner { pools, journal, redo, .. } = self;
+        for _ in 0..redo.taken.len() {
+            let next = redo.taken[0];
+            if next.pool == 0 || pools.get_mut(&next.pool).is_some_and(|pool| pool.prepare(next.frames())) {
+                redo.taken.rotate_left(1); // to the end; after one round they are in order again
+            } else {
+                redo.decline(journal, next.count as usize, Reason::State);
+            }
+        }
     }
 
     /// Why a whole proposal cannot be carried out.
@@ -113,11 +79,11 @@ impl Inner {
     }
 
     /// Takes proposals for neighbouring pages of one segment off the queue, as many as one window may hold.
-    fn take_span(&mut self, queue: &mut VecDeque<Proposal>) -> Vec<Proposal> {
-        let mut taken: Vec<Proposal> = Vec::new();
-        while let Some(next) = queue.front_mut() {
-            let start = taken.first().map_or(next.first as usize, |p| p.first as usize);
-            if let Some(last) = taken.last() {
+    fn take_span(&mut self) {
+        while let Some(&next) = self.redo.queue.front() {
+            let taken = &self.redo.taken;
+            let start = taken.front().map_or(next.first as usize, |p| p.first as usize);
+            if let Some(last) = taken.back() {
                 let (end, first) = (last.run().end(), next.first as usize);
                 let near = next.segment == last.segment && first >= end && first - end <= MAX_GAP;
                 if !near || first - start >= self.window_pages || taken.len() == MAX_RUNS {
@@ -125,109 +91,100 @@ impl Inner {
                 }
             }
             let room = self.window_pages - (next.first as usize - start);
-            let next = *next;
-            if !taken.is_empty() && self.refusal(&next).is_some() {
+            if !self.redo.taken.is_empty() && self.refusal(&next).is_some() {
                 break;
             }
             if next.run().count > room {
-                taken.push(queue.front_mut().expect("looked at above").split(room));
+                let head = self.redo.queue[0].split(room);
+                self.redo.taken.push_back(head);
                 break;
             }
-            taken.push(next);
-            queue.pop_front();
+            self.redo.queue.pop_front();
+            self.redo.taken.push_back(next);
         }
-        taken
     }
 
-    /// Windows in a row: what is left undone for lack of time goes back to the front of the queue.
-    fn merge_span(&mut self, taken: Vec<Proposal>, queue: &mut VecDeque<Proposal>) -> usize {
-        let Some((first, last)) = taken.first().zip(taken.last()) else { return 0 };
+    /// Windows in a row: what is left undone for lack of time goes back to the front of the queue. The pages merged.
+    fn merge_span(&mut self) -> usize {
+        let Some((first, last)) = self.redo.taken.front().zip(self.redo.taken.back()) else { return 0 };
         let span = Run { first: first.first as usize, count: last.run().end() - first.first as usize };
-        let others: usize = self.mappings() - self.views[&first.segment].table.mappings();
+        let segment = first.segment;
+        let others: usize = self.mappings() - self.views[&segment].table.mappings();
         let room = self.budget.saturating_sub(others);
-        let view = self.views.get_mut(&first.segment).expect("no refusal, so there is a view");
+        let view = self.views.get_mut(&segment).expect("no refusal, so there is a view");
         view.agenda.stir();
         // Reading a hole would allocate it; where there is no room, that is SIGBUS. A page was a hole when it was proposed
         // only if somebody lies, but it may have become one since; while the lock is held it becomes none.
         let present = view.memory.range.resident(bytes(span.first), bytes(span.count));
         let readable = |page: usize| present[page - span.first];
         let began = Instant::now();
-        let mut events: Vec<Event> = Vec::with_capacity(taken.len());
-        let mut rest: VecDeque<Proposal> = taken.into();
-        while !rest.is_empty() && (events.is_empty() || began.elapsed() < ROW) {
-            self.merge_held(&mut rest, room, readable, &mut events);
+        let mut first = true;
+        while !self.redo.taken.is_empty() && (first || began.elapsed() < ROW) {
+            self.merge_held(room, readable);
+            first = false;
         }
-        for proposal in rest.into_iter().rev() {
-            queue.push_front(proposal);
+        let redo = &mut self.redo;
+        while let Some(left) = redo.taken.pop_back() {
+            redo.queue.push_front(left);
         }
         // M7, still under the lock: a page that is adopted again must not be punched afterwards.
-        let view = self.views.get_mut(&events[0].segment).expect("looked at above");
-        let mut pages = 0;
-        let mut merged = events.iter().filter(|event| event.kind == Kind::Merged).map(Event::run).peekable();
-        while let Some(mut run) = merged.next() {
-            while let Some(next) = merged.next_if(|next| next.first == run.end()) {
-                run.count += next.count;
-            }
-            pages += run.count;
+        let view = self.views.get_mut(&segment).expect("looked at above");
+        let merged = redo.punch.iter().map(|(_, run)| run.count).sum();
+        while let Some(&(_, run)) = redo.punch.last() {
             view.punch(run);
+            redo.punch.pop();
         }
-        events.into_iter().for_each(|event| self.journal.push(event));
-        pages
+        merged
     }
 
     /// One window, over what the first proposals make one run.
-    fn merge_held(
-        &mut self,
-        rest: &mut VecDeque<Proposal>,
-        room: usize,
-        readable: impl Fn(usize) -> bool,
-        events: &mut Vec<Event>,
-    ) {
-        let mut held = rest[0].run();
-        held.count =
-            rest.iter().fold(0, |n, next| n + if next.first as usize == held.first + n { next.run().count } else { 0 });
-        let view = self.views.get_mut(&rest[0].segment).expect("no refusal, so there is a view");
-        let barrier = self.barrier.as_mut().expect("no refusal, so there is a barrier");
+    fn merge_held(&mut self, room: usize, readable: impl Fn(usize) -> bool) {
+        let Inner { views, pools, journal, barrier, tracker, zeros, redo, .. } = self;
+        let taken = &redo.taken;
+        let mut held = taken[0].run();
+        held.count = taken
+            .iter()
+            .fold(0, |n, next| n + if next.first as usize == held.first + n { next.run().count } else { 0 });
+        let segment = taken[0].segment;
+        let view = views.get_mut(&segment).expect("no refusal, so there is a view");
+        let barrier = barrier.as_mut().expect("no refusal, so there is a barrier");
         // A mapping takes one userfaultfd: where the tracker's could not let go, the window's is refused as busy.
-        let freed = self.tracker.as_ref().map_or(Ok(()), |tracker| tracker.let_go(view, held));
+        let freed = tracker.as_ref().map_or(Ok(()), |tracker| tracker.let_go(view, held));
         match barrier.window(view.address(held.first), bytes(held.count)) {
             Err(error) => {
                 let reason = Reason::of(freed.err().and_then(|e| e.raw_os_error()).unwrap_or(error.errno()));
-                let refused = rest.iter().take_while(|next| held.overlaps(next.run())).count();
-                let declined = |next: Proposal| next.event(Kind::Declined, next.run(), reason as u32);
-                events.extend(rest.drain(..refused).map(declined));
+                while redo.taken.front().is_some_and(|next| held.overlaps(next.run())) {
+                    redo.decline(journal, redo.taken[0].count as usize, reason);
+                }
             }
             Ok(mut window) => {
+                faults::hit("merge.held");
                 let mut at = held.first;
                 while at < held.end() && (at == held.first || !window.is_over()) {
-                    let proposal = &mut rest[0];
-                    let pool = self.pools.get_mut(&proposal.pool);
-                    let (count, event) = step(view, pool, &self.zeros, proposal, room, &readable, || window.is_over());
-                    if event.kind == Kind::Merged {
-                        window.switched(bytes(count));
+                    let proposal = redo.taken[0];
+                    let pool = pools.get_mut(&proposal.pool);
+                    let (run, declined) = step(view, pool, zeros, &proposal, room, &readable, || window.is_over());
+                    match declined {
+                        Some(reason) => redo.decline(journal, run.count, reason),
+                        None => {
+                            redo.change = Some(Change { segment, run, mapped: Mapped::Frames });
+                            faults::hit("merge.mapped");
+                            window.switched(bytes(run.count));
+                            redo.follow(view, journal);
+                        }
                     }
-                    events.push(event);
-                    at += count;
-                    if count == proposal.count as usize {
-                        rest.pop_front();
-                    } else {
-                        proposal.split(count);
-                    }
+                    at += run.count;
                 }
             }
         }
-        if let Some(tracker) = &self.tracker {
+        if let Some(tracker) = tracker {
             tracker.take_back(view, held);
         }
     }
-
-    fn decline(&mut self, proposal: &Proposal, run: Run, reason: Reason) {
-        // Numbers out of bounds are answered as they came, so that the server can tell what was meant.
-        self.journal.push(proposal.event(Kind::Declined, run, reason as u32));
-    }
 }
 
-/// Compares and switches the longest stretch from the proposal's first page on. How many pages it was, and the event.
+/// Compares and switches the longest stretch from the proposal's first page on, and leaves the books to the caller. The
+/// stretch, and why it is declined if it is.
 fn step(
     view: &mut View,
     pool: Option<&mut Pool>,
@@ -236,10 +193,10 @@ fn step(
     room: usize,
     readable: impl Fn(usize) -> bool,
     is_over: impl Fn() -> bool,
-) -> (usize, Event) {
+) -> (Run, Option<Reason>) {
     let first = proposal.first as usize;
     let one = Run { first, count: 1 };
-    let declined = |run: Run, reason: Reason| (run.count, proposal.event(Kind::Declined, run, reason as u32));
+    let declined = |run: Run, reason: Reason| (run, Some(reason));
     let wanted = |page: usize| !view.table.is_excluded(page) && !view.table.is_pinned(page);
     if view.table.state(first) != State::Owned {
         return declined(one, Reason::State);
@@ -286,17 +243,16 @@ fn step(
     }
     // M5.
     let memory = view.memory.clone();
-    let mapped = match &pool {
+    let mapped = faults::check("merge.map").and_then(|()| match &pool {
         None => memory.range.map_zero(bytes(first), bytes(run.count)),
         Some(pool) => {
             let offset = bytes(proposal.frame as usize);
             memory.range.map_frames(bytes(first), bytes(run.count), pool.fd(), offset)
         }
-    };
+    });
     if let Err(error) = mapped {
         view.ensure_mapped(run); // the segment still has the bytes
         return declined(run, Reason::of(error.raw_os_error().unwrap_or(0)));
     }
-    view.table.set(run, state, proposal.pool, proposal.frame);
-    (run.count, proposal.event(Kind::Merged, run, 0))
+    (run, None)
 }

@@ -6,14 +6,16 @@
 
 use crate::counts::{Counts, WindowStats};
 use crate::error::{Error, Result};
+use crate::faults;
 use crate::freed::Freed;
 use crate::journal::{Event, Journal, Kind};
-use crate::merge::Proposal;
 use crate::page::{Run, bytes, page_size, pieces};
 use crate::pool::Pool;
+use crate::proposal::Proposal;
+use crate::redo::{Change, Mapped, Redo};
 use crate::states::State;
 use crate::sys::doorbell::Doorbell;
-use crate::sys::forklock::ForkLock;
+use crate::sys::forklock::{ForkLock, Guard};
 use crate::sys::mmap::{Lease, Look, ViewRange};
 use crate::sys::pagemap::Pagemap;
 use crate::sys::sched;
@@ -21,6 +23,7 @@ use crate::sys::shm;
 use crate::sys::uffd::Scope;
 use crate::tracker::Tracker;
 use crate::view::{Memory, View};
+use crate::warden::{self, Watch};
 use crate::window::Barrier;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -64,6 +67,7 @@ pub(crate) struct Inner {
     pub zeros: Look,
     pub budget: usize,
     pub window_pages: usize,
+    pub redo: Redo,
     pub closed: bool,
 }
 
@@ -83,6 +87,7 @@ pub struct Space {
     inner: Arc<ForkLock<Inner>>,
     freed: Arc<Freed>,
     lease: Arc<Lease>,
+    watch: Option<Arc<Watch>>,
 }
 
 impl Space {
@@ -113,10 +118,17 @@ impl Space {
             zeros: Look::zeros(page_size()).map_err(|e| Error::System("mapping a page of zeros", e))?,
             budget: options.budget,
             window_pages: options.window_pages.clamp(1, MAX_WINDOW_PAGES),
+            redo: Redo::default(),
             closed: false,
         };
+        let watch = inner.barrier.as_ref().map(Barrier::watch);
+        let inner = Arc::new(ForkLock::new(inner));
+        if let Some(watch) = &watch {
+            warden::start(Arc::downgrade(&inner), watch.clone()).map_err(|e| Error::System("starting a thread", e))?;
+        }
         Ok(Space {
-            inner: Arc::new(ForkLock::new(inner)),
+            inner,
+            watch,
             freed: Arc::default(),
             lease: Arc::new(Lease::hold(lease).map_err(|e| Error::System("mapping the lease", e))?),
         })
@@ -207,12 +219,12 @@ impl Space {
             // Not all of them may fit: the longest save the most for a mapping.
             proposals.sort_by_key(|p| std::cmp::Reverse(p.count));
         }
-        let mut queue = proposals.into();
+        self.open()?.redo.queue.extend(proposals);
         let mut merged = 0;
         loop {
             sched::begin_slice(); // with no lock held: others may run first
             let mut inner = self.open()?;
-            match inner.merge_window(&mut queue) {
+            match inner.merge_window() {
                 Some(pages) => merged += pages,
                 None => return Ok(merged),
             }
@@ -237,7 +249,7 @@ impl Space {
     /// Gives the memory of unused pages back; they read as zeros from then on.
     pub fn discard(&self, number: u32, run: Run) -> Result<()> {
         let mut inner = self.open()?;
-        let Inner { views, journal, .. } = &mut *inner;
+        let Inner { views, journal, redo, .. } = &mut *inner;
         let view = views.get_mut(&number).ok_or(Error::NoView(number))?;
         if !run.fits(view.table.pages()) {
             return Err(Error::Range("the range is not inside of its view"));
@@ -251,21 +263,23 @@ impl Space {
             |page| view.table.state(page),
             |part, state| {
                 if state != State::Owned {
-                    elsewhere.push((part, state));
+                    elsewhere.push(part);
                 }
             },
         );
-        for (part, state) in elsewhere {
+        for part in elsewhere {
             let memory = &view.memory;
-            if let Err(e) = memory.range.map_shared(bytes(part.first), bytes(part.count), memory.segment.as_fd())
+            let (first, count) = (bytes(part.first), bytes(part.count));
+            let mapped = faults::check("discard.map")
+                .and_then(|()| memory.range.map_shared(first, count, memory.segment.as_fd()));
+            if let Err(e) = mapped
                 && !view.ensure_mapped(part)
             {
                 return Err(Error::System("mapping the segment", e));
             }
-            view.table.set(part, State::Owned, 0, 0);
-            if state.is_switched() {
-                journal.push(Event { detail: 1, ..Event::new(Kind::Released, number, part) });
-            }
+            redo.change = Some(Change { segment: number, run: part, mapped: Mapped::Discarded });
+            faults::hit("discard.mapped");
+            redo.follow(view, journal);
         }
         view.traces.forget(journal, number, run);
         pieces(
@@ -278,7 +292,8 @@ impl Space {
             },
         );
         view.table.forget_wishes(run);
-        shm::punch(view.memory.segment.as_fd(), bytes(run.first), bytes(run.count))
+        faults::check("discard.punch")
+            .and_then(|()| shm::punch(view.memory.segment.as_fd(), bytes(run.first), bytes(run.count)))
             .map_err(|e| Error::System("punching the segment", e))
     }
 
@@ -408,7 +423,7 @@ impl Space {
 
     /// Freezes all views and keeps the space's lock for this thread.
     pub fn before_fork(&self) -> Result<()> {
-        self.inner.hold(Inner::freeze)
+        self.inner.hold(Inner::prepare_fork)
     }
 
     /// Lets the space go on.
@@ -443,7 +458,7 @@ impl Space {
         self.inner.lock().shut();
     }
 
-    fn open(&self) -> Result<std::sync::MutexGuard<'_, Inner>> {
+    fn open(&self) -> Result<Guard<'_, Inner>> {
         if self.inner.is_held_here() {
             return Err(Error::Forking);
         }
@@ -462,6 +477,14 @@ impl Space {
     }
 }
 
+impl Drop for Space {
+    fn drop(&mut self) {
+        if let Some(watch) = &self.watch {
+            watch.stir(); // the warden ends when the space is gone
+        }
+    }
+}
+
 impl Inner {
     /// Mappings that all views take.
     pub fn mappings(&self) -> usize {
@@ -475,6 +498,7 @@ impl Inner {
         self.pagemap = None;
         self.tracker = None;
         self.pools.clear();
+        self.redo.queue.clear();
         // The views stay: blocks may live in them, and a fork must freeze those as well.
     }
 }

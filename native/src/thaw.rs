@@ -5,27 +5,45 @@
 //! them, because a shared view is neither written, punched nor adopted until the last child is gone.
 
 use crate::error::{Error, Result};
+use crate::faults;
 use crate::page::{Run, bytes, page_size, pieces};
+use crate::redo::{Change, Mapped};
 use crate::space::Inner;
 use crate::states::State;
+use crate::sys::forklock::Recover;
 use crate::sys::pagemap::{Pagemap, ZeroPage};
 use crate::sys::shm;
 use crate::view::View;
 use std::os::fd::AsFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Most pages in a window that thaws: each costs up to 2 us.
 const CLOCK_PAGES: usize = 128;
 
 impl Inner {
+    /// Freezes every view, whatever happens: nothing can stop the fork any more, and what is not frozen the child would write
+    /// to in its parent. So after a panic it is tried once more (what was done is done), and then withheld.
+    pub fn prepare_fork(&mut self) -> Result<()> {
+        let mut freeze = || {
+            let frozen = catch_unwind(AssertUnwindSafe(|| self.freeze()));
+            frozen.inspect_err(|_| self.recover())
+        };
+        freeze().or_else(|_| freeze()).unwrap_or_else(|_| {
+            self.withhold();
+            Err(Error::Range("freezing memory before a fork failed: the child does not get all of it"))
+        })
+    }
+
     /// Freezes every view. The mapping is replaced in one step, so writers need not be held: what they wrote before is in
     /// the segment, what they write after is copied.
     ///
     /// Pinned pages stay as they are, since a device goes on writing to the segment; the child gets a copy of them, and
     /// of what the kernel refuses to freeze. Without memory for the copy the child gets nothing there, and faults. A
     /// fork cannot be stopped, so all views are seen to before the first error is told.
-    pub fn freeze(&mut self) -> Result<()> {
+    fn freeze(&mut self) -> Result<()> {
         let mut failed = Ok(());
-        for view in self.views.values_mut() {
+        let Inner { views, journal, redo, .. } = self;
+        for (&segment, view) in views {
             let whole = Run { first: 0, count: view.table.pages() };
             view.shared = true;
             view.thawed = 0;
@@ -38,9 +56,13 @@ impl Inner {
             for (run, pinned) in owned {
                 let memory = view.memory.clone();
                 if !pinned {
-                    let frozen = memory.range.map_frozen(bytes(run.first), bytes(run.count), memory.segment.as_fd());
+                    let frozen = faults::check("freeze.map").and_then(|()| {
+                        memory.range.map_frozen(bytes(run.first), bytes(run.count), memory.segment.as_fd())
+                    });
                     let Err(error) = frozen else {
-                        view.table.set(run, State::Frozen, 0, 0);
+                        redo.change = Some(Change { segment, run, mapped: Mapped::Frozen });
+                        faults::hit("freeze.mapped");
+                        redo.follow(view, journal);
                         continue;
                     };
                     if view.ensure_mapped(run) {
@@ -58,6 +80,22 @@ impl Inner {
             }
         }
         failed
+    }
+
+    /// Freezing failed twice, for no reason that the kernel gave: the child gets nothing of what is still shared with it, and
+    /// faults there. It must not write into the memory of its parent.
+    fn withhold(&mut self) {
+        for view in self.views.values_mut() {
+            view.shared = true;
+            let whole = Run { first: 0, count: view.table.pages() };
+            let mut owned = Vec::new();
+            pieces(whole, |page| view.table.state(page) == State::Owned, |run, is| owned.extend(is.then_some(run)));
+            for run in owned {
+                view.memory.range.inherit(bytes(run.first), bytes(run.count), false);
+                view.withheld.push(run);
+            }
+            view.copies.clear();
+        }
     }
 
     /// After a fork, in the child: makes memory of its own from what was not frozen.
@@ -85,7 +123,7 @@ impl Inner {
 
     /// Thaws what one window holds of a view. Whether there is more to do.
     pub fn thaw_window(&mut self, number: u32) -> Result<bool> {
-        let Inner { views, barrier, pagemap, window_pages, .. } = self;
+        let Inner { views, journal, barrier, pagemap, window_pages, redo, .. } = self;
         let view = views.get_mut(&number).ok_or(Error::NoView(number))?;
         let pages = view.table.pages();
         if view.table.count(State::Frozen) == 0 {
@@ -99,9 +137,12 @@ impl Inner {
         let count = (first..end).take_while(|page| view.table.state(*page) == State::Frozen).count();
         let run = Run { first, count };
         let window = barrier.window(view.address(first), bytes(count))?;
+        faults::hit("thaw.held");
         thaw_run(pagemap, view, run)?;
+        redo.change = Some(Change { segment: number, run, mapped: Mapped::Thawed });
+        faults::hit("thaw.mapped");
+        redo.follow(view, journal);
         drop(window);
-        view.table.set(run, State::Owned, 0, 0);
         view.thawed = run.end();
         Ok(true)
     }
@@ -130,12 +171,17 @@ fn thaw_run(pagemap: &Pagemap, view: &View, run: Run) -> Result<()> {
         // The kernel cannot say which of these were only protected and never touched; but a copy was made from a page of
         // the segment, so over a hole there is none. To save one that is no copy writes a page's bytes over themselves.
         let data = shm::is_data(memory.segment.as_fd(), offset).map_err(|e| Error::System("looking for a hole", e))?;
-        if data && let (_, Some(error)) = memory.range.save(offset, page_size(), memory.segment.as_fd()) {
+        let save = || match faults::check("thaw.save") {
+            Ok(()) => memory.range.save(offset, page_size(), memory.segment.as_fd()).1,
+            Err(error) => Some(error),
+        };
+        if data && let Some(error) = save() {
             // What was saved is no harm: these pages are private copies, which do not look at the segment.
             return Err(Error::System("saving pages to their segment", error));
         }
     }
-    let mapped = memory.range.map_shared(bytes(run.first), bytes(run.count), memory.segment.as_fd());
+    let mapped = faults::check("thaw.map")
+        .and_then(|()| memory.range.map_shared(bytes(run.first), bytes(run.count), memory.segment.as_fd()));
     if let Err(e) = mapped
         && !view.ensure_mapped(run)
     {

@@ -16,8 +16,10 @@
 
 use crate::bits::Bits;
 use crate::error::{Error, Result};
+use crate::faults;
 use crate::journal::{Event, Journal, Kind};
 use crate::page::{Run, bytes, pieces};
+use crate::redo::Redo;
 use crate::states::State;
 use crate::sys::pagemap::Pagemap;
 use crate::sys::uffd::{FEATURE_WP, FEATURE_WP_ASYNC, FEATURE_WP_SHMEM, FEATURE_WP_UNPOPULATED, Scope, Uffd};
@@ -53,20 +55,25 @@ impl Tracker {
     pub fn watch_new(&self, view: &mut View) {
         let whole = Run { first: 0, count: view.table.pages() };
         view.table.begin_to_watch();
-        if self.uffd.register(view.address(0), bytes(whole.count)).is_err() {
+        let registered =
+            faults::check("tracker.watch").and_then(|()| self.uffd.register(view.address(0), bytes(whole.count)));
+        if registered.is_err() {
             view.table.set_unwatched(whole); // the next look tries again
         }
     }
 
     /// Lets a span go, for a window. Should the kernel refuse, the window will not open.
     pub fn let_go(&self, view: &mut View, span: Run) -> std::io::Result<()> {
-        view.table.set_unwatched(span);
-        self.uffd.unregister(view.address(span.first), bytes(span.count))
+        view.table.set_unwatched(span); // first: what is not watched must never count as watched
+        let freed = self.uffd.unregister(view.address(span.first), bytes(span.count));
+        faults::hit("tracker.let_go");
+        freed
     }
 
     /// Registers again what stayed owned in a window's span, so that it is one mapping with its neighbours: the budget counts
     /// on that. What was written meanwhile is not known, so the next look reports it all the same.
     pub fn take_back(&self, view: &View, span: Run) {
+        faults::hit("tracker.take_back");
         pieces(
             span,
             |page| view.table.state(page) == State::Owned,
@@ -86,6 +93,7 @@ impl Tracker {
         journal: &mut Journal,
         number: u32,
         view: &mut View,
+        redo: &mut Redo,
     ) -> Result<(usize, usize)> {
         // They are reported whether they can be watched again or not, and found below as well, for they had no protection.
         let doubtful = if view.table.unwatched() > 0 { self.watch_again(view) } else { Vec::new() };
@@ -93,7 +101,11 @@ impl Tracker {
             view.traces.told.insert(*run);
             journal.push(Event { detail: MAY_HAVE_BEEN, ..Event::new(Kind::Written, number, *run) });
         }
-        let found = pagemap.written(view.address(0), view.table.pages()).map_err(|e| {
+        redo.looking = Some(number);
+        let written = faults::check("harvest.look").and_then(|()| pagemap.written(view.address(0), view.table.pages()));
+        faults::hit("harvest.looked");
+        redo.looking = None;
+        let found = written.map_err(|e| {
             // Some may have been found, and are protected again: the next look takes all for written.
             view.table.set_unwatched(Run { first: 0, count: view.table.pages() });
             Error::System("looking for written pages", e)
@@ -115,7 +127,8 @@ impl Tracker {
         let mut lost = Vec::new();
         pieces(whole, |page| view.table.is_unwatched(page), |run, is| lost.extend(is.then_some(run)));
         for run in &lost {
-            if self.uffd.register(view.address(run.first), bytes(run.count)).is_ok() {
+            let (address, length) = (view.address(run.first), bytes(run.count));
+            if faults::check("tracker.watch").and_then(|()| self.uffd.register(address, length)).is_ok() {
                 view.table.set_watched(*run);
             }
         }

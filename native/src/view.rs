@@ -1,10 +1,12 @@
 //! A view: the address range over one segment, and the books about it.
 
+use crate::faults;
 use crate::harvest::Agenda;
 use crate::journal::{Event, Journal, Kind};
 use crate::page::{Run, bytes, pieces};
 use crate::states::PageTable;
 use crate::sys::mmap::{Lease, ViewRange};
+use crate::sys::shm;
 use crate::tracker::Traces;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -100,7 +102,8 @@ impl View {
 
     /// Gives a run's segment pages back, which nobody maps any more.
     pub fn punch(&mut self, run: Run) {
-        let punched = crate::sys::shm::punch(self.memory.segment.as_fd(), bytes(run.first), bytes(run.count));
+        let punched = faults::check("view.punch")
+            .and_then(|()| shm::punch(self.memory.segment.as_fd(), bytes(run.first), bytes(run.count)));
         self.stale |= punched.is_err();
     }
 }

@@ -8,13 +8,17 @@
 //!
 //! What was mapped anew inside has lost its registration with its mapping; if that is all, nothing is left to unregister.
 //!
-//! It ends when it is dropped, so on every path, panics included (I8). If the kernel refuses to end it, the userfaultfd
-//! is closed, which wakes everybody.
+//! It ends when it is dropped, so on every path, panics included (I8); should its thread be killed, the warden sees to it.
+//! If the kernel refuses to end it, the userfaultfd is closed, which wakes everybody.
 
 use crate::error::{Error, Result};
+use crate::faults;
 use crate::histogram::Histogram;
 use crate::sys::sched::thread_time;
 use crate::sys::uffd::{FEATURE_WP, FEATURE_WP_SHMEM, FEATURE_WP_UNPOPULATED, Scope, Uffd};
+use crate::warden::Watch;
+use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How writes are held, and what that cost so far.
@@ -26,6 +30,8 @@ pub struct Barrier {
     lasted: Histogram,
     over_bound: u64,
     longest_running: Duration,
+    open: bool, // a window is
+    watch: Arc<Watch>,
 }
 
 impl Barrier {
@@ -34,7 +40,8 @@ impl Barrier {
         let wanted = FEATURE_WP | FEATURE_WP_SHMEM | if unpopulated { FEATURE_WP_UNPOPULATED } else { 0 };
         let uffd = open(scope, wanted)?;
         let (lasted, longest_running) = (Histogram::default(), Duration::ZERO);
-        Ok(Barrier { scope, wanted, uffd: Some(uffd), bound, lasted, over_bound: 0, longest_running })
+        let (open, watch) = (false, Arc::default());
+        Ok(Barrier { scope, wanted, uffd: Some(uffd), bound, lasted, over_bound: 0, longest_running, open, watch })
     }
 
     /// Whether untouched anonymous pages can be protected. If not, touch them first.
@@ -47,19 +54,36 @@ impl Barrier {
         if self.uffd.is_none() {
             self.uffd = Some(open(self.scope, self.wanted)?);
         }
+        self.watch.stir();
+        self.open = true;
         let (began, opened) = (thread_time(), Instant::now());
         // From here on the window's drop puts things right, whatever fails.
         let mut window = Window { barrier: self, address, bytes, switched: 0, began, opened, registered: false };
         let uffd = window.barrier.uffd.as_ref().expect("opened above");
-        if let Err(e) = uffd.register(address, bytes) {
+        if let Err(e) = faults::check("window.register").and_then(|()| uffd.register(address, bytes)) {
             // It may have failed half-way. Only where somebody else has the range there is nothing of ours to undo.
             window.registered = e.raw_os_error() != Some(libc::EBUSY);
             return Err(Error::System("registering a window", e));
         }
         window.registered = true;
         let uffd = window.barrier.uffd.as_ref().expect("opened above");
-        uffd.protect(address, bytes, true).map_err(|e| Error::System("protecting a window", e))?;
+        faults::check("window.protect")
+            .and_then(|()| uffd.protect(address, bytes, true))
+            .map_err(|e| Error::System("protecting a window", e))?;
         Ok(window)
+    }
+
+    /// What the warden looks at.
+    pub fn watch(&self) -> Arc<Watch> {
+        self.watch.clone()
+    }
+
+    /// Ends the window that a thread which is gone has left open. Closing the userfaultfd takes all protection off and wakes
+    /// everybody; the next window opens a new one.
+    pub fn abandon(&mut self) {
+        if std::mem::take(&mut self.open) {
+            self.uffd = None;
+        }
     }
 
     /// How long windows lasted.
@@ -112,22 +136,42 @@ impl Window<'_> {
     }
 }
 
+/// The end of a window. If it does not come to its own end (the kernel refuses, or there is a panic) the userfaultfd goes.
+struct Ending<'a> {
+    uffd: &'a mut Option<Uffd>,
+    ended: bool,
+}
+
+impl Ending<'_> {
+    fn end(&mut self, address: usize, bytes: usize, switched: usize) -> io::Result<()> {
+        let Some(uffd) = &self.uffd else { return Ok(()) };
+        // The kernel passes over parts that were mapped anew; if those are all, nothing is left to unregister.
+        let unregister = || if switched == bytes { Ok(()) } else { uffd.unregister(address, bytes) };
+        let freed = faults::check("window.end").and_then(|()| unregister());
+        let freed = freed.or_else(|_| uffd.protect(address, bytes, false));
+        let woken = faults::check("window.wake").and_then(|()| uffd.wake(address, bytes));
+        freed.and(woken)
+    }
+}
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            *self.uffd = None;
+        }
+    }
+}
+
 impl Drop for Window<'_> {
     fn drop(&mut self) {
-        let (address, bytes) = (self.address, self.bytes);
         if !self.registered {
+            self.barrier.open = false;
             return;
         }
-        let Some(uffd) = &self.barrier.uffd else { return };
-        // The kernel passes over parts that were mapped anew.
-        let ended = match self.switched == bytes {
-            true => Ok(()),
-            false => uffd.unregister(address, bytes).or_else(|_| uffd.protect(address, bytes, false)),
-        };
-        let woken = uffd.wake(address, bytes);
-        if ended.and(woken).is_err() {
-            self.barrier.uffd = None;
-        }
+        let mut ending = Ending { uffd: &mut self.barrier.uffd, ended: false };
+        ending.ended = ending.end(self.address, self.bytes, self.switched).is_ok();
+        drop(ending);
+        self.barrier.open = false;
         let lasted = self.opened.elapsed();
         self.barrier.lasted.record(lasted);
         self.barrier.over_bound += u64::from(lasted > self.barrier.bound);

@@ -115,6 +115,11 @@ def test_the_wheel_is_for_the_stable_abi_and_typed(built: Built) -> None:
     assert {name.partition("/")[0] for name in names if ".dist-info" not in name} == set(PACKAGES)
 
 
+def wheel_extension(built: Built) -> bytes:
+    with zipfile.ZipFile(built.wheel) as archive:
+        return archive.read("pagefold_core/_native.abi3.so")
+
+
 def test_the_wheel_has_every_module(built: Built) -> None:
     with zipfile.ZipFile(built.wheel) as archive:
         names = set(archive.namelist())
@@ -122,6 +127,12 @@ def test_the_wheel_has_every_module(built: Built) -> None:
     for root in roots:
         for module in (ROOT / root).rglob("*.py"):
             assert str(module.relative_to((ROOT / root).parent)) in names
+
+
+def test_the_wheel_has_no_faults_to_arm(built: Built, tmp_path: Path) -> None:
+    code = "from pagefold_core import _native; print([name for name in dir(_native) if 'fault' in name])"
+    assert run(built.bin / "python", "-c", code, cwd=tmp_path) == "[]\n"
+    assert b"PAGEFOLD_FAULTS" not in wheel_extension(built)
 
 
 def test_all_packages_are_imported_from_the_venv(built: Built, tmp_path: Path) -> None:

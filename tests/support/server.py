@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import TracebackType
+from typing import ClassVar
 
 import grpc
 from pagefold_proto.v1 import admin_pb2, admin_pb2_grpc
@@ -17,6 +18,10 @@ from support import variant
 
 class Server:
     """`python -m pagefold_server` on a socket in a directory of its own. Quick by default: tests have no time."""
+
+    module = "pagefold_server"
+    environment: ClassVar[dict[str, str]] = {}
+    """What is run, and what it gets to know beside its settings."""
 
     def __init__(self, directory: Path, address: str | None = None, **settings: object) -> None:
         directory.mkdir(mode=0o700, exist_ok=True)
@@ -31,11 +36,12 @@ class Server:
 
     def start(self) -> None:
         env = {k: v for k, v in os.environ.items() if not k.startswith("PAGEFOLD_")}
+        env |= self.environment
         env |= {f"PAGEFOLD_{k.upper()}": str(v) for k, v in self.settings.items()}
         ready, tell = os.pipe()
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "pagefold_server", "--address", self.address, "--ready-fd", str(tell)],
+                [sys.executable, "-m", self.module, "--address", self.address, "--ready-fd", str(tell)],
                 env=env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -83,7 +83,7 @@ def test_python(tools: Path, version: tuple[int, int], module: str, words: str) 
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")
 def test_make_without_python_says_so_in_a_line(tmp_path: Path) -> None:
     (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text())
-    for name in ("pyproject.toml", "native/Cargo.toml", "native/Cargo.lock"):
+    for name in ("pyproject.toml", "native/Cargo.toml", "native/Cargo.lock", "tools/cargo_with_faults"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}

@@ -9,6 +9,7 @@ use super::pass::Pass;
 use super::scan::Engine;
 use super::state::State;
 use super::tables::TableId;
+use crate::faults;
 
 /// A frame whose bytes are still to be written.
 pub struct Founded {
@@ -32,6 +33,9 @@ impl Engine {
     /// The chunk was looked at: writes its frames, and queues its proposals.
     pub(super) fn conclude(&mut self, current: &mut Pass, chunk: usize) {
         let unwritten = self.write_founded(chunk);
+        if !self.founded.is_empty() {
+            faults::hit("engine.founded");
+        }
         if let Some(written) = unwritten {
             self.undo(current, written);
         }

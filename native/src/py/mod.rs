@@ -5,6 +5,8 @@
 mod block;
 mod doorbell;
 mod engine;
+#[cfg(feature = "faults")]
+mod faults;
 mod features;
 mod space;
 
@@ -27,6 +29,14 @@ impl From<Error> for PyErr {
     }
 }
 
+/// What a panic becomes.
+#[expect(clippy::needless_pass_by_value, reason = "as `catch_unwind` hands it over")]
+fn panicked(panic: Box<dyn std::any::Any + Send>) -> PyErr {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given");
+    PyRuntimeError::new_err(format!("pagefold's native code has failed, and no memory was lost: {text}. Report this"))
+}
+
 #[pymodule]
 mod _native {
     #[pymodule_export]
@@ -35,6 +45,9 @@ mod _native {
     use super::doorbell::Doorbell;
     #[pymodule_export]
     use super::engine::Engine;
+    #[cfg(feature = "faults")]
+    #[pymodule_export]
+    use super::faults::{arm_fault, disarm_faults, fault_points, faults_passed};
     #[pymodule_export]
     use super::features::{Features, probe};
     #[pymodule_export]

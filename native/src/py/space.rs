@@ -1,16 +1,19 @@
 //! The space.
 
 use super::doorbell::{Doorbell, seconds};
+use super::panicked;
 use crate::error::{Error, Result};
 use crate::journal::Event;
-use crate::merge::Proposal;
+
 use crate::page::Run;
+use crate::proposal::Proposal;
 use crate::space::{self, Options, Woken};
 use crate::sys::mmap::duplicate;
 use crate::sys::uffd::Scope;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 /// See `_native.pyi`.
@@ -135,15 +138,15 @@ impl Space {
     }
 
     fn add_view(&self, py: Python<'_>, segment: u32, fd: i32, pages: usize) -> PyResult<usize> {
-        Ok(py.detach(|| self.space.add_view(segment, take(fd, "the segment")?, pages))?)
+        self.work(py, |space| space.add_view(segment, take(fd, "the segment")?, pages))
     }
 
     fn drop_view(&self, py: Python<'_>, segment: u32) -> PyResult<bool> {
-        Ok(py.detach(|| self.space.drop_view(segment))?)
+        self.work(py, |space| space.drop_view(segment))
     }
 
     fn add_pool(&self, py: Python<'_>, pool: u32, fd: i32) -> PyResult<()> {
-        Ok(py.detach(|| self.space.add_pool(pool, take(fd, "the pool")?))?)
+        self.work(py, |space| space.add_pool(pool, take(fd, "the pool")?))
     }
 
     fn merge(
@@ -166,7 +169,7 @@ impl Space {
             })
             .filter(|proposal| proposal.count > 0)
             .collect();
-        Ok(py.detach(|| self.space.merge(proposals))?)
+        self.work(py, |space| space.merge(proposals))
     }
 
     #[pyo3(signature = (segment, first, count, room = None))]
@@ -181,40 +184,40 @@ impl Space {
         same_length(&[segment.len(), first.len(), count.len()])?;
         let runs = (0..segment.len()).map(|i| (segment[i], first[i], count[i]));
         let runs: Vec<_> = runs.collect();
-        Ok(py.detach(|| self.space.adopt(runs, room.unwrap_or(usize::MAX)))?)
+        self.work(py, |space| space.adopt(runs, room.unwrap_or(usize::MAX)))
     }
 
     fn discard(&self, py: Python<'_>, segment: u32, first: usize, count: usize) -> PyResult<()> {
-        Ok(py.detach(|| self.space.discard(segment, Run { first, count }))?)
+        self.work(py, |space| space.discard(segment, Run { first, count }))
     }
 
     fn exclude(&self, py: Python<'_>, segment: u32, first: usize, count: usize, excluded: bool) -> PyResult<()> {
-        Ok(py.detach(|| self.space.exclude(segment, Run { first, count }, excluded))?)
+        self.work(py, |space| space.exclude(segment, Run { first, count }, excluded))
     }
 
     fn pin(&self, py: Python<'_>, segment: u32, first: usize, count: usize) -> PyResult<()> {
-        Ok(py.detach(|| self.space.pin(segment, Run { first, count }))?)
+        self.work(py, |space| space.pin(segment, Run { first, count }))
     }
 
     fn unpin(&self, py: Python<'_>, segment: u32, first: usize, count: usize) -> PyResult<()> {
-        Ok(py.detach(|| self.space.unpin(segment, Run { first, count }))?)
+        self.work(py, |space| space.unpin(segment, Run { first, count }))
     }
 
     fn switched(&self, py: Python<'_>, segment: u32, first: usize, count: usize) -> PyResult<usize> {
-        Ok(py.detach(|| self.space.switched(segment, Run { first, count }))?)
+        self.work(py, |space| space.switched(segment, Run { first, count }))
     }
 
     #[pyo3(signature = (all = true, tracked = true))]
     fn harvest(&self, py: Python<'_>, all: bool, tracked: bool) -> PyResult<usize> {
-        Ok(py.detach(|| self.space.harvest(all, tracked))?)
+        self.work(py, |space| space.harvest(all, tracked))
     }
 
     fn resume(&self, py: Python<'_>) -> PyResult<()> {
-        Ok(py.detach(|| self.space.resume())?)
+        self.work(py, space::Space::resume)
     }
 
     fn drop_pool(&self, py: Python<'_>, pool: u32) -> PyResult<bool> {
-        Ok(py.detach(|| self.space.drop_pool(pool))?)
+        self.work(py, |space| space.drop_pool(pool))
     }
 
     fn untrack(&self, py: Python<'_>) {
@@ -269,7 +272,7 @@ impl Space {
         timeout_seconds: f64,
     ) -> PyResult<&'static str> {
         let (poll, timeout) = (seconds(poll_seconds), seconds(timeout_seconds));
-        Ok(match py.detach(|| self.space.wait(&doorbell.bell, poll, timeout))? {
+        Ok(match self.work(py, |space| space.wait(&doorbell.bell, poll, timeout))? {
             Woken::Rung => "rung",
             Woken::News => "news",
             Woken::Idle => "idle",
@@ -277,7 +280,7 @@ impl Space {
     }
 
     fn before_fork(&self, py: Python<'_>) -> PyResult<()> {
-        Ok(py.detach(|| self.space.before_fork())?)
+        self.work(py, |space| space.before_fork())
     }
 
     fn after_fork_in_parent(&self) {
@@ -285,15 +288,24 @@ impl Space {
     }
 
     fn after_fork_in_child(&self) -> PyResult<()> {
-        Ok(self.space.after_fork_in_child()?)
+        catch_unwind(AssertUnwindSafe(|| self.space.after_fork_in_child())).map_err(panicked)?.map_err(PyErr::from)
     }
 
     fn thaw(&self, py: Python<'_>) -> PyResult<usize> {
-        Ok(py.detach(|| self.space.thaw())?)
+        self.work(py, |space| space.thaw())
     }
 
     fn close(&self, py: Python<'_>) {
         py.detach(|| self.space.close());
+    }
+}
+
+impl Space {
+    /// Works with the GIL released. A panic has been put right when it arrives here (see `redo`), and is a RuntimeError for
+    /// Python: as pyo3's PanicException, which is no Exception, it would end the session's thread unnoticed.
+    fn work<T: Send>(&self, py: Python<'_>, work: impl FnOnce(&space::Space) -> Result<T> + Send) -> PyResult<T> {
+        let done = py.detach(|| catch_unwind(AssertUnwindSafe(|| work(&self.space))));
+        Ok(done.map_err(panicked)??)
     }
 }
 

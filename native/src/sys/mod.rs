@@ -24,6 +24,16 @@ pub fn page_size() -> usize {
     usize::try_from(size).expect("the kernel has a page size")
 }
 
+/// Has this process killed, as the kernel or an operator does: nothing is cleared up.
+#[cfg(feature = "faults")]
+pub fn kill_this_process() -> ! {
+    // SAFETY: takes numbers, and does not come back.
+    unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+    loop {
+        std::thread::park();
+    }
+}
+
 /// Turns a system call's -1 into the errno.
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
