@@ -92,11 +92,10 @@ impl Inner {
         while done < span.count && (done == 0 || !window.is_over()) {
             let part = Run { first: span.first + done, count: (span.count - done).min(CLOCK_PAGES) };
             redo.saving = Some(segment);
-            let sharing = merged(view, part);
             let (kept, errno) = adopt_part(view, segment, part, redo);
+            *room = room.saturating_sub(merged(view, kept)); // before the books say that the pages are owned
             redo.follow(view, journal);
             redo.saving = None;
-            *room = room.saturating_sub(sharing - merged(view, part));
             if let Some(errno) = errno {
                 let left = Run { first: kept.end(), count: part.count - kept.count };
                 journal.push(Event { detail: errno as u32, ..Event::new(Kind::NotAdopted, segment, left) });

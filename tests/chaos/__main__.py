@@ -41,6 +41,7 @@ def main() -> int:
     for name, count in told["kills"].items():
         print(f"  {count:4}  {name}")
     print(f"{report.written >> 20} MiB written, {report.verified >> 20} MiB verified, {report.reconnected} reconnected")
+    print(f"{report.audits} audits, {report.audits_partial} of them could not look everywhere")
     for title, texts in (("lost", report.losses), ("leaked", report.leaks), ("wrong", report.faults)):
         print(f"{title}: {len(texts) or 'nothing'}")
         for text in texts:

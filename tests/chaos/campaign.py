@@ -57,6 +57,8 @@ class Report:
     verified: int = 0
     reconnected: int = 0
     most_merged: int = 0
+    audits: int = 0
+    audits_partial: int = 0  # they found no difference, and could not look everywhere
     losses: list[str] = field(default_factory=list)
     leaks: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
@@ -333,20 +335,25 @@ class Campaign:
             self.told.add(pid)
             self.report.losses += [f"round {self.report.rounds}, child {pid}: {text}" for text in told["lost"]]
 
-    def audit(self) -> None:
-        """Asks `pagefold fsck`, where this version has it."""
+    def audit(self, whole: bool = False) -> None:
+        """Asks `pagefold fsck`, where this version has it; as a whole it has to have looked everywhere."""
         if not has_fsck():
             return
         code = "from pagefold.cli import main; main()"
         asked = subprocess.run(
-            [sys.executable, "-c", code, "fsck", "--address", self.server.address],
+            [sys.executable, "-c", code, "fsck", "--json", "--address", self.server.address],
             capture_output=True,
             text=True,
             timeout=60,
             check=False,
         )
-        if asked.returncode not in (0, 2):  # 2: nothing is wrong as far as it could look
+        # A wrong call exits with 2 as well, as does an audit that could not look everywhere: only a report is an audit.
+        told = json.loads(asked.stdout) if asked.stdout.startswith("{") else None
+        self.report.audits += 1
+        if told is None or asked.returncode not in (0, 2) or (whole and not told["clean"]):
             self.report.faults.append(f"round {self.report.rounds}: fsck: {asked.stdout}{asked.stderr}")
+        else:
+            self.report.audits_partial += not told["clean"]
 
     # Coming and going
 
@@ -389,6 +396,7 @@ class Campaign:
             until(pool_is_all_in_use, 20, "every block of the pools having a page that maps it")
         except AssertionError as error:
             report.leaks.append(str(error))
+        self.audit(whole=True)
         if not report.most_merged:
             report.faults.append("nothing was ever merged: that nothing was lost says nothing")
         for tenant in list(self.tenants):

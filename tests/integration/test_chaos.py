@@ -36,4 +36,6 @@ def test_I7_nothing_is_lost_and_nothing_is_left_whoever_is_killed() -> None:
     assert told["rounds"] == 10
     assert set(told["kinds"]) == {"server", "client", "child"}
     assert told["most_merged"] > 0
+    assert told["audits"] == told["rounds"] + 1  # one a round, and a whole one in the end
+    assert told["reconnected"] > 0
     assert told["verified"] > told["written"] > 0
