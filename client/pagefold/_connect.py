@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import sys
 import time
 from typing import Final
@@ -108,6 +109,7 @@ def connect(
             raise no_segment(PAGE, error) from error
         release = _Release(lease)
         undo.callback(release)
+        proof = _write_proof(lease.fd)
         try:
             space, way = _make_space(tier, lease.fd, budget, disabled, way, asked_tracker is not None)
         except OSError as error:
@@ -126,7 +128,7 @@ def connect(
             kin.in_child = used.forget
         undo.callback(_close_locked, kin, used)
         conversation = Conversation(space, used, bell.ring)
-        _hello(kin, conversation, where, _hello_request(lease.name, tier, way, domain), autostart)
+        _hello(kin, conversation, where, _hello_request(lease.name, proof, tier, way, domain), autostart)
         arena = Arena(kin, space, conversation, Buffer, backing=where_from)
         conversation.watch(arena)
         session = Session(Wiring(kin, space, arena, conversation, used, bell, release))
@@ -174,7 +176,23 @@ class _Release:
         os.close(self._lease.fd)
 
 
-def _hello_request(lease: str, tier: _tier.Barrier, way: _tracker.Tracker, domain: str) -> pb.HelloRequest:
+def _write_proof(lease: int) -> bytes:
+    """Gives the lease a content that only its owner can show: its name can be read by everybody.
+
+    Raises:
+        OutOfSharedMemory: there is no room for it.
+    """
+    proof = secrets.token_bytes(_names.PROOF_BYTES)
+    try:
+        os.pwrite(lease, proof, 0)
+    except OSError as error:
+        raise no_segment(PAGE, error) from error
+    return proof
+
+
+def _hello_request(
+    lease: str, proof: bytes, tier: _tier.Barrier, way: _tracker.Tracker, domain: str
+) -> pb.HelloRequest:
     tiers: dict[_tier.Barrier, pb.Tier] = {"uffd": pb.TIER_UFFD, "user": pb.TIER_USER, "off": pb.TIER_OFF}
     return pb.HelloRequest(
         protocol=PROTOCOL,
@@ -187,6 +205,7 @@ def _hello_request(lease: str, tier: _tier.Barrier, way: _tracker.Tracker, domai
         doorbell=_names.doorbell_for(lease),
         tier=tiers[tier],
         tracker=pb.TRACKER_PAGEMAP if way == "pagemap" else pb.TRACKER_CHECKSUM,
+        proof=proof,
     )
 
 

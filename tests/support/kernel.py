@@ -22,8 +22,8 @@ def allocated(name: str) -> int:
 
 
 def shared_bytes() -> int:
-    """What all segments and pools in /dev/shm take. (Not doorbells: a page for each client.)"""
-    return sum(allocated(n) for n in names() if not n.startswith("sem."))
+    """What all segments and pools in /dev/shm take. (Not leases and doorbells: a page of each for each client.)"""
+    return sum(allocated(n) for n in names() if n.startswith(("pagefold-s-", "pagefold-p-")))
 
 
 def rollup(pid: int) -> dict[str, int]:
