@@ -19,11 +19,12 @@ from pagefold_server.sessions import Sessions
 from pagefold_server.settings import Configuration
 from pagefold_server.tenants import STRANGERS, Tenants
 
-MAX_MESSAGE_BYTES = 4 << 20
-"""Of a request; larger ones are refused by grpc. Replies stay far below."""
+MAX_MESSAGE_BYTES = 1 << 18
+"""Of a request; larger ones are refused by grpc, unread. Clients are told, and cut their reports. Replies may be larger."""
 
-MAX_EVENTS = 1 << 17
-"""In one Exchange: several times what a client drains at a time, and what can be booked in a fraction of a second."""
+MAX_EVENTS = 1 << 13
+"""In one Exchange: more than clients put into a message of that size. To book so many takes some 4 ms, in which nobody
+else is served."""
 
 MAX_EVENT_PAGES = 1 << 25
 """In one Exchange, all events together: what they cost is pages, not events. It is 128 GiB, far above what a client

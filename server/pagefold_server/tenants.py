@@ -13,7 +13,9 @@ opened or made. A quota that is lowered takes nothing away.
 from __future__ import annotations
 
 import asyncio
+import math
 import resource
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -27,6 +29,7 @@ from pagefold_server.throttle import Throttle
 STRANGERS: Final = -1
 """Whose calls nobody can be charged for: those without a session's token, or without a lease of their own."""
 
+_LATELY: Final = 0.1  # seconds: as long as clients take to carry out a batch
 _MANY: Final = 1024  # tenants, above which those that hold nothing are forgotten
 _DESCRIPTORS: Final = 2  # a segment takes (one is the engine's), and so does a session (its lease and its connection)
 
@@ -43,6 +46,7 @@ class Tenant:
         turn: its calls are carried out in the order in which they came, if they have to wait.
         waiting: calls that wait for their turn.
         due: domains that are to be scanned now.
+        wanted_at: when it wanted something last, before it wanted nothing any more.
         scanned: seconds of processor time for scanning.
         answered: the same, for calls.
         delayed: calls that had to wait, because others had had less of the processor.
@@ -56,6 +60,7 @@ class Tenant:
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     waiting: int = 0
     due: int = 0
+    wanted_at: float = -math.inf
     scanned: float = 0.0
     answered: float = 0.0
     delayed: int = 0
@@ -93,8 +98,9 @@ class Tenants:
         """What it wants has changed."""
         if tenant.waiting or tenant.due:
             self._shares.want(tenant.share)
-        else:
+        elif tenant.share.wants:
             self._shares.rest(tenant.share)
+            tenant.wanted_at = time.monotonic()
 
     def scanned(self, tenant: Tenant, domain: Share, cpu: float) -> None:
         """A domain of its was scanned for so many seconds of processor time."""
@@ -102,18 +108,30 @@ class Tenants:
         tenant.domains.book(domain, cpu)
         tenant.scanned += cpu
 
-    def answered(self, tenant: Tenant, cpu: float) -> None:
-        """A call of its took so many seconds of processor time."""
-        self._shares.book(tenant.share, cpu)
+    def answered(self, tenant: Tenant, cpu: float, price: float) -> None:
+        """A call of its took so many seconds of processor time, and counts as so many."""
+        self._shares.book(tenant.share, price)
         tenant.answered += cpu
 
-    def ahead(self, tenant: Tenant) -> float:
-        """By how many seconds of processor time it is ahead of somebody else who wants something now; 0 of nobody."""
+    def ahead(self, tenant: Tenant, lately: bool = False) -> float:
+        """By how many seconds of processor time it is ahead of somebody else who wants something; 0 of nobody.
+
+        Args:
+            tenant: which one.
+            lately: also of those who wanted something a moment ago.
+        """
         mine, ahead = tenant.share.clock, 0.0
+        since = time.monotonic() - _LATELY if lately else math.inf
         for other in self._tenants.values():
-            if other.share.wants and other is not tenant:
+            if other is not tenant and (other.share.wants or other.wanted_at > since):
                 ahead = max(ahead, mine - other.share.clock)
         return ahead
+
+    def forget_lately(self, tenant: Tenant) -> None:
+        """Others than this one who want nothing now count no more, until they want something again."""
+        for other in self._tenants.values():
+            if other is not tenant:
+                other.wanted_at = -math.inf
 
 
 class Quotas:

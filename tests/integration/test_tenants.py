@@ -8,6 +8,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from support import kernel
 from support.raw import PAGE, Raw, noise, reason
 from support.server import Server
 from support.tenancy import ALICE, BOB, tenants_server
-from support.worker import Worker
+from support.waiting import until
+from support.worker import Worker, page_of
 
 pytestmark = [pytest.mark.needs("root")]
 PAGES = 64
@@ -118,6 +120,61 @@ def test_a_single_page_of_each_of_two_users_finds_no_twin(house: House, crew: Cr
         counters = domains(house[0])[uid, ""].counters
         assert (counters.pages_shared, counters.pages_sharing, counters.pages_unshared) == (0, 0, PAGES)
     assert mapped_pools(one) == mapped_pools(other) == set()
+
+
+@pytest.mark.needs("uffd", "pagemap_scan")
+def test_a_write_in_one_domain_holds_and_copies_nothing_in_the_other(house: House, crew: Crew) -> None:
+    """By the counters of time: windows are where writes are held, copies are what a write to a merged page costs."""
+    server = house[0]
+    pairs = {uid: [crew(uid) for _ in range(2)] for uid in (ALICE, BOB)}
+    for pair in pairs.values():
+        assert pair[0].call("settle").settled
+    server.configure(run=0)  # what counts from now on, writes have done
+    pools = {uid: inode_of(server, uid) for uid in pairs}
+    bobs = pairs[BOB][0]
+    before = [(toll(worker), copies(worker, pools[BOB])) for worker in pairs[BOB]]
+    assert [held for (_, _, held), _ in before] == [PAGES * PAGE] * 2, "all is merged there"
+    pairs[ALICE][0].call("write", "a", 0, b"x" * PAGE * PAGES)
+    assert copies(pairs[ALICE][0], pools[ALICE]) == PAGES, "each page that was written was copied"
+    assert [(toll(worker), copies(worker, pools[BOB])) for worker in pairs[BOB]] == before
+    assert [copies(worker, pools[ALICE]) for worker in pairs[BOB]] == [0, 0], "nothing of hers is mapped there"
+    bobs.call("write", "a", 0, b"y" * PAGE)
+    assert [copies(worker, pools[BOB]) for worker in pairs[BOB]] == [1, 0], "this count does count"
+
+
+@pytest.mark.needs("uffd")
+def test_two_domains_of_the_same_bytes_stand_on_different_physical_frames(house: House, crew: Crew) -> None:
+    """By the kernel's own numbers: frames of memory by /proc/PID/pagemap, shares by Pss."""
+    pairs = {uid: [crew(uid) for _ in range(2)] for uid in (ALICE, BOB)}
+    for pair in pairs.values():
+        assert pair[0].call("settle").settled
+        for worker in pair:
+            worker.call("digest", "a")  # each page is looked at once, and so is in its page table
+    frames = {
+        uid: [kernel.physical_frames(worker.pid, inode_of(house[0], uid)) for worker in pairs[uid]] for uid in pairs
+    }
+    for one, other in frames.values():
+        assert one == other, "within a domain both stand on the same memory"
+        assert len(one) == PAGES
+    assert not frames[ALICE][0] & frames[BOB][0], "a frame of memory serves two domains"
+    for uid, pair in pairs.items():
+        shares = [kernel.pss_of(worker.pid, inode_of(house[0], uid)) for worker in pair]
+        assert shares == [PAGES * PAGE // 2] * 2, "each page is shared by two, not by four"
+
+
+def inode_of(server: Server, uid: int) -> int:
+    return (kernel.SHM / domains(server)[uid, ""].pool[1:]).stat().st_ino
+
+
+def toll(worker: Worker) -> tuple[int, float, int]:
+    """Windows so far, the longest, and what is merged, as the client counts."""
+    stats = worker.call("stats")
+    return stats.windows, stats.window_max_micros, stats.merged_bytes
+
+
+def copies(worker: Worker, inode: int) -> int:
+    """Pages that the process has copied from that pool: anonymous memory in private mappings of it."""
+    return kernel.mapped(worker.pid, inode, "Anonymous") // PAGE
 
 
 def split(content: bytes) -> list[bytes]:
@@ -316,6 +373,65 @@ def test_mappings_are_summed_over_a_users_clients(house: House) -> None:
         give(one, ALICE, 1)
         two.bye()
         assert tenant(server, ALICE).mappings == 49
+
+
+@pytest.mark.needs("uffd")
+def test_what_a_quota_refuses_keeps_its_bytes_and_the_rest_goes_on_merging(house: House, crew: Crew) -> None:
+    server = house[0]
+    one, two = crew(ALICE), crew(ALICE)
+    server.configure(tenant_max_bytes=tenant(server, ALICE).bytes)
+    for worker in (one, two):  # larger than what is left of a segment that is there already
+        worker.call("allocate", "more", 64 << 20)
+        worker.call("fill_pages", "more", SEEDS)
+    assert one.call("settle").settled
+    trouble = one.call("stats").trouble
+    assert "raise tenant_max_bytes" in trouble, trouble
+    assert domains(server)[ALICE, ""].counters.pages_sharing == PAGES, "what was there before is merged"
+    two.call("write", "more", 5 * PAGE, b"still mine")
+    assert one.call("read", "more", 0, PAGES * PAGE) == b"".join(map(page_of, SEEDS))
+    assert two.call("read", "more", 5 * PAGE, 10) == b"still mine"
+    bob = crew(BOB)
+    assert bob.call("settle").settled
+    assert "raise tenant" not in bob.call("stats").trouble
+
+
+# Fair shares
+
+
+def test_who_floods_is_put_off_and_whoever_else_wants_something_is_not(house: House) -> None:
+    """By counters: what each has had of the processor, and whose calls had to wait. Alice makes many expensive calls
+    and Bob few cheap ones, at the same time."""
+    from pagefold_proto.v1 import memory_pb2 as pb
+
+    server, address = house
+    with Raw(address) as flood, Raw(address) as other:
+        for raw, uid in ((flood, ALICE), (other, BOB)):
+            give_away(raw, uid)
+            raw.hello()
+        number, pages = give(flood, ALICE, 1024), 1024
+        length = 1 << 13
+        events = pb.Events(
+            kind=[pb.EVENT_KIND_INCLUDED] * length,
+            segment=[number] * length,
+            count=[pages] * length,
+            **dict.fromkeys(("first", "pool", "frame", "detail"), [0] * length),
+        )
+        ended = threading.Event()
+
+        def floods() -> None:
+            while not ended.is_set():
+                flood.exchange(events)
+
+        thread = threading.Thread(target=floods)
+        thread.start()
+        try:
+            until(lambda: other.exchange() and tenant(server, ALICE).calls_delayed >= 3, what="the flood being put off")
+        finally:
+            ended.set()
+            thread.join()
+        hers, his = tenant(server, ALICE), tenant(server, BOB)
+        assert his.calls_delayed == 0
+        assert hers.call_cpu_seconds > his.call_cpu_seconds > 0
 
 
 def give(raw: Raw, uid: int, pages: int) -> int:
