@@ -44,7 +44,7 @@ ROWS = (Row("tenants", "two users: what one's flood does to the other's merging"
 def _figure(size: int, kind: str, ratio: float, note: str, spinning: float) -> Figure:
     title = f"2 x {size // MIB} MiB identical beside another user's {kind}: until merged, to alone"
     return Figure(
-        f"tenants.{kind.replace(' ', '-')}",
+        f"tenants.{kind.replace(' ', '-').replace("'", '')}",
         title,
         "x",
         ratio,

@@ -20,7 +20,7 @@ from pagefold_server.settings import Configuration
 from pagefold_server.tenants import STRANGERS, Tenants
 
 MAX_MESSAGE_BYTES = 1 << 18
-"""Of a request; larger ones are refused by grpc, unread. Clients are told, and cut their reports. Replies may be larger."""
+"""Of a request; larger ones are refused by grpc, unread. Clients are told, and cut what they report.."""
 
 MAX_EVENTS = 1 << 13
 """In one Exchange: more than clients put into a message of that size. To book so many takes some 4 ms, in which nobody
