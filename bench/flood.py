@@ -130,7 +130,7 @@ class Subject:
             "segments": [_segments] * _THREADS,
             "messages": [_small] * _THREADS,
             "large messages": [_large] * 2,
-            "strangers' messages": [_strange] * 2,
+            "messages of nobody": [_strange] * 2,
             "batches": [_batches] * 2,
             "spin": [],
         }

@@ -19,7 +19,7 @@ from figure import MIB, TIMEOUT, Figure, Plan, Row, Target
 from machine import PAGE, cpu_seconds, warm
 from processes import Server, Worker, everybody, fill, settled, verify, workers
 
-_STRANGERS = "strangers' messages"
+_STRANGERS = "messages of nobody"
 _FLOODS = ("segments", "messages", "large messages", _STRANGERS, "batches")
 _NOBODY = 65534
 _PAIRS = 5
@@ -42,16 +42,9 @@ ROWS = (Row("tenants", "two users: what one's flood does to the other's merging"
 
 
 def _figure(size: int, kind: str, ratio: float, note: str, spinning: float) -> Figure:
-    title = f"2 x {size // MIB} MiB identical beside another user's {kind}: until merged, to alone"
-    return Figure(
-        f"tenants.{kind.replace(' ', '-').replace("'", '')}",
-        title,
-        "x",
-        ratio,
-        floor=spinning,
-        target=Target(_MOST, "pagefold"),
-        notes=(note,),
-    )
+    key = kind.replace(" ", "-")
+    title = f"2 x {size // MIB} MiB identical beside another user's flood of {kind}: until merged, to alone"
+    return Figure(f"tenants.{key}", title, "x", ratio, floor=spinning, target=Target(_MOST, "pagefold"), notes=(note,))
 
 
 def _ratio(plan: Plan, server: Server, shared: str, crew: list[Worker], size: int, kind: str) -> tuple[float, str]:

@@ -123,7 +123,7 @@ def test_the_floods_of_another_user_do_not_keep_anybody_from_merging(tmp_path: P
     assert ended.returncode == 0, ended.stderr
     rows = {row["key"]: row for row in json.loads(path.read_text())["rows"]}
     assert set(rows) == {
-        f"tenants.{flood}" for flood in ("segments", "messages", "large-messages", "strangers-messages", "batches")
+        f"tenants.{flood}" for flood in ("segments", "messages", "large-messages", "messages-of-nobody", "batches")
     }
     for row in rows.values():
         assert row["pagefold"]["median"] > 0
