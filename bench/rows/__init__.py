@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 from figure import Row
-from rows import books, crowd, idle, large, merging, soon, writes
+from rows import books, crowd, idle, large, merging, soon, tenants, writes
 
-ROWS: tuple[Row, ...] = (*merging.ROWS, *idle.ROWS, *writes.ROWS, *books.ROWS, *soon.ROWS, *crowd.ROWS, *large.ROWS)
+ROWS: tuple[Row, ...] = (
+    *merging.ROWS,
+    *idle.ROWS,
+    *writes.ROWS,
+    *books.ROWS,
+    *soon.ROWS,
+    *crowd.ROWS,
+    *large.ROWS,
+    *tenants.ROWS,
+)

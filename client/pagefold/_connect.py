@@ -9,6 +9,7 @@ import contextlib
 import errno
 import functools
 import os
+import secrets
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -133,6 +134,7 @@ def _connect(wanted: Wanted, parent: Parts | None = None) -> Client:
             raise no_segment(PAGE, error) from error
         release = _Release(lease)
         undo.callback(release)
+        proof = _write_proof(lease.fd)
         try:
             space, way = _make_space(tier, lease.fd, budget, disabled, way, asked_tracker is not None)
         except OSError as error:
@@ -152,7 +154,7 @@ def _connect(wanted: Wanted, parent: Parts | None = None) -> Client:
             kin.in_child = lambda at_once: [act() for act in (forget if at_once else forget[:1])]
         undo.callback(_close_locked, kin, used)
         conversation = Conversation(space, used, bell.ring)
-        _hello(kin, conversation, where, _hello_request(lease.name, tier, way, domain), autostart)
+        _hello(kin, conversation, where, _hello_request(lease.name, proof, tier, way, domain), autostart)
         arena = Arena(kin, space, conversation, Buffer, backing=where_from)
         forget += [arena.forget, conversation.forget]
         conversation.watch(arena)
@@ -209,7 +211,23 @@ class _Release:
         os.close(self._lease.fd)
 
 
-def _hello_request(lease: str, tier: _tier.Barrier, way: _tracker.Tracker, domain: str) -> pb.HelloRequest:
+def _write_proof(lease: int) -> bytes:
+    """Gives the lease a content that only its owner can show: its name can be read by everybody.
+
+    Raises:
+        OutOfSharedMemory: there is no room for it.
+    """
+    proof = secrets.token_bytes(_names.PROOF_BYTES)
+    try:
+        os.pwrite(lease, proof, 0)
+    except OSError as error:
+        raise no_segment(PAGE, error) from error
+    return proof
+
+
+def _hello_request(
+    lease: str, proof: bytes, tier: _tier.Barrier, way: _tracker.Tracker, domain: str
+) -> pb.HelloRequest:
     tiers: dict[_tier.Barrier, pb.Tier] = {"uffd": pb.TIER_UFFD, "user": pb.TIER_USER, "off": pb.TIER_OFF}
     return pb.HelloRequest(
         protocol=PROTOCOL,
@@ -222,6 +240,7 @@ def _hello_request(lease: str, tier: _tier.Barrier, way: _tracker.Tracker, domai
         doorbell=_names.doorbell_for(lease),
         tier=tiers[tier],
         tracker=pb.TRACKER_PAGEMAP if way == "pagemap" else pb.TRACKER_CHECKSUM,
+        proof=proof,
     )
 
 

@@ -32,6 +32,9 @@ LEASE: Final = "l"
 POOL: Final = "p"
 DOORBELL: Final = "d"
 
+PROOF_BYTES: Final = 32
+"""A lease begins with so many random bytes. Who shows them may read it, and so is its owner, or root."""
+
 _FORM: Final = re.compile(r"/pagefold-([slpd])-([0-9a-f]{32})")
 # A sweep has to hit the instant between two system calls; this many times in a row it is no accident.
 _ATTEMPTS: Final = 100

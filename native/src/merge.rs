@@ -13,6 +13,7 @@ use crate::space::Inner;
 use crate::states::State;
 use crate::sys::mmap::Look;
 use crate::view::View;
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 /// Pages that may lie between two runs that are switched under one lock, after one look at what is there. Each has a
@@ -115,7 +116,7 @@ impl Inner {
         view.agenda.stir();
         // Reading a hole would allocate it; where there is no room, that is SIGBUS. A page was a hole when it was proposed
         // only if somebody lies, but it may have become one since; while the lock is held it becomes none.
-        let present = view.memory.range.resident(bytes(span.first), bytes(span.count));
+        let present = view.memory.range.resident(bytes(span.first), bytes(span.count), view.memory.segment().as_fd());
         let readable = |page: usize| present[page - span.first];
         let began = Instant::now();
         let mut first = true;

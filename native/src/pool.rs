@@ -68,7 +68,7 @@ impl Pool {
         let there = words(frames).all(|(at, mask)| {
             let known = self.known.entry(at).or_insert_with(|| {
                 let offset = bytes(at * 64);
-                let present = look.resident(offset, bytes(64).min(look.bytes() - offset));
+                let present = look.resident(offset, bytes(64).min(look.bytes() - offset), self.fd.as_fd());
                 present.into_iter().enumerate().fold(0, |word, (n, is)| word | u64::from(is) << n)
             });
             *known & mask == mask

@@ -79,7 +79,7 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
     @answered
     async def ListDomains(self, request: pb.ListDomainsRequest, context: _Context) -> pb.ListDomainsReply:  # noqa: N802
         """The domains, each with its counters."""
-        return pb.ListDomainsReply(domains=self._observer.domains())
+        return pb.ListDomainsReply(domains=self._observer.domains(), tenants=self._observer.tenants())
 
     @answered
     async def GetConfig(self, request: pb.GetConfigRequest, context: _Context) -> pb.GetConfigReply:  # noqa: N802

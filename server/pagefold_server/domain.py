@@ -17,10 +17,14 @@ from pagefold._backing import spare_pages
 from pagefold_proto.v1 import memory_pb2 as pb
 
 from pagefold_server import engines
+from pagefold_server.advisor import Advisor
 from pagefold_server.engine import EngineCounters, EngineOptions, PassReport, Step
 from pagefold_server.errors import LimitReached
 from pagefold_server.settings import Settings
 from pagefold_server.settle import Look, Settlers
+from pagefold_server.shares import Share
+from pagefold_server.tenants import Tenant
+from pagefold_server.throttle import Throttle
 
 _IDLE_FIRST: Final = 1.0  # seconds between passes that find nothing new; doubles
 _IDLE_MOST: Final = 16.0
@@ -82,7 +86,7 @@ class Domain:
     """See the head of this file.
 
     Args:
-        uid: of its processes.
+        tenant: whose processes are in it.
         label: narrows it further.
         engine: which one.
         options: for it.
@@ -92,10 +96,11 @@ class Domain:
         past: the pool was taken over, and there may be mappings of its frames that nobody has reported yet.
     """
 
-    def __init__(self, uid: int, label: str, engine: str, options: EngineOptions, tag: str = "") -> None:
-        self.uid = uid
+    def __init__(self, tenant: Tenant, label: str, engine: str, options: EngineOptions, tag: str = "") -> None:
+        self.tenant = tenant
+        self.uid = tenant.uid
         self.label = label
-        self.pool, self.engine, self.past = engines.make(engine, uid, options, tag)
+        self.pool, self.engine, self.past = engines.make(engine, tenant.uid, options, tag)
         self._options = options
         self._outstanding = options.max_outstanding  # as the engine was told last
         self.members: dict[int, Member] = {}
@@ -104,7 +109,11 @@ class Domain:
         self.unmerging = False
         self.fault = ""  # what the engine died of, if it did
         self.due = 0.0  # when to go on scanning
-        self.served = 0.0  # when it was scanned last; who waited longest comes first
+        self.served = 0.0  # when it was scanned last
+        self.share = Share()  # its place among the tenant's domains
+        self.is_due = False  # and counts as such in `tenant.due`
+        self.throttle, self.advisor = Throttle(), Advisor()  # of everyday passes
+        self.slice_pages = 64  # in the next sub-slice
         self.full: OSError | None = None  # why the last pass had no room for frames
         self.began = 0.0  # when the pass under way began
         self._mid_pass = False
@@ -307,6 +316,8 @@ class Domain:
         """
         if not self.closed:
             self.closed = True
+            self.tenant.due -= self.is_due
+            self.is_due = False
             self.give_up()
             self.pool.close(unlink=not (self.past or (stopping and self.pool.slots())))
 
@@ -329,17 +340,26 @@ class Domains:
     def __len__(self) -> int:
         return len(self._domains)
 
-    def get(self, uid: int, label: str, settings: Settings) -> Domain:
+    def find(self, uid: int, label: str) -> Domain | None:
+        """The domain of that user and label, if there is one."""
+        return self._domains.get((uid, label))
+
+    def of(self, tenant: Tenant) -> list[Domain]:
+        """Those of one tenant."""
+        return [domain for domain in self._domains.values() if domain.tenant is tenant]
+
+    def get(self, tenant: Tenant, label: str, settings: Settings) -> Domain:
         """The domain of that user and label, made if there is none.
 
         Raises:
             LimitReached: its pool cannot be made.
         """
+        uid = tenant.uid
         domain = self._domains.get((uid, label))
         if domain is None:
             try:
-                tag = _names.tag_of(self.address, uid, label)
-                domain = Domain(uid, label, settings.engine, settings.engine_options, tag)
+                tag = _names.tag_of(self.address, tenant.uid, label)
+                domain = Domain(tenant, label, settings.engine, settings.engine_options, tag)
             except OSError as error:
                 raise LimitReached(f"no frame pool can be made: {error.strerror}") from error
             domain.unmerge(settings.run == 2)

@@ -33,7 +33,7 @@ class Bell(Protocol):
 class PosixBell:
     """A doorbell rung by posix_ipc, where the native way does not work."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, _owner: int | None = None) -> None:
         try:
             self._semaphore = posix_ipc.Semaphore(name)
         except posix_ipc.Error as error:
@@ -55,7 +55,7 @@ class Bells:
     """Opens clients' doorbells, in the way that works here."""
 
     def __init__(self) -> None:
-        self._make: Final[Callable[[str], Bell]] = Doorbell if _native_works() else PosixBell
+        self._make: Final[Callable[[str, int | None], Bell]] = Doorbell if _native_works() else PosixBell
 
     def open(self, name: str, uid: int) -> Bell:
         """Opens a client's doorbell.
@@ -70,7 +70,7 @@ class Bells:
                 raise NotASegment(f"{name} is not a semaphore")
             if found.st_uid != uid:
                 raise WrongOwner(f"{name} belongs to uid {found.st_uid}, not to uid {uid}")
-            return self._make(name)
+            return self._make(name, uid)  # which looks again, at what it has opened
         except OSError as error:
             raise NotASegment(f"{name} cannot be opened: {error.strerror or error}") from error
 

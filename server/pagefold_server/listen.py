@@ -6,12 +6,16 @@ the socket, and holds that lock for as long as the socket is there:
     DIR/               0700, ours, no link
     DIR/server.pid     flock(LOCK_EX) by the server, whose pid it holds
     DIR/server.sock    made with umask 0077
+
+An address for other users is the same, but for what they need to come in: they may search DIR (0755), which nobody but
+us may write to, and connect to the socket (0666, or 0660 and a group of its own).
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import grp
 import os
 import stat
 from collections.abc import Iterator
@@ -22,6 +26,8 @@ from pagefold._address import Address, AddressError, verify_directory
 
 from pagefold_server.errors import AddressRefused, AlreadyRunning
 from pagefold_server.settings import Settings
+
+_OTHERS_WRITE = 0o022
 
 
 class PidFile:
@@ -70,19 +76,24 @@ class Listener:
 
     Args:
         server: not yet started.
-        settings: address, certificate and key.
+        settings: certificate, key, and who else may connect.
+        address: where to listen. None: `settings.address`.
+        shared: users other than ours are to reach it.
 
     Raises:
         AlreadyRunning: another server has it.
         AddressRefused: it cannot be had, or only at the price of safety.
     """
 
-    def __init__(self, server: grpc.aio.Server, settings: Settings) -> None:
-        self.address = _address_of(settings)
+    def __init__(
+        self, server: grpc.aio.Server, settings: Settings, address: Address | None = None, shared: bool = False
+    ) -> None:
+        self.address = address or _address_of(settings)
+        self._shared = shared
         self._pid_file: PidFile | None = None
         try:
             if self.address.scheme == "unix":
-                self._listen_unix(server)
+                self._listen_unix(server, settings)
             else:
                 self._listen_tcp(server, settings)
         except (OSError, RuntimeError) as error:
@@ -97,9 +108,12 @@ class Listener:
             self._pid_file.close()
             self._pid_file = None
 
-    def _listen_unix(self, server: grpc.aio.Server) -> None:
+    def _listen_unix(self, server: grpc.aio.Server, settings: Settings) -> None:
         path = Path(self.address.path)
-        _prepare_directory(path.parent)
+        if self._shared:
+            _prepare_shared_directory(path.parent)
+        else:
+            _prepare_directory(path.parent)
         with _umask(0o077):
             self._pid_file = PidFile(path)
             with contextlib.suppress(FileNotFoundError):
@@ -109,6 +123,8 @@ class Listener:
                     raise AddressRefused(f"{path} exists and is no socket: remove it, or choose another address")
                 path.unlink()  # of a server that died: the lock is ours
             server.add_insecure_port(self.address.grpc_target)
+        if self._shared:
+            _open_to_others(path, settings.tenants_group)
 
     def _listen_tcp(self, server: grpc.aio.Server, settings: Settings) -> None:
         if settings.tls_cert is not None and settings.tls_key is not None:
@@ -139,6 +155,32 @@ def _prepare_directory(directory: Path) -> None:
         verify_directory(str(directory))
     except AddressError as error:
         raise AddressRefused(str(error)) from error
+
+
+def _prepare_shared_directory(directory: Path) -> None:
+    """Makes the directory of a socket for others if need be, and makes sure that nobody else can put one there."""
+    with contextlib.suppress(FileExistsError):
+        directory.mkdir(mode=0o755)
+        directory.chmod(0o755)  # whatever the umask
+    found = directory.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & _OTHERS_WRITE:
+        raise AddressRefused(
+            f"{directory} must be a directory of uid {os.geteuid()} that nobody else may write to, or others could put "
+            f"a socket of theirs there: chown {os.geteuid()} {directory}; chmod 755 {directory}"
+        )
+
+
+def _open_to_others(path: Path, group: str) -> None:
+    """Lets the members of a group connect, or everybody. The directory is ours, so the path is the socket's."""
+    if not group:
+        path.chmod(0o666)
+        return
+    try:
+        number = int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid
+    except KeyError as error:
+        raise AddressRefused(f"tenants_group: there is no group {group}: groupadd {group}") from error
+    os.chown(path, -1, number)
+    path.chmod(0o660)
 
 
 @contextlib.contextmanager

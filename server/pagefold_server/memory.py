@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -11,22 +12,26 @@ from pagefold_proto.v1 import memory_pb2 as pb
 from pagefold_proto.v1 import memory_pb2_grpc
 
 from pagefold_server.engine import Columns, ProtocolViolation
-from pagefold_server.errors import answered
-from pagefold_server.segment import Holder
+from pagefold_server.errors import ServerError, answered
+from pagefold_server.gate import Gate
+from pagefold_server.segment import Holder, Lease
 from pagefold_server.sessions import Sessions
 from pagefold_server.settings import Configuration
+from pagefold_server.tenants import STRANGERS, Tenants
 
-MAX_MESSAGE_BYTES = 4 << 20
-"""Of a request; larger ones are refused by grpc. Replies stay far below."""
+MAX_MESSAGE_BYTES = 1 << 18
+"""Of a request; larger ones are refused by grpc, unread. Clients are told, and cut what they report.."""
 
-MAX_EVENTS = 1 << 17
-"""In one Exchange: several times what a client drains at a time, and what can be booked in a fraction of a second."""
+MAX_EVENTS = 1 << 13
+"""In one Exchange: more than clients put into a message of that size. To book so many takes some 4 ms, in which nobody
+else is served."""
 
 MAX_EVENT_PAGES = 1 << 25
 """In one Exchange, all events together: what they cost is pages, not events. It is 128 GiB, far above what a client
 does between two calls."""
 
 _Context = grpc.aio.ServicerContext[Any, Any]
+_InSession = pb.AddSegmentRequest | pb.ExchangeRequest | pb.DropSegmentRequest | pb.ByeRequest
 
 
 class MemoryServicer(memory_pb2_grpc.MemoryServicer):
@@ -34,19 +39,23 @@ class MemoryServicer(memory_pb2_grpc.MemoryServicer):
 
     Args:
         sessions: where everything happens.
+        tenants: whose calls take turns.
         configuration: what clients are told of it at Hello.
         instance: 16 bytes that no other start of a server has.
     """
 
-    def __init__(self, sessions: Sessions, configuration: Configuration, instance: bytes) -> None:
+    def __init__(self, sessions: Sessions, tenants: Tenants, configuration: Configuration, instance: bytes) -> None:
         self._sessions = sessions
+        self._tenants = tenants
+        self._gate = Gate(tenants)
         self._configuration = configuration
         self._instance = instance
 
     @answered
     async def Hello(self, request: pb.HelloRequest, context: _Context) -> pb.HelloReply:  # noqa: N802
         """Opens a session."""
-        session = self._sessions.hello(request)
+        async with self._hello_turn(request) as lease:
+            session = self._sessions.hello(request, lease)
         settings = self._configuration.now
         return pb.HelloReply(
             session=session.token,
@@ -62,42 +71,64 @@ class MemoryServicer(memory_pb2_grpc.MemoryServicer):
     async def AddSegment(self, request: pb.AddSegmentRequest, context: _Context) -> pb.AddSegmentReply:  # noqa: N802
         """Makes a segment known."""
         holder = Holder(request.pid, request.descriptor) if request.backing == pb.BACKING_MEMFD else None
-        self._sessions.add_segment(
-            request.session,
-            request.segment,
-            request.name,
-            request.pages,
-            request.address,
-            holder,
-            request.inherited,
-        )
+        async with self._turn(request):
+            self._sessions.add_segment(
+                request.session,
+                request.segment,
+                request.name,
+                request.pages,
+                request.address,
+                holder,
+                request.inherited,
+            )
         return pb.AddSegmentReply()
 
     @answered
     async def Exchange(self, request: pb.ExchangeRequest, context: _Context) -> pb.ExchangeReply:  # noqa: N802
         """Events go up, instructions come down."""
         gauges = request.gauges if request.HasField("gauges") else None
-        return self._sessions.exchange(
-            request.session,
-            request.sequence,
-            lambda: columns(request.events),
-            gauges,
-            request.settling,
-            request.looked,
-            request.resuming,
-        )
+        async with self._turn(request):
+            return self._sessions.exchange(
+                request.session,
+                request.sequence,
+                lambda: columns(request.events),
+                gauges,
+                request.settling,
+                request.looked,
+                request.resuming,
+            )
 
     @answered
     async def DropSegment(self, request: pb.DropSegmentRequest, context: _Context) -> pb.DropSegmentReply:  # noqa: N802
         """Forgets a segment."""
-        self._sessions.drop_segment(request.session, request.segment)
+        async with self._turn(request):
+            self._sessions.drop_segment(request.session, request.segment)
         return pb.DropSegmentReply()
 
     @answered
     async def Bye(self, request: pb.ByeRequest, context: _Context) -> pb.ByeReply:  # noqa: N802
         """Ends a session."""
-        self._sessions.bye(request.session)
+        async with self._turn(request):
+            self._sessions.bye(request.session)
         return pb.ByeReply()
+
+    def _turn(self, request: _InSession) -> AbstractAsyncContextManager[None]:
+        return self._gate.turn(self._sessions.tenant_of(request.session), request.ByteSize())
+
+    @asynccontextmanager
+    async def _hello_turn(self, request: pb.HelloRequest) -> AsyncIterator[Lease]:
+        """The turn of whoever can prove who he is. The others wait for one too, to be refused."""
+        try:
+            lease = self._sessions.admit(request)
+        except ServerError:
+            async with self._gate.turn(self._tenants.get(STRANGERS), request.ByteSize()):
+                raise
+        try:
+            async with self._gate.turn(self._tenants.get(lease.uid), request.ByteSize()):
+                yield lease
+        except BaseException:  # the caller may have hung up while it waited
+            lease.close()
+            raise
 
 
 def columns(events: pb.Events) -> Columns:

@@ -23,6 +23,7 @@ import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from pagefold._address import Address, parse
 from pagefold._version import __version__
 from pagefold_proto.v1 import admin_pb2, admin_pb2_grpc, memory_pb2, memory_pb2_grpc
 
@@ -37,10 +38,12 @@ from pagefold_server.pacing import Pacer, every
 from pagefold_server.sessions import Sessions
 from pagefold_server.settings import Configuration, Settings
 from pagefold_server.status import Observer
-from pagefold_server.sweep import sweep
+from pagefold_server.sweep import sweep, sweep_gently
+from pagefold_server.tenants import Tenants
 
 _GRACE: Final = 2.0  # seconds for calls in flight
 _TEND_SECONDS: Final = 0.5
+_STREAMS: Final = 16  # calls that a connection may carry at a time; clients make one after the other
 _SERVICES: Final = tuple(
     file.DESCRIPTOR.services_by_name[name].full_name for file, name in ((memory_pb2, "Memory"), (admin_pb2, "Admin"))
 )
@@ -59,10 +62,12 @@ class Server:
         self.configuration = Configuration(settings)
         self._ended = asyncio.Event()
         self._listener: Listener | None = None
+        self._tenants_listener: Listener | None = None
+        self._servers: list[grpc.aio.Server] = []
         self._tasks: list[asyncio.Task[None]] = []
-        self._domains = Domains()
-        self._pacer = Pacer(self._domains, self.configuration)
-        self._sessions = Sessions(self._domains, self.configuration, self._pacer.wake)
+        self._domains, self._tenants = Domains(), Tenants()
+        self._pacer = Pacer(self._domains, self._tenants, self.configuration)
+        self._sessions = Sessions(self._domains, self._tenants, self.configuration, self._pacer.wake)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # missing in the stubs
         self.configuration.on_change(self._configure)
 
@@ -80,35 +85,49 @@ class Server:
         """
         settings = self.configuration.now
         _raise_descriptor_limit()
-        self._grpc = grpc.aio.server(
-            interceptors=_interceptors(settings),
-            options=(
-                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-                ("grpc.so_reuseport", 0),  # else a second server shares a TCP port in silence
-            ),
-        )
-        self._listener = Listener(self._grpc, settings)
+        private = _grpc_server(settings, settings.listen)
+        self._listener = Listener(private, settings)
         self._domains.address = self.address
-        self._add_services()
-        await self._grpc.start()
+        memory = MemoryServicer(self._sessions, self._tenants, self.configuration, secrets.token_bytes(16))
+        memory_pb2_grpc.add_MemoryServicer_to_server(memory, private)  # type: ignore[no-untyped-call]
+        self._add_operators_services(private)
+        self._servers = [private]
+        if settings.tenants_address:
+            self._serve_tenants(memory, settings)
+        for server in self._servers:
+            await server.start()
         self._tasks = [
-            asyncio.create_task(every(lambda: self.configuration.now.sweep_seconds, _sweep, "sweep")),
+            asyncio.create_task(every(lambda: self.configuration.now.sweep_seconds, sweep_gently, "sweep")),
             asyncio.create_task(every(lambda: _TEND_SECONDS, self._tend, "tend")),
             asyncio.create_task(self._scan()),
         ]
         for service in ("", *_SERVICES):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
-        _log.info("serving", address=self.address, pid=os.getpid(), version=__version__)
+        _log.info(
+            "serving", address=self.address, tenants_address=self.tenants_address, pid=os.getpid(), version=__version__
+        )
         _tell_ready(settings.ready_fd)
 
-    def _add_services(self) -> None:
-        observer = Observer(self.address, self._sessions, self._domains, self._pacer, self.configuration)
-        memory = MemoryServicer(self._sessions, self.configuration, secrets.token_bytes(16))
+    @property
+    def tenants_address(self) -> str:
+        """Where it listens for clients of other users; empty: nowhere."""
+        return str(self._tenants_listener.address) if self._tenants_listener is not None else ""
+
+    def _serve_tenants(self, memory: MemoryServicer, settings: Settings) -> None:
+        """Another way in, which leads to nothing that is for operators: they see everybody, and change everything."""
+        address = parse(settings.tenants_address)
+        shared = _grpc_server(settings, address)
+        self._tenants_listener = Listener(shared, settings, address, shared=True)
+        memory_pb2_grpc.add_MemoryServicer_to_server(memory, shared)  # type: ignore[no-untyped-call]
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, shared)
+        self._servers.append(shared)
+
+    def _add_operators_services(self, server: grpc.aio.Server) -> None:
+        observer = Observer(self.address, self._sessions, self._domains, self._tenants, self._pacer, self.configuration)
         self._admin = AdminServicer(observer, self.configuration, self._sessions, self._domains, self._pacer)
-        memory_pb2_grpc.add_MemoryServicer_to_server(memory, self._grpc)  # type: ignore[no-untyped-call]
-        admin_pb2_grpc.add_AdminServicer_to_server(self._admin, self._grpc)  # type: ignore[no-untyped-call]
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
+        admin_pb2_grpc.add_AdminServicer_to_server(self._admin, server)  # type: ignore[no-untyped-call]
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
 
     def end(self) -> None:
         """Makes `serve` return."""
@@ -127,7 +146,7 @@ class Server:
         self._admin.stop()
         for domain in self._domains:
             domain.give_up()
-        await self._grpc.stop(_GRACE)
+        await asyncio.gather(*(server.stop(_GRACE) for server in self._servers))
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -138,9 +157,10 @@ class Server:
         """Gives back all that outlives a process. Nothing works any more afterwards."""
         self._sessions.close()
         self._domains.close()
-        _sweep()  # names that were kept for clients that have gone meanwhile
-        if self._listener is not None:
-            self._listener.close()
+        sweep()  # names that were kept for clients that have gone meanwhile
+        for listener in (self._tenants_listener, self._listener):
+            if listener is not None:
+                listener.close()
 
     def reload(self) -> None:
         """Reads file and environment again (SIGHUP)."""
@@ -224,10 +244,21 @@ def _handle_signals(server: Server) -> None:
     loop.add_signal_handler(signal.SIGHUP, server.reload)
 
 
-def _interceptors(settings: Settings) -> list[TokenInterceptor]:
+def _grpc_server(settings: Settings, address: Address) -> grpc.aio.Server:
+    return grpc.aio.server(
+        interceptors=_interceptors(settings, address),
+        options=(
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_concurrent_streams", _STREAMS),
+            ("grpc.so_reuseport", 0),  # else a second server shares a TCP port in silence
+        ),
+    )
+
+
+def _interceptors(settings: Settings, address: Address) -> list[TokenInterceptor]:
     if settings.token_file is None:
         return []
-    if settings.listen.scheme == "unix":
+    if address.scheme == "unix":
         _log.warning("token_file is not used: a Unix socket's directory says who may connect")
         return []
     if settings.tls_cert is None:
@@ -240,10 +271,6 @@ def _raise_descriptor_limit() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _sweep() -> None:
-    sweep()
 
 
 def _tell_ready(fd: int) -> None:

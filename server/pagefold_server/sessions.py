@@ -6,6 +6,7 @@ impossible is excluded and nobody else notices; references go when the lease is 
 
 from __future__ import annotations
 
+import hmac
 import itertools
 import mmap
 import os
@@ -29,10 +30,12 @@ from pagefold_server.errors import (
     SegmentInUse,
     ShuttingDown,
     UnknownSession,
+    WrongOwner,
 )
 from pagefold_server.segment import Holder, Lease, Segment
 from pagefold_server.session import Session
 from pagefold_server.settings import Configuration
+from pagefold_server.tenants import STRANGERS, Quotas, Tenant, Tenants
 
 PROTOCOL: Final = 1
 MAX_PROGRAM: Final = 255
@@ -50,12 +53,17 @@ class Sessions:
 
     Args:
         domains: in which the sessions are.
+        tenants: whose they are.
         configuration: limits, asked anew every time.
         wake: called when a domain is to be scanned earlier than planned.
     """
 
-    def __init__(self, domains: Domains, configuration: Configuration, wake: Callable[[], None]) -> None:
+    def __init__(
+        self, domains: Domains, tenants: Tenants, configuration: Configuration, wake: Callable[[], None]
+    ) -> None:
         self._domains = domains
+        self._tenants = tenants
+        self._quotas = Quotas(configuration)
         self._configuration = configuration
         self._wake = wake
         self._bells = Bells()
@@ -73,26 +81,39 @@ class Sessions:
 
     # What clients call
 
-    def hello(self, said: pb.HelloRequest) -> Session:
-        """Opens a session.
+    def admit(self, said: pb.HelloRequest) -> Lease:
+        """Finds out whose a Hello is: the first half of it, which costs little whoever sends it.
+
+        Raises:
+            ServerError: nobody's who may open a session.
+        """
+        if self.closing:
+            raise ShuttingDown("the server is stopping; connect again")
+        _check_hello(said)
+        lease = Lease(said.lease, None if os.geteuid() == 0 else os.geteuid())
+        # The names of others' leases can be read in /dev/shm, and what they hold cannot.
+        if not hmac.compare_digest(os.pread(lease.fd, _names.PROOF_BYTES, 0), said.proof) or not any(said.proof):
+            lease.close()
+            raise WrongOwner(f"{said.lease} is somebody else's lease: the proof is not what it holds")
+        return lease
+
+    def hello(self, said: pb.HelloRequest, lease: Lease) -> Session:
+        """Opens a session. The lease, from `admit`, is the session's then; it is closed if there is none.
 
         Raises:
             ServerError: it may not; see the table in errors.py.
         """
         settings = self._configuration.now
-        if self.closing:
-            raise ShuttingDown("the server is stopping; connect again")
-        _check_hello(said)
-        if len(self._by_client) >= settings.max_sessions:
-            raise LimitReached(f"there are {settings.max_sessions} sessions already: raise max_sessions")
-        lease = Lease(said.lease, None if os.geteuid() == 0 else os.geteuid())
+        tenant = self._tenants.get(lease.uid)
         try:
-            bell = self._bells.open(said.doorbell, lease.uid)
             self._drop_unused(lease)
-            domain = self._domains.get(lease.uid, said.label, settings)
+            self._check_room(tenant, said.label)
+            bell = self._bells.open(said.doorbell, lease.uid)
+            domain = self._domains.get(tenant, said.label, settings)
         except BaseException:
             lease.close()
             raise
+        tenant.sessions += 1
         now = time.monotonic()
         session = Session(
             client=next(self._numbers),
@@ -145,6 +166,9 @@ class Sessions:
         together = sum(other.pages for other in session.segments.values()) + pages
         if pages <= settings.max_segment_pages < together:  # a segment that is too large alone is another error
             raise LimitReached(f"{settings.max_segment_pages} pages are a session's limit: raise max_segment_pages")
+        tenant = session.domain.tenant
+        if pages <= settings.max_segment_pages:
+            self._quotas.check_segment(tenant, pages)
         segment = Segment(name, session.lease.uid, pages, settings.max_segment_pages, holder)
         try:
             session.domain.engine.add_segment(session.client, number, segment.fd, pages, session.tracked)
@@ -155,6 +179,8 @@ class Sessions:
         session.addresses[number] = address
         if inherited:
             session.inherited.add(number)
+        tenant.segments += 1
+        tenant.pages += pages
         session.domain.stir()
         self._wake()
 
@@ -165,9 +191,12 @@ class Sessions:
             return
         if not session.domain.engine.drop_segment(session.client, number):
             raise SegmentInUse(f"pages of segment {number} map frames, or are about to: report them Released first")
-        session.segments.pop(number).close()
+        segment = session.segments.pop(number)
         session.addresses.pop(number, None)
         session.inherited.discard(number)
+        session.domain.tenant.segments -= 1
+        session.domain.tenant.pages -= segment.pages
+        segment.close()
 
     def exchange(
         self,
@@ -203,6 +232,7 @@ class Sessions:
         except Exception as error:  # the server's own faults too: its books of this client may be half written
             raise self._excluded(session, error) from error
         if gauges is not None:
+            domain.tenant.mappings += gauges.mappings - session.gauges.mappings
             session.gauges.CopyFrom(gauges)
         session.resumed = not resuming
         answers = any(kind in _ANSWERS for kind in events.kind)
@@ -223,6 +253,11 @@ class Sessions:
         if session.report is not None:  # this very call was the answer that was missing
             reply.settle_report.CopyFrom(session.report)
         return reply
+
+    def tenant_of(self, token: bytes) -> Tenant:
+        """Whose session has that token."""
+        session = self._by_token.get(token)
+        return self._tenants.get(STRANGERS) if session is None else session.domain.tenant
 
     def bye(self, token: bytes) -> None:
         """Ends a session. Its references stay until its lease is free, or go now if there are none."""
@@ -268,6 +303,14 @@ class Sessions:
         if self.closing:
             raise ShuttingDown("the server is stopping; connect again")
         return session
+
+    def _check_room(self, tenant: Tenant, label: str) -> None:
+        most = self._configuration.now.max_sessions
+        if len(self._by_client) >= most:
+            raise LimitReached(f"there are {most} sessions already: raise max_sessions")
+        self._quotas.check_session(tenant)
+        if self._domains.find(tenant.uid, label) is None:
+            self._quotas.check_domain(tenant, len(self._domains.of(tenant)))
 
     def _settle(self, session: Session, settling: int) -> None:
         if settling == session.settling:
@@ -337,6 +380,11 @@ class Sessions:
         self._wake()
         domain.engine.remove_client(session.client)
         del domain.members[session.client]
+        tenant = domain.tenant
+        tenant.sessions -= 1
+        tenant.segments -= len(session.segments)
+        tenant.pages -= sum(segment.pages for segment in session.segments.values())
+        tenant.mappings -= session.gauges.mappings
         session.close()
         _log.info("session over", client=session.client, pid=session.hello.pid, why=why)
         if domain.members:

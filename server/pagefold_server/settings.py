@@ -49,6 +49,14 @@ class Settings(BaseSettings):
     )
 
     address: str = Field("", description="where to listen: unix:/path or tcp:HOST:PORT; empty: per user")
+    tenants_address: str = Field(
+        "",
+        description="where clients of other users connect too: unix:/path or tcp:HOST:PORT. They reach nothing that is "
+        "for operators there; empty: nowhere",
+    )
+    tenants_group: str = Field(
+        "", description="group whose members may connect to a Unix socket for other users; empty: everybody"
+    )
     token_file: Path | None = Field(None, description="file with the bearer token that TCP callers must show")
     tls_cert: Path | None = Field(None, description="file with the certificate chain (PEM) for TCP")
     tls_key: Path | None = Field(None, description="file with the certificate's private key (PEM)")
@@ -116,6 +124,31 @@ class Settings(BaseSettings):
     max_segment_pages: int = Field(
         1 << 28, ge=1, le=1 << 32, description="most pages in a session's segments together", json_schema_extra=_LIVE
     )
+    tenant_max_sessions: int = Field(
+        1024, ge=0, description="most sessions of one user; 0: no quota", json_schema_extra=_LIVE
+    )
+    tenant_max_domains: int = Field(
+        64, ge=0, description="most labels that one user's sessions have; 0: no quota", json_schema_extra=_LIVE
+    )
+    tenant_max_segments: int = Field(
+        16384, ge=0, description="most segments of one user; 0: no quota", json_schema_extra=_LIVE
+    )
+    tenant_max_bytes: int = Field(
+        1 << 42, ge=0, description="most bytes of one user's segments together; 0: no quota", json_schema_extra=_LIVE
+    )
+    tenant_max_mappings: int = Field(
+        1 << 20,
+        ge=0,
+        description="mappings of one user's clients together from which on nothing is added; 0: no quota",
+        json_schema_extra=_LIVE,
+    )
+    tenant_cpu_percent: float = Field(
+        0,
+        ge=0,
+        le=6400,
+        description="most of one core to spend on scanning for one user; 0: what is fair",
+        json_schema_extra=_LIVE,
+    )
     max_batch_pages: int = Field(
         16384,
         ge=1,
@@ -152,7 +185,7 @@ class Settings(BaseSettings):
         """Only what `load` hands over: it asks the sources itself, to know which value is whose."""
         return (init_settings,)
 
-    @field_validator("address")
+    @field_validator("address", "tenants_address")
     @classmethod
     def _check_address(cls, address: str) -> str:
         if address:

@@ -19,6 +19,7 @@ from pagefold_server.segment import SHM
 from pagefold_server.session import Session
 from pagefold_server.sessions import PROTOCOL, Sessions
 from pagefold_server.settings import Configuration
+from pagefold_server.tenants import Tenant, Tenants
 
 PAGE: Final = mmap.PAGESIZE
 
@@ -30,16 +31,24 @@ class Observer:
         address: at which it listens.
         sessions: that it has.
         domains: that it has.
+        tenants: whose they are.
         pacer: that scans them.
         configuration: as it is now.
     """
 
     def __init__(
-        self, address: str, sessions: Sessions, domains: Domains, pacer: Pacer, configuration: Configuration
+        self,
+        address: str,
+        sessions: Sessions,
+        domains: Domains,
+        tenants: Tenants,
+        pacer: Pacer,
+        configuration: Configuration,
     ) -> None:
         self._address = address
         self._sessions = sessions
         self._domains = domains
+        self._tenants = tenants
         self._pacer = pacer
         self._configuration = configuration
         self._started = time.monotonic()
@@ -88,6 +97,11 @@ class Observer:
         """The domains, each with its counters."""
         return [self._domain(domain) for domain in self._domains]
 
+    def tenants(self) -> list[pb.TenantInfo]:
+        """The users that hold something, by uid."""
+        found = sorted(self._tenants, key=lambda tenant: tenant.uid)
+        return [self._tenant(tenant) for tenant in found if tenant.sessions]
+
     def _client(self, session: Session) -> pb.ClientInfo:
         now = time.monotonic()
         merged, proposed = session.domain.engine.merged_pages(session.client)
@@ -122,6 +136,22 @@ class Observer:
             counters=counters(domain.engine.counters()),
             pool=domain.pool.name,
             pool_bytes=domain.pool.bytes_allocated(),
+            cpu_seconds=domain.share.used,
+        )
+
+    def _tenant(self, tenant: Tenant) -> pb.TenantInfo:
+        domains = self._domains.of(tenant)
+        return pb.TenantInfo(
+            uid=tenant.uid,
+            sessions=tenant.sessions,
+            domains=len(domains),
+            segments=tenant.segments,
+            bytes=tenant.pages * PAGE,
+            mappings=tenant.mappings,
+            scan_cpu_seconds=tenant.scanned,
+            call_cpu_seconds=tenant.answered,
+            calls_delayed=tenant.delayed,
+            pool_bytes=sum(domain.pool.bytes_allocated() for domain in domains),
         )
 
     def _trouble(self, sessions: list[Session]) -> Iterator[str]:

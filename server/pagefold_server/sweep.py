@@ -7,10 +7,12 @@ client may be between making the one and the other. Nothing is ever truncated or
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import stat
 import time
+from collections.abc import Iterator
 from typing import Final
 
 import structlog
@@ -20,6 +22,8 @@ from pagefold_server.segment import SHM
 
 _YOUNG: Final = 5.0  # seconds for which a doorbell without a lease is left alone
 _LOCKED: Final[tuple[_names.LockedKind, ...]] = (_names.SEGMENT, _names.LEASE, _names.POOL)
+_AT_ONCE: Final = 0.001  # seconds between two pauses of a gentle sweep
+_PAUSE: Final = 0.004  # seconds: a fifth of the processor is left to it
 _SEMAPHORE: Final = "sem."
 
 _log = structlog.get_logger("pagefold.sweep")
@@ -27,12 +31,39 @@ _log = structlog.get_logger("pagefold.sweep")
 
 def sweep() -> list[str]:
     """Unlinks stale names of ours; of everybody, if we are root. Returns what was unlinked."""
-    entries = os.listdir(SHM)
-    gone = [name for name in (f"/{entry}" for entry in entries) if _sweep_object(name)]
-    gone += [entry for entry in entries if entry.startswith(_SEMAPHORE) and _sweep_doorbell(entry)]
+    gone = [name for name in _steps() if name]
+    _tell(gone)
+    return gone
+
+
+async def sweep_gently() -> None:
+    """The same, while calls are answered: every user may have as many names there as he likes."""
+    gone, began = [], time.monotonic()
+    for name in _steps():
+        if name:
+            gone.append(name)
+        if time.monotonic() - began > _AT_ONCE:
+            await asyncio.sleep(_PAUSE)
+            began = time.monotonic()
+    _tell(gone)
+
+
+def _steps() -> Iterator[str]:
+    """Looks at a name at a time. What was unlinked, or an empty text. Doorbells last: each goes after its lease."""
+    for doorbells in (False, True):
+        with os.scandir(SHM) as entries:
+            for entry in entries:
+                if entry.name.startswith(_SEMAPHORE) is not doorbells:
+                    continue
+                if doorbells:
+                    yield entry.name if _sweep_doorbell(entry.name) else ""
+                else:
+                    yield f"/{entry.name}" if _sweep_object(f"/{entry.name}") else ""
+
+
+def _tell(gone: list[str]) -> None:
     if gone:
         _log.info("stale names unlinked", names=len(gone), first=gone[0])
-    return gone
 
 
 def _sweep_object(name: str) -> bool:

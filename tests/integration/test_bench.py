@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -113,3 +114,19 @@ def test_an_interrupted_run_leaves_ksm_as_it_was(signum: signal.Signals, tmp_pat
     assert knobs() == before
     assert (KSM / "pages_sharing").read_text() == "0\n"
     assert not (tmp_path / "no.json").exists()
+
+
+@pytest.mark.needs("uffd", "root")
+def test_the_floods_of_another_user_do_not_keep_anybody_from_merging(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    ended = bench("--quick", "--no-kernel", "--rows", "tenants", "--json", str(path))
+    assert ended.returncode == 0, ended.stderr
+    rows = {row["key"]: row for row in json.loads(path.read_text())["rows"]}
+    assert set(rows) == {
+        f"tenants.{flood}" for flood in ("segments", "messages", "large-messages", "messages-of-nobody", "batches")
+    }
+    for row in rows.values():
+        assert row["pagefold"]["median"] > 0
+        assert row["target"] == {"most": 2, "of": "pagefold"}
+        (note,) = row["notes"]
+        assert not re.search(r" 0 (calls|pages)", note), "nothing was flooded"

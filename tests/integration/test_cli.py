@@ -50,6 +50,7 @@ def test_status_clients_and_domains(server: Server, work: Work) -> None:
     status = told(server.address, "status", "--domains")
     assert (status["clients"], status["segments"], status["page_size"]) == (2, 2, os.sysconf("SC_PAGE_SIZE"))
     assert [domain["clients"] for domain in status["domains"]] == [2]
+    assert [(tenant["uid"], tenant["sessions"]) for tenant in status["tenants"]] == [(os.getuid(), 2)]
     assert [client["pid"] for client in told(server.address, "clients")["clients"]] == [w.pid for w in workers]
     segments = told(server.address, "clients", "--segments")["segments"]
     assert all(Path("/dev/shm", segment["name"].lstrip("/")).exists() for segment in segments)

@@ -304,13 +304,25 @@ def test_columns_of_zeros_may_be_left_out(client: Raw) -> None:
 
 def test_too_many_events(client: Raw) -> None:
     segment = client.give(noise(4))
-    many = (1 << 17) + 1
+    many = (1 << 13) + 1
     events = pb.Events(kind=[pb.EVENT_KIND_EXCLUDED] * many, segment=[segment] * many, count=[1] * many)
     assert refused(lambda: client.exchange(events)) == "REASON_PROTOCOL_VIOLATION"
 
 
+def test_no_client_comes_near_the_limits() -> None:
+    from pagefold import _conversation
+    from pagefold_server import memory
+
+    most = min(_conversation.MAX_EVENTS, memory.MAX_MESSAGE_BYTES // _conversation.EVENT_BYTES)
+    assert most < memory.MAX_EVENTS
+    columns = {name: [2**32 - 1] * most for name in ("segment", "first", "count", "pool", "frame", "detail")}
+    events = pb.Events(kind=[pb.EVENT_KIND_WRITTEN] * most, **columns)
+    whole = pb.ExchangeRequest(session=bytes(16), sequence=2**62, events=events, gauges=pb.Gauges(mappings=2**32 - 1))
+    assert whole.ByteSize() < memory.MAX_MESSAGE_BYTES
+
+
 def test_a_message_beyond_the_limit(client: Raw) -> None:
-    events = pb.Events(kind=[1] * (5 << 20))
+    events = pb.Events(kind=[1] * (1 << 18))
     with pytest.raises(grpc.RpcError) as caught:
         client.exchange(events)
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

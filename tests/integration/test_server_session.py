@@ -55,7 +55,7 @@ def test_hello_gives_a_token_an_instance_and_the_limits(shared: Server) -> None:
         assert a.session != b.session
         assert a.instance == b.instance
         assert len(a.instance) == 16
-        assert (a.max_batch_pages, a.max_message_bytes, a.poll_millisecs) == (16384, 4 << 20, 250)
+        assert (a.max_batch_pages, a.max_message_bytes, a.poll_millisecs) == (16384, 1 << 18, 250)
 
 
 def test_a_repeated_sequence_gets_the_same_reply_and_is_booked_once(clients: tuple[Raw, Raw]) -> None:

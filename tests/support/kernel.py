@@ -22,8 +22,8 @@ def allocated(name: str) -> int:
 
 
 def shared_bytes() -> int:
-    """What all segments and pools in /dev/shm take. (Not doorbells: a page for each client.)"""
-    return sum(allocated(n) for n in names() if not n.startswith("sem."))
+    """What all segments and pools in /dev/shm take. (Not leases and doorbells: a page of each for each client.)"""
+    return sum(allocated(n) for n in names() if n.startswith(("pagefold-s-", "pagefold-p-")))
 
 
 def rollup(pid: int) -> dict[str, int]:
@@ -57,3 +57,38 @@ def meminfo(key: str) -> int:
 def mappings(pid: int) -> int:
     """How many mappings a process has."""
     return Path(f"/proc/{pid}/maps").read_text().count("\n")
+
+
+def mapped(pid: int, inode: int, key: str) -> int:
+    """A line of /proc/PID/smaps, in bytes, over all mappings of that object."""
+    total, of_it = 0, False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        words = line.split()
+        if not words[0].endswith(":"):  # the head of a mapping
+            of_it = int(words[4]) == inode
+        elif of_it and words[0] == f"{key}:":
+            total += int(words[1]) * 1024
+    return total
+
+
+def pss_of(pid: int, inode: int) -> int:
+    """What a process holds of that object, each page divided by those that map it."""
+    return mapped(pid, inode, "Pss")
+
+
+def physical_frames(pid: int, inode: int) -> set[int]:
+    """The machine's own frames that a process maps that object's pages on. For root."""
+    found = set()
+    size = os.sysconf("SC_PAGE_SIZE")
+    with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            span, _, _, _, number = line.split()[:5]
+            if int(number) != inode:
+                continue
+            first, end = (int(address, 16) // size for address in span.split("-"))
+            entries = os.pread(pagemap.fileno(), (end - first) * 8, first * 8)
+            for at in range(0, len(entries), 8):
+                entry = int.from_bytes(entries[at : at + 8], "little")
+                if entry >> 63:
+                    found.add(entry & ((1 << 55) - 1))
+    return found

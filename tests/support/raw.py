@@ -26,6 +26,8 @@ class Raw:
         self.stub = memory_pb2_grpc.MemoryStub(self.channel)
         self.metadata = metadata
         self.lease = _names.create_locked(_names.LEASE, 0o600, 0)
+        self.proof = secrets.token_bytes(_names.PROOF_BYTES)
+        os.pwrite(self.lease.fd, self.proof, 0)
         self.doorbell = _names.doorbell_for(self.lease.name)
         self.bell = posix_ipc.Semaphore(self.doorbell, posix_ipc.O_CREX, mode=0o600)
         self.objects = [self.lease]
@@ -45,6 +47,7 @@ class Raw:
             "lease": self.lease.name,
             "doorbell": self.doorbell,
             "tier": pb.TIER_UFFD,
+            "proof": self.proof,
         }
         reply = self.stub.Hello(pb.HelloRequest(**(said | changes)), timeout=TIMEOUT, metadata=self.metadata)
         self.token = reply.session

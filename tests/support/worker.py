@@ -17,18 +17,18 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any
 
-from support import variant
+from support import identity, variant
 
 PAGE = mmap.PAGESIZE
 
 
 class Worker:
-    """The test's end."""
+    """The test's end. With a `uid` it is another user, who can hold writes all the same; for root."""
 
-    def __init__(self, address: str, env: dict[str, str] | None = None, **connect: Any) -> None:
+    def __init__(self, address: str, env: dict[str, str] | None = None, uid: int | None = None, **connect: Any) -> None:
         mine, theirs = socket.socketpair()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "support.worker", str(theirs.fileno())],
+            [sys.executable, "-m", "support.worker", str(theirs.fileno()), *([] if uid is None else [str(uid)])],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             cwd=os.path.dirname(os.path.dirname(__file__)),
@@ -199,6 +199,10 @@ def _feed(fd: int, data: bytes) -> None:
 
 def main() -> None:
     connection = Connection(int(sys.argv[1]))
+    if len(sys.argv) > 2:
+        import pagefold  # noqa: F401 - before it cannot be read any more
+
+        identity.become(int(sys.argv[2]))
     remote = Remote()
     while True:
         try:

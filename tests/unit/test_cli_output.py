@@ -43,7 +43,7 @@ def test_messages_become_json_with_every_field_and_real_numbers() -> None:
 
 
 def test_repeated_fields_become_lists() -> None:
-    assert plain(pb.ListDomainsReply()) == {"domains": []}
+    assert plain(pb.ListDomainsReply()) == {"domains": [], "tenants": []}
     reply = pb.ListDomainsReply(domains=[pb.DomainInfo(uid=1), pb.DomainInfo(uid=2)])
     assert [domain["uid"] for domain in plain(reply)["domains"]] == [1, 2]
 

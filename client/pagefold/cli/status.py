@@ -24,7 +24,7 @@ def status(
     address: AddressOption = "",
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Again and again, until Ctrl-C.")] = False,
     interval: Annotated[float, typer.Option(metavar="SECONDS", min=0.1, help="Between two looks of --watch.")] = 1,
-    domains: Annotated[bool, typer.Option("--domains", help="The domains too, one a line.")] = False,
+    domains: Annotated[bool, typer.Option("--domains", help="The domains and users too, one a line.")] = False,
     as_json: JsonOption = False,
     token_file: TokenFileOption = None,
     ca: CaOption = None,
@@ -54,6 +54,7 @@ def status(
     out.print(render(found))
     if listed:
         out.print(_domains(listed, found.page_size))
+        out.print(_tenants(listed))
 
 
 def _watch(admin: Admin, interval: float, as_json: bool) -> None:
@@ -133,5 +134,25 @@ def _domains(listed: pb.ListDomainsReply, size: int) -> RenderableType:
             pages(domain.counters.zero_pages, size),
             human(domain.pool_bytes),
             domain.pool,
+        )
+    return made
+
+
+def _tenants(listed: pb.ListDomainsReply) -> RenderableType:
+    """What the quotas are about: the settings tenant_*."""
+    numbers = ("sessions", "domains", "segments", "bytes", "mappings", "scan cpu", "call cpu", "delayed", "pools")
+    made = table("user", *numbers, right=numbers)
+    for tenant in listed.tenants:
+        made.add_row(
+            str(tenant.uid),
+            str(tenant.sessions),
+            str(tenant.domains),
+            str(tenant.segments),
+            human(tenant.bytes),
+            str(tenant.mappings),
+            f"{tenant.scan_cpu_seconds:.1f} s",
+            f"{tenant.call_cpu_seconds:.1f} s",
+            str(tenant.calls_delayed),
+            human(tenant.pool_bytes),
         )
     return made

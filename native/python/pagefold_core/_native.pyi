@@ -318,11 +318,16 @@ class Doorbell:
     memory would kill the process, so a peer that truncates it hurts only itself.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, owner: int | None = None) -> None:
         """Opens the existing semaphore `name` (with its leading slash).
 
+        Args:
+            name: of the semaphore.
+            owner: uid that it has to belong to. None: anybody.
+
         Raises:
-            OSError: there is none, it may not be opened, or it is not a plain file of a semaphore's size.
+            OSError: there is none, it may not be opened, it is not a plain file of a semaphore's size, or (EACCES) not
+                the owner's.
         """
 
     def ring(self) -> bool: ...

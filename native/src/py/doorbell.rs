@@ -13,8 +13,9 @@ pub struct Doorbell {
 #[pymethods]
 impl Doorbell {
     #[new]
-    fn new(name: &str) -> PyResult<Doorbell> {
-        Ok(Doorbell { bell: doorbell::Doorbell::open(name)? })
+    #[pyo3(signature = (name, owner=None))]
+    fn new(name: &str, owner: Option<u32>) -> PyResult<Doorbell> {
+        Ok(Doorbell { bell: doorbell::Doorbell::open(name, owner)? })
     }
 
     fn ring(&self) -> bool {

@@ -30,8 +30,9 @@ pub struct Doorbell {
 }
 
 impl Doorbell {
-    /// Opens the semaphore of this name, which has its leading slash.
-    pub fn open(name: &str) -> io::Result<Doorbell> {
+    /// Opens the semaphore of this name, which has its leading slash. It has to belong to `owner`, if one is named: what
+    /// was looked at by its name before may be another file by now.
+    pub fn open(name: &str, owner: Option<u32>) -> io::Result<Doorbell> {
         let invalid = |why: &str| io::Error::new(io::ErrorKind::InvalidInput, why.to_owned());
         let bare = name.strip_prefix('/').ok_or_else(|| invalid("a doorbell's name begins with a slash"))?;
         if bare.is_empty() || bare.contains('/') {
@@ -53,6 +54,9 @@ impl Doorbell {
         let bytes = size_of::<libc::sem_t>();
         if stat.st_mode & libc::S_IFMT != libc::S_IFREG || (stat.st_size as usize) < bytes {
             return Err(invalid("this is no semaphore"));
+        }
+        if owner.is_some_and(|owner| owner != stat.st_uid) {
+            return Err(io::Error::from_raw_os_error(libc::EACCES));
         }
         let prot = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a fresh mapping at an address of the kernel's choice.

@@ -8,7 +8,7 @@
 //! All functions that replace a part of a view do it with one mmap(MAP_FIXED): a reader sees the old bytes or the new
 //! mapping's, never a gap.
 
-use super::check;
+use super::{check, shm};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
@@ -75,11 +75,11 @@ impl ViewRange {
         Ok(())
     }
 
-    /// Which pages of a part are in memory. Reading one that is not would allocate it, or fail with SIGBUS if that is
-    /// not possible.
-    pub fn resident(&self, offset: usize, bytes: usize) -> Vec<bool> {
+    /// Which pages of a part that map the segment are in memory; of others, nothing is to be concluded. Reading one that is
+    /// not would allocate it, or fail with SIGBUS if that is not possible.
+    pub fn resident(&self, offset: usize, bytes: usize, segment: BorrowedFd<'_>) -> Vec<bool> {
         assert!(offset <= self.bytes && bytes <= self.bytes - offset, "a look beyond a view");
-        resident(self.at(offset), bytes)
+        resident(self.at(offset), bytes, segment, offset)
     }
 
     /// A copy of a part; None if there is no memory for it.
@@ -233,10 +233,10 @@ impl Look {
         Ok(Look { address: map(ptr::null_mut(), bytes, libc::PROT_READ, flags, -1, 0)?, bytes })
     }
 
-    /// Which pages of a part are in memory; see `ViewRange::resident`.
-    pub fn resident(&self, offset: usize, bytes: usize) -> Vec<bool> {
+    /// Which pages of a part of `file` are in memory; see `ViewRange::resident`.
+    pub fn resident(&self, offset: usize, bytes: usize, file: BorrowedFd<'_>) -> Vec<bool> {
         assert!(offset <= self.bytes && bytes <= self.bytes - offset, "a look beyond a mapping");
-        resident(self.address + offset, bytes)
+        resident(self.address + offset, bytes, file, offset)
     }
 
     /// Reads a byte of every page of a part, so that reading more of it faults no more. To read one that is not there would
@@ -262,7 +262,21 @@ impl Drop for Look {
     }
 }
 
-fn resident(address: usize, bytes: usize) -> Vec<bool> {
+/// What mincore says, and where it would not tell, what the object says of its holes.
+///
+/// It tells nobody but the owner (and who may write: of a pool, nobody) what of a file is in memory: everybody else hears
+/// that all of it is. A program that has become another user since it connected does not own its objects any more. To ask
+/// for holes costs 5 % of a merge, so the owner does not. Asked before and after, as another thread may be changing that.
+fn resident(address: usize, bytes: usize, object: BorrowedFd<'_>, offset: usize) -> Vec<bool> {
+    let ours = shm::is_ours(object);
+    let mut present = mincore(address, bytes);
+    if !(ours && shm::is_ours(object)) {
+        shm::strike_holes(object, offset, &mut present);
+    }
+    present
+}
+
+fn mincore(address: usize, bytes: usize) -> Vec<bool> {
     let mut present = vec![0u8; bytes.div_ceil(crate::page::page_size())];
     // SAFETY: mincore looks at page tables and caches only, and fills one byte a page of the vector, which has so many.
     // Where it fails, nothing counts as present.

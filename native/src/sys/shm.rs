@@ -4,15 +4,25 @@ use super::{check, retry};
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// The object's size in bytes.
-pub fn size(object: BorrowedFd<'_>) -> io::Result<usize> {
+fn stat(object: BorrowedFd<'_>) -> io::Result<libc::stat> {
     // SAFETY: stat is plain data, for which all zeros is a value; fstat fills it or fails.
-    let stat = unsafe {
+    unsafe {
         let mut stat: libc::stat = std::mem::zeroed();
         check(libc::fstat(object.as_raw_fd(), &mut stat))?;
-        stat
-    };
-    Ok(stat.st_size.max(0) as usize)
+        Ok(stat)
+    }
+}
+
+/// The object's size in bytes.
+pub fn size(object: BorrowedFd<'_>) -> io::Result<usize> {
+    Ok(stat(object)?.st_size.max(0) as usize)
+}
+
+/// Whether the object belongs to the user that this process is now.
+pub fn is_ours(object: BorrowedFd<'_>) -> bool {
+    // SAFETY: it takes nothing and cannot fail.
+    let user = unsafe { libc::geteuid() };
+    stat(object).is_ok_and(|stat| stat.st_uid == user)
 }
 
 /// Gives the memory of a range back; it reads as zeros from then on. The size stays.
@@ -47,6 +57,21 @@ fn seek(object: BorrowedFd<'_>, offset: usize, whence: libc::c_int) -> io::Resul
     match io::Error::last_os_error() {
         error if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
         error => Err(error),
+    }
+}
+
+/// Marks pages from `offset` on as absent that have no memory; all of them where that cannot be found out.
+pub fn strike_holes(object: BorrowedFd<'_>, offset: usize, present: &mut [bool]) {
+    let page = crate::page::page_size();
+    let mut at = 0;
+    while at < present.len() {
+        // Both ends are rounded so that a page counts as absent if any part of it is.
+        let Ok(Some(hole)) = next_hole(object, offset + at * page) else { return present[at..].fill(false) };
+        let first = ((hole - offset) / page).min(present.len());
+        let data = next_data(object, hole).ok().flatten().unwrap_or(usize::MAX);
+        let end = data.saturating_sub(offset).div_ceil(page).clamp(first, present.len());
+        present[first..end].fill(false);
+        at = end.max(at + 1);
     }
 }
 

@@ -219,7 +219,7 @@ class ListDomainsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DomainInfo(_message.Message):
-    __slots__ = ("uid", "label", "clients", "segments", "counters", "pool", "pool_bytes")
+    __slots__ = ("uid", "label", "clients", "segments", "counters", "pool", "pool_bytes", "cpu_seconds")
     UID_FIELD_NUMBER: _ClassVar[int]
     LABEL_FIELD_NUMBER: _ClassVar[int]
     CLIENTS_FIELD_NUMBER: _ClassVar[int]
@@ -227,6 +227,7 @@ class DomainInfo(_message.Message):
     COUNTERS_FIELD_NUMBER: _ClassVar[int]
     POOL_FIELD_NUMBER: _ClassVar[int]
     POOL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CPU_SECONDS_FIELD_NUMBER: _ClassVar[int]
     uid: int
     label: str
     clients: int
@@ -234,13 +235,40 @@ class DomainInfo(_message.Message):
     counters: Counters
     pool: str
     pool_bytes: int
-    def __init__(self, uid: _Optional[int] = ..., label: _Optional[str] = ..., clients: _Optional[int] = ..., segments: _Optional[int] = ..., counters: _Optional[_Union[Counters, _Mapping]] = ..., pool: _Optional[str] = ..., pool_bytes: _Optional[int] = ...) -> None: ...
+    cpu_seconds: float
+    def __init__(self, uid: _Optional[int] = ..., label: _Optional[str] = ..., clients: _Optional[int] = ..., segments: _Optional[int] = ..., counters: _Optional[_Union[Counters, _Mapping]] = ..., pool: _Optional[str] = ..., pool_bytes: _Optional[int] = ..., cpu_seconds: _Optional[float] = ...) -> None: ...
+
+class TenantInfo(_message.Message):
+    __slots__ = ("uid", "sessions", "domains", "segments", "bytes", "mappings", "scan_cpu_seconds", "call_cpu_seconds", "calls_delayed", "pool_bytes")
+    UID_FIELD_NUMBER: _ClassVar[int]
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    DOMAINS_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAPPINGS_FIELD_NUMBER: _ClassVar[int]
+    SCAN_CPU_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    CALL_CPU_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    CALLS_DELAYED_FIELD_NUMBER: _ClassVar[int]
+    POOL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    uid: int
+    sessions: int
+    domains: int
+    segments: int
+    bytes: int
+    mappings: int
+    scan_cpu_seconds: float
+    call_cpu_seconds: float
+    calls_delayed: int
+    pool_bytes: int
+    def __init__(self, uid: _Optional[int] = ..., sessions: _Optional[int] = ..., domains: _Optional[int] = ..., segments: _Optional[int] = ..., bytes: _Optional[int] = ..., mappings: _Optional[int] = ..., scan_cpu_seconds: _Optional[float] = ..., call_cpu_seconds: _Optional[float] = ..., calls_delayed: _Optional[int] = ..., pool_bytes: _Optional[int] = ...) -> None: ...
 
 class ListDomainsReply(_message.Message):
-    __slots__ = ("domains",)
+    __slots__ = ("domains", "tenants")
     DOMAINS_FIELD_NUMBER: _ClassVar[int]
+    TENANTS_FIELD_NUMBER: _ClassVar[int]
     domains: _containers.RepeatedCompositeFieldContainer[DomainInfo]
-    def __init__(self, domains: _Optional[_Iterable[_Union[DomainInfo, _Mapping]]] = ...) -> None: ...
+    tenants: _containers.RepeatedCompositeFieldContainer[TenantInfo]
+    def __init__(self, domains: _Optional[_Iterable[_Union[DomainInfo, _Mapping]]] = ..., tenants: _Optional[_Iterable[_Union[TenantInfo, _Mapping]]] = ...) -> None: ...
 
 class GetConfigRequest(_message.Message):
     __slots__ = ()

@@ -111,7 +111,7 @@ DECLINE_REASON_FAILED: DeclineReason
 DECLINE_REASON_FORKED: DeclineReason
 
 class HelloRequest(_message.Message):
-    __slots__ = ("protocol", "page_size", "pid", "program", "version", "label", "lease", "doorbell", "tier", "tracker", "slot")
+    __slots__ = ("protocol", "page_size", "pid", "program", "version", "label", "lease", "doorbell", "tier", "tracker", "slot", "proof")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
@@ -123,6 +123,7 @@ class HelloRequest(_message.Message):
     TIER_FIELD_NUMBER: _ClassVar[int]
     TRACKER_FIELD_NUMBER: _ClassVar[int]
     SLOT_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     page_size: int
     pid: int
@@ -134,7 +135,8 @@ class HelloRequest(_message.Message):
     tier: Tier
     tracker: Tracker
     slot: int
-    def __init__(self, protocol: _Optional[int] = ..., page_size: _Optional[int] = ..., pid: _Optional[int] = ..., program: _Optional[str] = ..., version: _Optional[str] = ..., label: _Optional[str] = ..., lease: _Optional[str] = ..., doorbell: _Optional[str] = ..., tier: _Optional[_Union[Tier, str]] = ..., tracker: _Optional[_Union[Tracker, str]] = ..., slot: _Optional[int] = ...) -> None: ...
+    proof: bytes
+    def __init__(self, protocol: _Optional[int] = ..., page_size: _Optional[int] = ..., pid: _Optional[int] = ..., program: _Optional[str] = ..., version: _Optional[str] = ..., label: _Optional[str] = ..., lease: _Optional[str] = ..., doorbell: _Optional[str] = ..., tier: _Optional[_Union[Tier, str]] = ..., tracker: _Optional[_Union[Tracker, str]] = ..., slot: _Optional[int] = ..., proof: _Optional[bytes] = ...) -> None: ...
 
 class HelloReply(_message.Message):
     __slots__ = ("session", "instance", "version", "max_batch_pages", "max_message_bytes", "poll_millisecs", "pool")
