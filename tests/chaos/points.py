@@ -143,8 +143,12 @@ def wrap_server() -> None:
         _around(engine, "apply", "", "exchange.booked")
         _around(engine, "take", "", "exchange.taken")
     _around(sessions.Sessions, "reap", "reap.begin", "reap.done")
-    _around(service, "_sweep", "", "sweep.done")
+    gently = service.sweep_gently
     scan = domain.Domain.scan
+
+    async def swept() -> None:
+        await gently()
+        hit("sweep.done")
 
     def scanned(self: Any, *args: Any, **kwargs: Any) -> Any:
         hit("scan.begin")
@@ -153,4 +157,5 @@ def wrap_server() -> None:
             hit("scan.proposed")
         return step
 
+    service.sweep_gently = swept
     domain.Domain.scan = scanned  # type: ignore[method-assign]
