@@ -33,6 +33,7 @@ from support.worker import PAGE, Worker
 
 from chaos import load, points
 
+KINDS: Final = ("server", "client", "child")
 TENANTS: Final = 3
 REACHED: Final = 6.0
 """Seconds for a process to come to its point. One that does not is killed where it is, and counted as that."""
@@ -141,6 +142,7 @@ class Campaign:
         self.directory, self.say = directory, say
         self.report = Report(seed)
         self.rng = random.Random(seed)
+        self.first = self.rng.sample(KINDS, len(KINDS))  # a short campaign kills one of each, too
         self.before = kernel.names()
         self.server = ChaosServer(directory / "server", poll_millisecs=20, smart_scan=False, sweep_seconds=1)
         self.tenants: list[Tenant] = []
@@ -176,7 +178,7 @@ class Campaign:
     def round(self) -> None:
         self.report.rounds += 1
         rng, report = self.rng, self.report
-        kind = rng.choices(["server", "client", "child"], [3, 4, 3])[0]
+        kind = self.first.pop() if self.first else rng.choices(KINDS, [3, 4, 3])[0]
         nth = rng.choice([1, 1, 2, 3, 5])
         pick = rng.randrange(TENANTS)
         if kind == "server":

@@ -223,12 +223,13 @@ def run(remote, seconds):
 """
 
 
-def test_a_client_whose_session_thread_never_gets_the_gil(serve: Callable[..., Server]) -> None:
+@pytest.mark.parametrize("seconds", [4, pytest.param(30, marks=pytest.mark.stress)])
+def test_a_client_whose_session_thread_never_gets_the_gil(seconds: int, serve: Callable[..., Server]) -> None:
     server = serve(silent_seconds=1, run=0)
     with Worker(server.address) as one, Worker(server.address) as two:
         digest = loaded(one, two)
         server.configure(run=1)
-        one.send("execute", HOLD_THE_GIL, 4)
+        one.send("execute", HOLD_THE_GIL, seconds)
         report = two.call("settle", 20)
         assert report.settled == READS_ALL, "what the first has written is not known"
         assert not READS_ALL or report.pages_refused == PAGES
