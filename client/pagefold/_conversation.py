@@ -13,6 +13,7 @@ Everything runs under the session lock, but `added`, `dropped` and the settles, 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -340,6 +341,8 @@ class Conversation:
             segments.append(self._dropped.popleft())
         for segment in segments:
             self._known.pop(segment.number, None)
+            with contextlib.suppress(ValueError):
+                self._added.remove(segment)  # it was not announced yet, and never has to be
         return segments
 
     # Inside

@@ -1,13 +1,14 @@
 """Every name of pagefold's in /dev/shm, and who holds it. Looks, and removes nothing: that is `sweep`'s.
 
 Whether an object is held is asked of its lock, on a descriptor of our own, as the sweep does. A doorbell
-has no lock: it is held by whoever has its lease.
+has no lock: it is held by whoever has its lease, or is about to have it.
 """
 
 from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -16,6 +17,7 @@ from pagefold import _names
 
 from pagefold_server.mappings import Key
 from pagefold_server.segment import SHM
+from pagefold_server.sweep import YOUNG
 
 _LOCKED: Final[tuple[_names.LockedKind, ...]] = (_names.SEGMENT, _names.LEASE, _names.POOL)
 _SEMAPHORE: Final = "sem."
@@ -61,7 +63,8 @@ def entry(file: str) -> Entry | None:
     if not stat.S_ISREG(found.st_mode):
         return None
     if doorbell:
-        held: bool | None = os.path.lexists(f"{SHM}/pagefold-{_names.LEASE}-{name[-32:]}")
+        lease = f"{SHM}/pagefold-{_names.LEASE}-{name[-32:]}"
+        held: bool | None = os.path.lexists(lease) or time.time() - found.st_ctime <= YOUNG  # its lease may be to come
     else:
         held = _is_held(name)
     return Entry(name, (found.st_dev, found.st_ino), found.st_uid, held, bool(found.st_mode & _OTHERS), doorbell)

@@ -20,7 +20,8 @@ from pagefold import _names
 
 from pagefold_server.segment import SHM
 
-_YOUNG: Final = 5.0  # seconds for which a doorbell without a lease is left alone
+YOUNG: Final = 5.0
+"""Seconds for which a doorbell without a lease is left alone."""
 _LOCKED: Final[tuple[_names.LockedKind, ...]] = (_names.SEGMENT, _names.LEASE, _names.POOL)
 _AT_ONCE: Final = 0.001  # seconds between two pauses of a gentle sweep
 _PAUSE: Final = 0.004  # seconds: a fifth of the processor is left to it
@@ -94,7 +95,7 @@ def _sweep_doorbell(entry: str) -> bool:
         if (
             stat.S_ISREG(found.st_mode)
             and _is_ours(found.st_uid)
-            and time.time() - found.st_ctime > _YOUNG
+            and time.time() - found.st_ctime > YOUNG
             and not os.path.lexists(f"{SHM}/pagefold-{_names.LEASE}-{name[-32:]}")
         ):
             os.unlink(path)

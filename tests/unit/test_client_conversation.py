@@ -292,3 +292,19 @@ def test_a_lost_session_forgets_what_nobody_will_be_told(bed: Bed) -> None:
     assert not bed.conversation.has_work()
     assert not _names_exist(segment)
     leftover.discard()
+
+
+def test_a_segment_that_was_made_and_dropped_without_a_server_is_not_announced(bed: Bed, caplog: Any) -> None:
+    """It was announced to the server that followed, which could not open it: its name had gone."""
+    first, second = bed.segment(), bed.segment(2)
+    bed.conversation.added(first)
+    bed.conversation.added(second)
+    bed.conversation.dropped(second)
+    bed.server.failures.append(("*", SessionLost("REASON_UNKNOWN_SESSION", "who?")))
+    with pytest.raises(SessionLost):
+        bed.conversation.turn()
+    bed.conversation.lose_session()
+    bed.conversation.turn()
+    assert {request.segment for request in bed.server.of("AddSegment")} == {1}
+    assert not bed.conversation.refused
+    first.discard()

@@ -9,6 +9,7 @@ from pathlib import Path
 import posix_ipc
 import pytest
 from pagefold import _names
+from pagefold_server import inventory
 from pagefold_server import sweep as sweeping
 from pagefold_server.sweep import sweep
 
@@ -58,15 +59,18 @@ def test_a_doorbell_goes_with_its_lease_and_not_before(monkeypatch: pytest.Monke
     name = _names.doorbell_for(lease.name)
     posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode=0o600).close()
     path = SHM / f"sem.{name[1:]}"
-    monkeypatch.setattr(sweeping, "_YOUNG", -1.0)
+    monkeypatch.setattr(sweeping, "YOUNG", -1.0)
     sweep()
     assert path.exists()
     os.close(lease.fd)
-    monkeypatch.setattr(sweeping, "_YOUNG", 60.0)
+    monkeypatch.setattr(sweeping, "YOUNG", 60.0)
     sweep()
     assert not (SHM / lease.name[1:]).exists()
     assert path.exists()  # it is young: its client may be about to make the lease
-    monkeypatch.setattr(sweeping, "_YOUNG", -1.0)
+    entry = inventory.entry(path.name)
+    assert entry is not None
+    assert entry.held  # and an audit says no other thing
+    monkeypatch.setattr(sweeping, "YOUNG", -1.0)
     sweep()
     assert not path.exists()
 
