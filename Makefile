@@ -1,6 +1,7 @@
 # A target per task; `make help` lists them. Everything is installed into .venv, nothing outside the source tree.
 #
-# Variables: PYTHON (the interpreter that .venv is made from), ARGS (handed on to demo, test, bench and stress).
+# Variables: PYTHON (the interpreter that .venv is made from), ARGS (handed on to demo, test, bench and stress),
+# JOBS (processes that run tests side by side; 0: pytest itself runs them, one after the other).
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -10,6 +11,7 @@ MAKEFLAGS += --no-builtin-rules
 
 PYTHON ?= python3
 ARGS ?=
+JOBS ?= 2
 
 # rustup puts cargo there, and a shell that was open before the installation does not know it yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -105,9 +107,9 @@ test-rust: $(STAMP)
 	cargo test --locked --no-default-features --features faults --manifest-path native/Cargo.toml
 
 test-python: $(STAMP) test-rust
-	$(BIN)/python -m pytest -m 'not stress' $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'not stress' $(ARGS)
 	PAGEFOLD_TEST_ENGINE=reference PAGEFOLD_TEST_TRACKER=checksum \
-		$(BIN)/python -m pytest -m 'variants and not stress' $(ARGS)
+		$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'variants and not stress' $(ARGS)
 
 proto-check: $(PROTO_STAMP)
 	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && cd protos && \
