@@ -26,7 +26,8 @@ Work = Callable[..., Worker]
 
 
 def environment(**more: str) -> dict[str, str]:
-    return {k: v for k, v in os.environ.items() if not k.startswith("PAGEFOLD_")} | more
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("PAGEFOLD_") and k != "COLUMNS"}
+    return kept | more
 
 
 def pagefold(address: str, *words: str, code: int = 0, **env: str) -> str:
@@ -60,6 +61,8 @@ def test_status_clients_and_domains(server: Server, work: Work) -> None:
     }
     for words in (["status", "--domains"], ["clients"], ["clients", "--segments"]):
         assert str(workers[0].pid if words == ["clients"] else 2) in pagefold(server.address, *words)
+    narrow = pagefold(server.address, "clients", COLUMNS="80")
+    assert all(str(worker.pid) in narrow for worker in workers), "what is typed again is not cut off"
 
 
 @pytest.mark.needs("uffd")
