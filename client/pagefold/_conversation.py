@@ -76,6 +76,7 @@ class ConversationSpace(Protocol):
     def add_pool(self, pool: int, fd: int, /) -> None: ...
     def drop_pool(self, pool: int, /) -> bool: ...
     def resume(self) -> None: ...
+    def switched(self, segment: int, first: int, count: int, /) -> int: ...
     def let_parents_go(self, segment: int, /) -> None: ...
     def harvest(self, all: bool = ..., /) -> int: ...
     def drain(self, limit: int, /) -> Any: ...
@@ -143,6 +144,8 @@ class Conversation:
         self._look_wanted = self._look_made = self._look_told = 0
         self._look_mark = 0
         self._resume_mark = 0  # how much of the journal says what is mapped since before the session
+        self._returning: set[int] = set()  # segments that an earlier session has known
+        self._unclaimed: dict[int, int] = {}  # pages of refused segments that may map frames, of which nobody is told
         self._known: dict[int, Segment] = {}  # announced
         self._added: deque[Segment] = deque()
         self._dropped: deque[Segment] = deque()
@@ -290,6 +293,8 @@ class Conversation:
         self._look_wanted = self._look_made = self._look_told = self._look_mark = 0
         self.settles.renew()
         self.refused.clear()
+        self._unclaimed.clear()
+        self._returning = set(self._known)
         self._added.extendleft(reversed(self._known.values()))
         self._known.clear()
 
@@ -300,9 +305,23 @@ class Conversation:
 
     def _leave_pools(self) -> None:
         for segment in self._known.values():
-            for first in range(0, segment.pages, ADOPT_PAGES):
-                run = [[segment.number], [first], [min(ADOPT_PAGES, segment.pages - first)]]
-                self._attempt(self._space.adopt, [*run, _backing.spare_pages()])
+            self._leave_frames(segment)
+
+    def _leave_frames(self, segment: Segment) -> None:
+        for first in range(0, segment.pages, ADOPT_PAGES):
+            run = [[segment.number], [first], [min(ADOPT_PAGES, segment.pages - first)]]
+            self._attempt(self._space.adopt, [*run, _backing.spare_pages()])
+
+    def _maps_unclaimed(self) -> bool:
+        """Whether refused segments map frames still: the server must not take what was told for all that there is."""
+        for number, pages in list(self._unclaimed.items()):
+            try:
+                mapped = self._space.switched(number, 0, pages)
+            except ValueError:  # the view is gone
+                mapped = 0
+            if not mapped:
+                del self._unclaimed[number]
+        return bool(self._unclaimed)
 
     def close(self) -> None:
         """Lets go of the pools."""
@@ -369,7 +388,7 @@ class Conversation:
             events=events,
             gauges=gauges,
             settling=number,
-            resuming=self._sent + self._outbox_sent < self._resume_mark,
+            resuming=self._sent + self._outbox_sent < self._resume_mark or self._maps_unclaimed(),
             looked=self._look_made if self._sent + self._outbox_sent >= self._look_mark else self._look_told,
         )
 
@@ -418,8 +437,12 @@ class Conversation:
             except ServerRefused as error:
                 if isinstance(error, (SessionLost, ServerFault)):
                     raise
-                # This memory works and is never merged; the rest is not concerned.
+                # This memory works and is never merged; the rest is not concerned. What is merged of it already leaves
+                # its frames; while some cannot, the server is not told that all was told, and keeps them.
                 self.refused[segment.number] = str(error)
+                self._unclaimed[segment.number] = segment.pages
+                if segment.number in self._returning:
+                    self._leave_frames(segment)
                 _log.warning("the server does not take %s: %s", human(segment.pages * _page_size()), error)
             self._known[segment.number] = self._added.popleft()
         self.announced.set()

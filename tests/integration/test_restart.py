@@ -155,3 +155,16 @@ def test_no_name_is_left_when_the_last_client_outlives_its_server(serve: Serve, 
         assert one.call("settle", 30).settled
         server.stop(signal.SIGTERM)
         assert len(pools()) == 1, "its frames are mapped: the next server is to find them"
+
+
+def test_I3_frames_of_what_is_refused_after_a_restart_stay(server: Server, work: Work) -> None:
+    """A quota was lowered meanwhile: nobody is told of these pages, and they map frames all the same."""
+    workers = two(work)
+    server.stop(signal.SIGKILL)
+    server.settings["tenant_max_bytes"] = PAGE
+    server.start()
+    until(lambda: server.status().clients == 2, what="everybody coming back")
+    until(lambda: all("tenant_max_bytes" in w.call("stats").trouble for w in workers), what="being refused")
+    time.sleep(2)  # the server looks twice a second who may map frames
+    for w in workers:
+        assert w.call("read", "a", 0, len(DATA)) == DATA

@@ -91,6 +91,9 @@ class FakeSpace:
         self.calls.append(("resume",))
         self.journal.clear()
 
+    def switched(self, segment: int, first: int, count: int) -> int:
+        return 0
+
     def harvest(self, all: bool = True, tracked: bool = True) -> int:
         self.calls.append(("harvest",))
         return 0
