@@ -92,9 +92,12 @@ class Sessions:
         _check_hello(said)
         lease = Lease(said.lease, None if os.geteuid() == 0 else os.geteuid())
         # The names of others' leases can be read in /dev/shm, and what they hold cannot.
-        if not hmac.compare_digest(os.pread(lease.fd, _names.PROOF_BYTES, 0), said.proof) or not any(said.proof):
+        try:
+            if not hmac.compare_digest(os.pread(lease.fd, _names.PROOF_BYTES, 0), said.proof) or not any(said.proof):
+                raise WrongOwner(f"{said.lease} is somebody else's lease: the proof is not what it holds")
+        except BaseException:
             lease.close()
-            raise WrongOwner(f"{said.lease} is somebody else's lease: the proof is not what it holds")
+            raise
         return lease
 
     def hello(self, said: pb.HelloRequest, lease: Lease) -> Session:
@@ -106,6 +109,8 @@ class Sessions:
         settings = self._configuration.now
         tenant = self._tenants.get(lease.uid)
         try:
+            if self.closing:  # while this waited for its turn
+                raise ShuttingDown("the server is stopping; connect again")
             self._drop_unused(lease)
             self._check_room(tenant, said.label)
             bell = self._bells.open(said.doorbell, lease.uid)
