@@ -87,18 +87,19 @@ class Sessions:
         Raises:
             ServerError: nobody's who may open a session.
         """
-        if self.closing:
-            raise ShuttingDown("the server is stopping; connect again")
+        self._check_open()
         _check_hello(said)
         lease = Lease(said.lease, None if os.geteuid() == 0 else os.geteuid())
-        # The names of others' leases can be read in /dev/shm, and what they hold cannot.
         try:
-            if not hmac.compare_digest(os.pread(lease.fd, _names.PROOF_BYTES, 0), said.proof) or not any(said.proof):
-                raise WrongOwner(f"{said.lease} is somebody else's lease: the proof is not what it holds")
+            _check_proof(lease, said)
         except BaseException:
             lease.close()
             raise
         return lease
+
+    def _check_open(self) -> None:
+        if self.closing:
+            raise ShuttingDown("the server is stopping; connect again")
 
     def hello(self, said: pb.HelloRequest, lease: Lease) -> Session:
         """Opens a session. The lease, from `admit`, is the session's then; it is closed if there is none.
@@ -109,8 +110,7 @@ class Sessions:
         settings = self._configuration.now
         tenant = self._tenants.get(lease.uid)
         try:
-            if self.closing:  # while this waited for its turn
-                raise ShuttingDown("the server is stopping; connect again")
+            self._check_open()  # it may have waited for its turn
             self._drop_unused(lease)
             self._check_room(tenant, said.label)
             bell = self._bells.open(said.doorbell, lease.uid)
@@ -404,6 +404,12 @@ class Sessions:
         for session in self:
             if not session.used and session.lease.is_same(lease):
                 self._remove(session, "said Hello again")
+
+
+def _check_proof(lease: Lease, said: pb.HelloRequest) -> None:
+    # The names of others' leases can be read in /dev/shm, and what they hold cannot.
+    if not hmac.compare_digest(os.pread(lease.fd, _names.PROOF_BYTES, 0), said.proof) or not any(said.proof):
+        raise WrongOwner(f"{said.lease} is somebody else's lease: the proof is not what it holds")
 
 
 def _check_hello(said: pb.HelloRequest) -> None:
