@@ -279,7 +279,7 @@ class Conversation:
         self._unopened.clear()
         for segment in self.leftovers():
             segment.discard()  # whoever it was to be dropped from is gone
-        if not self._pools.has(pool):
+        if pool != self._pool and not self._pools.has(pool):
             self._leave_pools()
         if not self._pools.keep_only(pool):
             raise OutOfSharedMemory(
@@ -304,7 +304,7 @@ class Conversation:
                 self._space.let_parents_go(number)
 
     def _leave_pools(self) -> None:
-        for segment in self._known.values():
+        for segment in (*self._known.values(), *self._added):  # a child may have inherited frames, and not told of it
             self._leave_frames(segment)
 
     def _leave_frames(self, segment: Segment) -> None:

@@ -308,3 +308,16 @@ def test_a_segment_that_was_made_and_dropped_without_a_server_is_not_announced(b
     assert {request.segment for request in bed.server.of("AddSegment")} == {1}
     assert not bed.conversation.refused
     first.discard()
+
+
+@pytest.mark.parametrize("taken_over", [True, False])
+def test_a_child_leaves_frames_that_the_next_server_does_not_have_and_no_others(bed: Bed, taken_over: bool) -> None:
+    """Its pools are not open before it has exchanged; it claimed frames from a server that did not have them."""
+    segment = bed.segment()
+    bed.conversation.added(segment)  # as an inherited one is
+    old, new = _names.new_name("p"), _names.new_name("p")
+    bed.conversation._pool = old
+    bed.conversation._come_back(old if taken_over else new)
+    adopted = [call for call in bed.space.calls if call[0] == "adopt"]
+    assert bool(adopted) is not taken_over
+    segment.discard()
