@@ -48,7 +48,8 @@ def test_two_clients_with_256_mib_of_the_same_bytes_take_one_copy(server: Server
     assert report.settled, report
     after = kernel.shared_bytes() + private(workers) - base
     assert after <= 1.05 * size
-    assert kernel.meminfo("Shmem") - shmem <= 1.05 * size
+    # The whole machine's: tests that run beside this one have shared memory of their own for a moment.
+    until(lambda: kernel.meminfo("Shmem") - shmem <= 1.05 * size, 60, "the machine having one copy")
     assert report.saved_bytes == size
     assert [w.call("digest", "a") for w in workers] == digests
     stats = [w.call("stats") for w in workers]
