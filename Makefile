@@ -65,7 +65,7 @@ stress: $(STAMP) ## the long campaigns
 	$(BIN)/python -m pytest -m stress --timeout=3600 $(ARGS)
 	for engine in native reference; do for tracker in pagemap checksum; do \
 		PAGEFOLD_TEST_ENGINE=$$engine PAGEFOLD_TEST_TRACKER=$$tracker \
-			$(BIN)/python -m pytest -m 'not stress' tests/integration tests/property; \
+			$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'not stress' tests/integration tests/property; \
 	done; done
 
 chaos: $(STAMP) ## kills servers, clients and children at every step (CHAOS_ROUNDS, CHAOS_MINUTES, CHAOS_SEED)
