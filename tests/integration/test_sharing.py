@@ -60,7 +60,7 @@ def test_two_clients_with_256_mib_of_the_same_bytes_take_one_copy(server: Server
     for page in range(8):
         workers[1].call("write", "a", page * 1000 * PAGE, b"mine")
     grown = kernel.shared_bytes() + private(workers) - merged
-    assert 8 * PAGE <= grown <= 8 * PAGE + MIB
+    assert grown <= 8 * PAGE + MIB  # and not less, but for what the programs themselves let go of meanwhile
     assert workers[0].call("digest", "a") == digests[0]
     assert workers[1].call("read", "a", 1000 * PAGE, 4) == b"mine"
 
