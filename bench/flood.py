@@ -95,7 +95,7 @@ class Session:
             self._settles += 1
         self._news = _merged_and_back(reply.merges)
         if self._news is None and not reply.more:
-            time.sleep(_PAUSE)
+            time.sleep(_PAUSE)  # the server has not decided yet, and its doorbell would slow the flood down
         return sum(reply.merges.count)
 
     def close(self) -> None:

@@ -57,7 +57,7 @@ def _ratio(plan: Plan, server: Server, shared: str, crew: list[Worker], size: in
             alone.append(_merge(crew, size))
             used, booked = used - cpu_seconds(server.pid), booked - server.booked()
             flood("start")
-            time.sleep(_HEAD_START)
+            time.sleep(_HEAD_START)  # the flood is to have reached its full height
             began = time.perf_counter()
             beside.append(_merge(crew, size))
             took = time.perf_counter() - began + _HEAD_START

@@ -23,7 +23,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from pagefold_proto.v1 import memory_pb2 as pb
 
@@ -33,6 +33,7 @@ from pagefold._errors import OutOfSharedMemory, ServerFault, ServerRefused, Sess
 from pagefold._pools import Pools
 from pagefold._reports import human
 from pagefold._settling import Settles
+from pagefold._space import ConversationSpace, SpaceEvents
 from pagefold._transport import ADD_SEGMENT, BYE, DROP_SEGMENT, EXCHANGE, HELLO, Method, Q, R, Transport
 
 RPC_SECONDS: Final = 3.0
@@ -51,38 +52,6 @@ _MORE_MAPPINGS: Final = (
 )
 
 _log = logging.getLogger("pagefold")
-
-
-class SpaceEvents(Protocol):
-    """Columns of events; `pagefold_core.Events`, or a fake."""
-
-    kind: list[int]
-    segment: list[int]
-    first: list[int]
-    count: list[int]
-    pool: list[int]
-    frame: list[int]
-    detail: list[int]
-
-
-class ConversationSpace(Protocol):
-    """The part of `pagefold_core.Space` that carries out what the server says."""
-
-    def merge(
-        self, segment: list[int], first: list[int], count: list[int], pool: list[int], frame: list[int], /
-    ) -> int: ...
-    def adopt(self, segment: list[int], first: list[int], count: list[int], room: int | None, /) -> int: ...
-    def exclude(self, segment: int, first: int, count: int, excluded: bool, /) -> None: ...
-    def add_pool(self, pool: int, fd: int, /) -> None: ...
-    def drop_pool(self, pool: int, /) -> bool: ...
-    def resume(self) -> None: ...
-    def switched(self, segment: int, first: int, count: int, /) -> int: ...
-    def let_parents_go(self, segment: int, /) -> None: ...
-    def harvest(self, all: bool = ..., /) -> int: ...
-    def drain(self, limit: int, /) -> Any: ...
-    def pending(self) -> int: ...
-    def counts(self) -> Any: ...
-    def windows(self) -> Any: ...
 
 
 @dataclass(slots=True)

@@ -15,9 +15,9 @@ use crate::error::{Error, Result};
 use crate::page::page_size;
 use crate::space::{Inner, Space};
 use crate::sys::shm;
-use crate::view::View;
+use crate::view::{Memory, View};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 impl Space {
     /// In a child: memory of the parent's that blocks live in, and of which something is merged: address and pages.
@@ -31,29 +31,29 @@ impl Space {
     /// Takes over memory that a space of the parent's has left, and writes down what it maps. False if it is gone.
     pub fn take_over(&self, from: &Space, address: usize, number: u32, segment: OwnedFd) -> Result<bool> {
         let size = shm::size(segment.as_fd()).map_err(|e| Error::System("size of the segment", e))?;
-        // One lock at a time: a fork takes them all.
-        let found = {
+        // One lock at a time: a fork takes them all. What may be refused is asked before anything is taken out of the
+        // books of the parent's space: memory that is in none is never merged again.
+        let lease = {
+            let inner = self.open()?;
+            if inner.views.contains_key(&number) {
+                return Err(Error::Taken(number));
+            }
+            inner.lease.clone().ok_or(Error::Closed)?
+        };
+        let (memory, table) = {
             let mut old = from.inner.lock();
-            let is_it = |memory: &std::sync::Weak<_>| {
-                memory.upgrade().is_some_and(|memory: Arc<crate::view::Memory>| memory.range.at(0) == address)
-            };
-            let at = old.inherited.iter().position(|(memory, _)| is_it(memory));
-            if at.is_some() && !old.successors.iter().any(|next| Arc::ptr_eq(next, &self.inner)) {
+            let is_it = |memory: &Weak<Memory>| memory.upgrade().filter(|memory| memory.range.at(0) == address);
+            let found = old.inherited.iter().enumerate().find_map(|(at, (memory, _))| Some((at, is_it(memory)?)));
+            let Some((at, memory)) = found else { return Ok(false) };
+            if old.inherited[at].1.pages() > size / page_size() {
+                return Err(Error::Range("a view has no more pages than its segment"));
+            }
+            if !old.successors.iter().any(|next| Arc::ptr_eq(next, &self.inner)) {
                 old.successors.push(self.inner.clone());
             }
-            at.map(|at| old.inherited.swap_remove(at))
+            (memory, old.inherited.swap_remove(at).1)
         };
-        let Some((memory, table)) = found.and_then(|(memory, table)| Some((memory.upgrade()?, table))) else {
-            return Ok(false);
-        };
-        let mut inner = self.open()?;
-        if inner.views.contains_key(&number) {
-            return Err(Error::Taken(number));
-        }
-        if table.pages() > size / page_size() {
-            return Err(Error::Range("a view has no more pages than its segment"));
-        }
-        let lease = inner.lease.clone().ok_or(Error::Closed)?;
+        let mut inner = self.inner.lock();
         memory.take_over(segment, lease);
         let mut view = View::over(memory, table, inner.generations.next());
         view.inherited = true;

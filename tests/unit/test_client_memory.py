@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import pytest
 from pagefold import _names
 from pagefold_proto.v1 import memory_pb2 as pb
 from support import kernel
+from support.children import Child
 from support.fakes import FakeServer
 from support.waiting import until
 
@@ -522,23 +522,6 @@ def test_the_environment_chooses_the_budget(connect: Connect, monkeypatch: pytes
 # Forks
 
 
-def in_child(act: Callable[[], None]) -> None:
-    """Forks, runs that in the child, and expects it to end well."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads, with reason
-        pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            act()
-            code = 0
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-        finally:
-            os._exit(code)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-
-
 def test_a_forked_child_has_a_snapshot_and_no_client(client: pagefold.Client, fake: FakeServer) -> None:
     array, buffer = client.array(np.arange(10000)), client.allocate(5)
     ready, go = os.pipe(), os.pipe()
@@ -559,7 +542,7 @@ def test_a_forked_child_has_a_snapshot_and_no_client(client: pagefold.Client, fa
         assert "parent" in repr(client)
         with pagefold.connect(transport=pagefold.LocalTransport(FakeServer())) as mine:
             assert mine.array([1, 2]).tolist() == [1, 2]
-        in_child(lambda: array.__setitem__(5, 5))
+        Child(lambda: array.__setitem__(5, 5)).go()
         assert array[0] == 77
 
     def write() -> None:
@@ -569,7 +552,7 @@ def test_a_forked_child_has_a_snapshot_and_no_client(client: pagefold.Client, fa
 
     thread = threading.Thread(target=write)
     thread.start()
-    in_child(child)
+    Child(child).go()
     thread.join()
     assert array[:3].tolist() == [0, 88, 2], "the child's write is not seen"
     assert buffer[:] == bytes(5)
@@ -585,8 +568,8 @@ def test_closed_clients_memory_is_a_snapshot_in_a_child_as_well(connect: Connect
     def child() -> None:
         array[:] = 9
 
-    in_child(child)
-    in_child(child)
+    Child(child).go()
+    Child(child).go()
     assert array.tolist() == [1, 2, 3]
 
 
@@ -595,7 +578,7 @@ def test_memory_merges_again_when_the_children_are_gone(client: pagefold.Client,
     client.settle(5)
     buffer = client.allocate(4 * PAGE)
     buffer[:] = b"\1" * PAGE + b"\2" * PAGE + b"\3" * PAGE + b"\4" * PAGE
-    in_child(lambda: None)
+    Child(lambda: None).go()
 
     def merged() -> bool:
         pool.merge(client, buffer, 0, 4, 0)
@@ -626,7 +609,7 @@ def test_forks_from_many_threads_while_others_allocate(client: pagefold.Client) 
     shared = client.array(np.arange(5000))
 
     def fork() -> None:
-        in_child(lambda: shared.__setitem__(slice(None), 0))
+        Child(lambda: shared.__setitem__(slice(None), 0)).go()
 
     threads = [threading.Thread(target=guarded, args=(act,)) for act in (allocate, allocate, fork, fork)]
     for thread in threads:

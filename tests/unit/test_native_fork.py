@@ -58,3 +58,54 @@ b.close()
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.needs("uffd")
+def test_memory_whose_take_over_is_refused_can_be_taken_over_later() -> None:
+    """It was taken out of the books of the parent's space first, and was in none when the rest was refused."""
+    code = """
+import os
+from support.children import Child
+from support.spaces import Bench, page_of
+from pagefold_core import Space
+
+b = Bench(pages=8)
+for page in range(8):
+    b.put(page, page)
+assert b.merge(0, 8, 0) == 8
+
+def attach():
+    [(address, pages)] = b.space.heritage()
+    lease, segment = os.memfd_create("lease"), os.memfd_create("segment")
+    os.ftruncate(segment, pages * 4096)
+    small = os.memfd_create("small")
+    os.ftruncate(small, 4096)
+    mine = Space("uffd", lease, 1000)
+    mine.add_view(7, segment, pages)
+    for number, fd in ((7, segment), (8, small)):
+        try:
+            mine.take_over(b.space, address, number, fd)
+        except ValueError:
+            pass
+        else:
+            raise AssertionError("it is refused")
+        assert b.space.heritage() == [(address, pages)]
+        assert not mine.pending()
+    assert mine.take_over(b.space, address, 8, segment)
+    assert mine.counts().merged == 8 and b.space.heritage() == []
+    assert not mine.take_over(b.space, address, 9, segment)
+    assert all(b.get(page) == page_of(page) for page in range(8))
+
+Child(attach).go()
+assert all(b.get(page) == page_of(page) for page in range(8))
+b.close()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
