@@ -103,6 +103,7 @@ with Worker(server.address, backing="memfd") as one, Worker(server.address, back
         w.call("fill_pages", "a", list(range(1, pages + 1)))
     digest = one.call("digest", "a")
     taken = stuff(leave=100 * PAGE)
+    server.configure(run=1)  # and not before: the pool could have grown already
     report = one.call("settle", 20)
     assert not report.settled
     assert "room for frames" in report.reason, report
@@ -119,6 +120,7 @@ with Worker(server.address, backing="memfd") as one, Worker(server.address, back
     assert one.call("read", "a", 0, 7) == b"written"
 """,
         size="24m",
+        run=0,
     )
 
 
