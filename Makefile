@@ -62,6 +62,7 @@ profile: $(STAMP) ## where the time of a merge goes (needs perf)
 
 stress: $(STAMP) ## the long campaigns
 	PROPTEST_CASES=20000 cargo test --release --locked --no-default-features --manifest-path native/Cargo.toml
+	tools/stress_rust
 	$(BIN)/python -m pytest -m stress --timeout=3600 $(ARGS)
 	for engine in native reference; do for tracker in pagemap checksum; do \
 		PAGEFOLD_TEST_ENGINE=$$engine PAGEFOLD_TEST_TRACKER=$$tracker \

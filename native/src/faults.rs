@@ -30,6 +30,7 @@ pub const POINTS: &[(&str, bool)] = &[
     ("discard.mapped", false),
     ("discard.punch", true),
     ("freeze.map", true),
+    ("freeze.read", true), // what was not frozen is to be copied
     ("freeze.mapped", false),
     ("thaw.held", false),
     ("thaw.save", true),

@@ -10,6 +10,8 @@
 //! equal (I2), a window ends on every path (I8), and no number that a caller passes can change what a page reads.
 //! Which pages to merge is decided in `engine`; when, in neither.
 
+#![deny(unsafe_code)]
+
 pub mod bits;
 pub mod counts;
 pub mod engine;
@@ -21,6 +23,7 @@ pub mod journal;
 pub mod page;
 mod proposal;
 pub mod states;
+#[allow(unsafe_code, reason = "the system calls: see its head")]
 pub mod sys;
 
 mod adopt;

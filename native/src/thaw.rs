@@ -120,8 +120,8 @@ impl Inner {
                     }
                     failed = failed.and(Err(Error::System("freezing memory before a fork", error)));
                 }
-                match memory.range.copy_out(bytes(run.first), bytes(run.count)) {
-                    Some(copy) => view.copies.push((run, copy)),
+                match copies(&memory, run) {
+                    Some(mut found) => view.copies.append(&mut found),
                     None => {
                         memory.range.inherit(bytes(run.first), bytes(run.count), false);
                         view.withheld.push(run);
@@ -284,4 +284,17 @@ fn thaw_run(pagemap: &Pagemap, view: &View, run: Run) -> Result<()> {
         return Err(Error::System("mapping the segment", e));
     }
     Ok(())
+}
+
+/// The bytes of owned pages, for a child; None if there is no memory for them.
+///
+/// They are read from the segment, where holes cost nothing. A segment that cannot be read is copied through its mapping.
+fn copies(memory: &Memory, run: Run) -> Option<Vec<(Run, Vec<u8>)>> {
+    let (offset, length) = (bytes(run.first), bytes(run.count));
+    let found = faults::check("freeze.read").and_then(|()| shm::pieces(memory.segment().as_fd(), offset, length));
+    let Ok(found) = found else {
+        return memory.range.copy_out(offset, length).map(|copy| vec![(run, copy)]);
+    };
+    let run_of = |at: usize, length: usize| Run { first: at / page_size(), count: length / page_size() };
+    Some(found.into_iter().map(|(at, length, copy)| (run_of(at, length), copy)).collect())
 }

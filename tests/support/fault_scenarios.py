@@ -202,6 +202,9 @@ def fork(bench: Bench, writers: Writers, fault: tuple[str, str]) -> dict[str, An
     stuck = writers.stop()
     merge_all(bench)
     bench.space.adopt([1], [16], [8])
+    pinned = fault[0] == "freeze.read"  # what is pinned is not frozen, but read
+    if pinned:
+        bench.space.pin(1, 16, 4)
     faults.arm(*fault)  # a fork cannot be stopped
     child = os.fork()
     if child == 0:
@@ -213,6 +216,8 @@ def fork(bench: Bench, writers: Writers, fault: tuple[str, str]) -> dict[str, An
             os.waitpid(grandchild, 0)
         os._exit(0)
     os.waitpid(child, 0)
+    if pinned:
+        bench.space.unpin(1, 16, 4)
     same = all(bench.get(page) == page_of(1 + page) for page in range(PAGES))
     for page in range(0, PAGES, 5):
         bench.put(page, 2000 + page)

@@ -109,3 +109,49 @@ b.close()
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.needs("uffd")
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_fork_copies_what_is_pinned_and_allocates_none_of_its_holes(readable: bool) -> None:
+    """Pinned pages were copied through their mapping: a fresh buffer of holes became as much memory, or SIGBUS where
+    /dev/shm was full. Where the segment cannot be read, the kernel copies through the mapping after all."""
+    code = f"""
+import os
+from support.children import Child
+from support.faults import arm, disarm
+from support.spaces import Bench, page_of
+
+readable = {readable}
+b = Bench(pages=1024)
+b.put(5, 5)
+b.put(700, 7)
+before = bytes(page_of(5))
+b.space.pin(1, 0, 1024)
+held = b.allocated()
+assert held == 2
+if not readable:
+    arm("freeze.read", "error:5")
+
+def look():
+    assert b.get(5) == page_of(5) and b.get(700) == page_of(7)
+    assert not any(b.get(6)) and not any(b.get(1023))
+    b.put(6, 1)
+    b.put(5, 2)
+
+Child(look).go()
+disarm()
+assert not readable or b.allocated() == held, b.allocated()
+assert b.get(5) == before and not any(bytes(b.bytes[6 * 4096:7 * 4096]))
+b.space.unpin(1, 0, 1024)
+b.close()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

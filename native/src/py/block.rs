@@ -1,5 +1,7 @@
 //! A range of pages as a buffer.
 
+#![allow(unsafe_code, reason = "the slots of the buffer protocol are unsafe functions")]
+
 use super::space::Space;
 use crate::freed::Freed;
 use crate::page::{Run, bytes, page_size};

@@ -41,11 +41,13 @@ pub struct ForkLock<T> {
     holder: AtomicUsize,
     // Held by `hold`, across a fork.
     kept: AtomicBool,
+    // A closure of `hold`, `with_kept` or `release` has the content at this moment: nobody else gets it, that closure included.
+    lent: AtomicBool,
     value: UnsafeCell<T>,
 }
 
 // SAFETY: the value is reached by the thread that holds the lock only: through a guard, of which there is one at a time,
-// or inside of `hold`, `with_kept` and `release`, while there is none.
+// or inside of `hold`, `with_kept` and `release`, while there is none; of those, one at a time has it (`lent`).
 unsafe impl<T: Send> Sync for ForkLock<T> {}
 
 /// The lock, held by this thread.
@@ -86,8 +88,9 @@ impl<T: Recover> Drop for Guard<'_, T> {
 impl<T> ForkLock<T> {
     /// A free lock around `value`.
     pub const fn new(value: T) -> ForkLock<T> {
-        let (word, holder, kept) = (AtomicU32::new(0), AtomicUsize::new(0), AtomicBool::new(false));
-        ForkLock { word, holder, kept, value: UnsafeCell::new(value) }
+        let (word, holder) = (AtomicU32::new(0), AtomicUsize::new(0));
+        let (kept, lent) = (AtomicBool::new(false), AtomicBool::new(false));
+        ForkLock { word, holder, kept, lent, value: UnsafeCell::new(value) }
     }
 
     /// Whether nobody has the lock at this moment.
@@ -121,6 +124,7 @@ impl<T> ForkLock<T> {
     /// This thread has the word; now the rest.
     fn mark(&self) {
         self.kept.store(false, Ordering::Relaxed);
+        self.lent.store(false, Ordering::Relaxed); // to a thread that is gone, if to any
         self.holder.store(this_thread(), Ordering::Relaxed);
     }
 
@@ -173,7 +177,8 @@ impl<T: Recover + Send + 'static> ForkLock<T> {
         .unwrap_or_else(|panic| resume_unwind(panic))
     }
 
-    /// Hands over the content of a lock that this thread holds by `hold`; None if it does not.
+    /// Hands over the content of a lock that this thread holds by `hold`; None if it does not, or if a closure of this
+    /// thread has the content already: a crash handler that forks in the middle of one comes by here.
     pub fn with_kept<R>(&self, act: impl FnOnce(&mut T) -> R) -> Option<R> {
         if !self.is_kept_here() {
             return None;
@@ -182,7 +187,7 @@ impl<T: Recover + Send + 'static> ForkLock<T> {
     }
 
     /// Lets go what `hold` took on this thread, after handing its content to `last`, whatever that does; None if it
-    /// holds nothing.
+    /// holds nothing, or is in the middle of such a closure.
     pub fn release<R>(&self, last: impl FnOnce(&mut T) -> R) -> Option<R> {
         if !self.is_kept_here() {
             return None;
@@ -198,20 +203,23 @@ impl<T: Recover + Send + 'static> ForkLock<T> {
             // In a child the number of the parent's thread is nobody's, and would be taken for one that is gone.
             self.word.store(thread_number() | WAITERS, Ordering::Relaxed);
         }
-        kept
+        kept && !self.lent.load(Ordering::Relaxed)
     }
 
     /// Hands over the content of a lock that this thread keeps, and puts it right after a panic.
     fn act<R>(&self, act: impl FnOnce(&mut T) -> R) -> std::thread::Result<R> {
+        let before = self.lent.swap(true, Ordering::Relaxed);
+        assert!(!before, "the content of a lock was asked for twice at a time");
         // SAFETY: this thread holds the lock and has no guard: `hold` made none, and `acquire` refuses to make one while
-        // it is held. Nor can `act` come by here again, since the exclusive borrow of `with_kept`'s callers is not
-        // reachable through the lock from inside of a `&mut T`.
+        // it is held. Nobody has the content already: `lent` was false. Nor does anybody get it until `lent` is false again:
+        // `act` is the only other place that makes a reference of it, and has just been shown to refuse.
         let value = unsafe { &mut *self.value.get() };
         let result = catch_unwind(AssertUnwindSafe(|| act(value)));
         if result.is_err() {
             // SAFETY: as above; the borrow that was handed out has ended.
             unsafe { &mut *self.value.get() }.recover();
         }
+        self.lent.store(false, Ordering::Relaxed);
         result
     }
 
@@ -343,6 +351,31 @@ mod tests {
         let books = lock.lock();
         assert_eq!((books.entries, books.recovered), (1, 0));
         assert!(lock.is_held_here() && lock.with_kept(|_| ()).is_none(), "a guard's lock is not kept");
+    }
+
+    #[test]
+    fn a_closure_that_has_the_content_cannot_have_it_twice() {
+        // A safe program that nested these calls read memory that it had freed.
+        let lock = ForkLock::new(Names(vec!["first".into()]));
+        lock.hold(|names| {
+            let first = &names.0[0];
+            assert!(lock.with_kept(|names| names.0.clear()).is_none());
+            assert!(lock.release(|names| names.0.clear()).is_none());
+            assert_eq!(first, "first");
+        });
+        let seen = lock.with_kept(|names| (lock.with_kept(|_| ()).is_none(), names.0[0].clone()));
+        assert_eq!(seen, Some((true, "first".into())));
+        assert!(!lock.is_free(), "a refused release lets nothing go");
+        let caught = catch_unwind(AssertUnwindSafe(|| lock.with_kept(|_| panic!("on purpose"))));
+        assert!(caught.is_err());
+        assert_eq!(lock.with_kept(|names| names.0.len()), Some(1), "a panic gives the content back");
+        assert!(lock.release(|_| lock.with_kept(|_| ()).is_none()).unwrap() && lock.is_free());
+    }
+
+    struct Names(Vec<String>);
+
+    impl Recover for Names {
+        fn recover(&mut self) {}
     }
 
     #[test]

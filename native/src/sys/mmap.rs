@@ -67,8 +67,14 @@ impl ViewRange {
         Ok(())
     }
 
+    /// # Panics
+    /// If a part is not wholly inside of the range.
+    fn assert_holds(&self, offset: usize, bytes: usize) {
+        assert!(is_inside(offset, bytes, self.bytes), "{bytes} bytes at {offset} are beyond a view of {}", self.bytes);
+    }
+
     fn replace(&self, offset: usize, bytes: usize, flags: i32, fd: i32, fd_offset: usize) -> io::Result<()> {
-        assert!(offset <= self.bytes && bytes <= self.bytes - offset, "a part beyond its view");
+        self.assert_holds(offset, bytes);
         let wanted = self.at(offset) as *mut libc::c_void;
         let got = map(wanted, bytes, RW, flags | libc::MAP_FIXED, fd, fd_offset)?;
         assert_eq!(got, wanted as usize, "MAP_FIXED maps where it is told");
@@ -78,34 +84,43 @@ impl ViewRange {
     /// Which pages of a part that map the segment are in memory; of others, nothing is to be concluded. Reading one that is
     /// not would allocate it, or fail with SIGBUS if that is not possible.
     pub fn resident(&self, offset: usize, bytes: usize, segment: BorrowedFd<'_>) -> Vec<bool> {
-        assert!(offset <= self.bytes && bytes <= self.bytes - offset, "a look beyond a view");
+        self.assert_holds(offset, bytes);
         resident(self.at(offset), bytes, segment, offset)
     }
 
-    /// A copy of a part; None if there is no memory for it.
+    /// A copy of a part, made by the kernel; None if there is no memory for it, or the kernel refuses.
+    ///
+    /// It reads through the mapping, and so allocates what is a hole of a segment: for what cannot be had by `shm::read`.
     pub fn copy_out(&self, offset: usize, bytes: usize) -> Option<Vec<u8>> {
-        assert!(offset <= self.bytes && bytes <= self.bytes - offset, "a look beyond a view");
-        let mut copy: Vec<u8> = Vec::new();
-        copy.try_reserve_exact(bytes).ok()?;
-        // SAFETY: the source is mapped and readable, the vector has room for so many bytes, and the two are apart. Other
-        // threads may be writing to the source: each byte is then an old or a new one, as it is for any fork.
-        unsafe {
-            std::ptr::copy_nonoverlapping(self.at(offset) as *const u8, copy.as_mut_ptr(), bytes);
-            copy.set_len(bytes);
+        self.assert_holds(offset, bytes);
+        let mut copy = super::zeroed::zeroed::<u8>(bytes)?;
+        let mut done = 0;
+        while done < bytes {
+            let to = libc::iovec { iov_base: copy[done..].as_mut_ptr().cast(), iov_len: bytes - done };
+            let from = libc::iovec { iov_base: self.at(offset + done) as *mut _, iov_len: bytes - done };
+            // SAFETY: the kernel writes at most `bytes - done` bytes to the rest of the vector, which nobody else has. It
+            // reads the other range by itself, so a writer is no data race of ours, and a page that cannot be had (a full
+            // tmpfs) is EFAULT, where a load would be SIGBUS.
+            let n = unsafe { libc::process_vm_readv(libc::getpid(), &raw const to, 1, &raw const from, 1, 0) };
+            match n {
+                1.. => done += n as usize,
+                _ if n < 0 && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
+                _ => return None,
+            }
         }
         Some(copy)
     }
 
     /// Writes a copy back. For a child that has just been forked, whose only thread this is.
     pub fn copy_in(&self, offset: usize, copy: &[u8]) {
-        assert!(offset <= self.bytes && copy.len() <= self.bytes - offset, "a part beyond its view");
+        self.assert_holds(offset, copy.len());
         // SAFETY: the range is mapped and writable, apart from the copy, and nobody else is there to look at it.
         unsafe { std::ptr::copy_nonoverlapping(copy.as_ptr(), self.at(offset) as *mut u8, copy.len()) };
     }
 
     /// Leaves a part out of the next forks' children, or no longer. A child that touches what it was not given faults.
     pub fn inherit(&self, offset: usize, bytes: usize, inherited: bool) {
-        assert!(offset <= self.bytes && bytes <= self.bytes - offset, "a part beyond its view");
+        self.assert_holds(offset, bytes);
         let advice = if inherited { libc::MADV_DOFORK } else { libc::MADV_DONTFORK };
         // SAFETY: the range belongs to this view; the advice changes nothing in this process.
         unsafe { libc::madvise(self.at(offset) as *mut _, bytes, advice) };
@@ -113,7 +128,7 @@ impl ViewRange {
 
     /// Whether every page of a part is mapped, to whatever.
     pub fn is_mapped(&self, offset: usize, bytes: usize) -> bool {
-        assert!(offset <= self.bytes && bytes <= self.bytes - offset, "a look beyond a view");
+        self.assert_holds(offset, bytes);
         let mut present = vec![0u8; bytes.div_ceil(crate::page::page_size())];
         // SAFETY: mincore looks at page tables only, and fills one byte a page of the vector, which has that many.
         let result = unsafe { libc::mincore(self.at(offset) as *mut _, bytes, present.as_mut_ptr()) };
@@ -122,7 +137,8 @@ impl ViewRange {
 
     /// Whether the bytes of a part equal those at `other`, which is a mapping of at least `bytes` bytes.
     pub fn equals(&self, offset: usize, bytes: usize, other: &Look, other_offset: usize) -> bool {
-        assert!(offset + bytes <= self.bytes && other_offset + bytes <= other.bytes, "a compare beyond a mapping");
+        self.assert_holds(offset, bytes);
+        assert!(is_inside(other_offset, bytes, other.bytes), "a compare beyond a mapping");
         let (a, b) = (self.at(offset), other.address + other_offset);
         // SAFETY: both ranges are mapped and readable for `bytes` (asserted above; a view is never unmapped in parts).
         // Other threads may write to the view; memcmp then sees one or the other byte, which the caller rules out by
@@ -132,16 +148,17 @@ impl ViewRange {
 
     /// Whether a part holds nothing but zeros.
     pub fn is_zero(&self, offset: usize, bytes: usize) -> bool {
-        assert!(offset + bytes <= self.bytes, "a look beyond a view");
+        self.assert_holds(offset, bytes);
+        assert!(offset.is_multiple_of(8) && bytes.is_multiple_of(8), "zeros are looked for by the word");
         let start = self.at(offset) as *const u64;
-        // SAFETY: the range is mapped, readable and page-aligned; volatile reads race with writers only where the
-        // caller does not hold writes, and any value read is a valid u64.
+        // SAFETY: the range is mapped and readable, a view begins on a page, and both numbers are multiples of a word
+        // (asserted). Volatile reads race with writers only where the caller does not hold writes, and any value is a valid u64.
         (0..bytes / 8).all(|i| unsafe { start.add(i).read_volatile() } == 0)
     }
 
     /// Reads a byte of every page of a part, so that each has an entry in the page table.
     pub fn touch(&self, offset: usize, bytes: usize) {
-        assert!(offset + bytes <= self.bytes, "a look beyond a view");
+        self.assert_holds(offset, bytes);
         for at in (offset..offset + bytes).step_by(crate::page::page_size()) {
             // SAFETY: as in `is_zero`.
             let _ = unsafe { (self.at(at) as *const u8).read_volatile() };
@@ -160,7 +177,7 @@ impl ViewRange {
     ///
     /// pwrite, not a store through a mapping: a full tmpfs is then ENOSPC and not SIGBUS.
     pub fn save(&self, offset: usize, bytes: usize, file: BorrowedFd<'_>) -> (usize, Option<io::Error>) {
-        assert!(offset + bytes <= self.bytes, "a look beyond a view");
+        self.assert_holds(offset, bytes);
         let mut done = 0;
         while done < bytes {
             let from = self.at(offset + done) as *const libc::c_void;
@@ -182,8 +199,9 @@ impl ViewRange {
 
 impl Drop for ViewRange {
     fn drop(&mut self) {
-        // SAFETY: the range was mapped by `map_segment` and only parts of it were replaced since. Whoever drops it has
-        // proven that nobody uses the bytes: the last block and the view are gone.
+        // SAFETY: the range was mapped by `map_segment`, and only parts of it were replaced since. No reference to its bytes
+        // was ever made: addresses are handed out as numbers, and who makes a pointer of one (`pybuffer::fill`, an unsafe
+        // function) has to keep this range.
         unsafe { libc::munmap(self.address as *mut _, self.bytes) };
     }
 }
@@ -286,6 +304,11 @@ fn mincore(address: usize, bytes: usize) -> Vec<bool> {
     present.into_iter().map(|byte| byte & 1 != 0).collect()
 }
 
+/// Whether `bytes` bytes at `offset` are inside of a range of `size`; no sum of them wraps.
+fn is_inside(offset: usize, bytes: usize, size: usize) -> bool {
+    offset <= size && bytes <= size - offset
+}
+
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
 
 fn map(at: *mut libc::c_void, bytes: usize, prot: i32, flags: i32, fd: i32, offset: usize) -> io::Result<usize> {
@@ -308,4 +331,56 @@ pub fn duplicate(fd: i32) -> io::Result<std::os::fd::OwnedFd> {
     let copy = check(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) })?;
     // SAFETY: the kernel made the descriptor just now, and nobody else knows it.
     Ok(unsafe { std::os::fd::OwnedFd::from_raw_fd(copy) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    fn view(pages: usize) -> (OwnedFd, ViewRange) {
+        let segment = shm::anonymous();
+        let bytes = pages * crate::page::page_size();
+        shm::resize(segment.as_fd(), bytes).unwrap();
+        let range = ViewRange::map_segment(segment.as_fd(), bytes).unwrap();
+        (segment, range)
+    }
+
+    fn is_refused<R>(act: impl FnOnce() -> R) -> bool {
+        catch_unwind(AssertUnwindSafe(act)).is_err()
+    }
+
+    #[test]
+    fn no_sum_that_wraps_passes_for_a_part() {
+        // Release builds wrap: offset + bytes was small, and the check passed.
+        let (segment, range) = view(2);
+        let page = crate::page::page_size();
+        let other = Look::zeros(page).unwrap();
+        for (offset, bytes) in [(8, usize::MAX - 7), (page, usize::MAX - page + 1), (0, 2 * page + 8), (3 * page, 0)] {
+            let fd = segment.as_fd();
+            assert!(is_refused(|| range.is_zero(offset, bytes)), "is_zero {offset} {bytes}");
+            assert!(is_refused(|| range.equals(offset, bytes, &other, 0)), "equals {offset} {bytes}");
+            assert!(is_refused(|| range.touch(offset, bytes)), "touch {offset} {bytes}");
+            assert!(is_refused(|| range.save(offset, bytes, fd)), "save {offset} {bytes}");
+            assert!(is_refused(|| range.copy_out(offset, bytes)), "copy_out {offset} {bytes}");
+            assert!(is_refused(|| range.resident(offset, bytes, fd)), "resident {offset} {bytes}");
+            assert!(is_refused(|| range.map_shared(offset, bytes, fd)), "map_shared {offset} {bytes}");
+            assert!(is_refused(|| range.map_zero(offset, bytes)), "map_zero {offset} {bytes}");
+            assert!(is_refused(|| range.is_mapped(offset, bytes)), "is_mapped {offset} {bytes}");
+        }
+        assert!(is_refused(|| range.equals(0, 8, &other, usize::MAX - 3)), "beyond the other mapping");
+        assert!(is_refused(|| range.equals(0, page + 1, &other, 0)), "beyond the other mapping");
+        assert!(is_refused(|| range.is_zero(4, 8)) && is_refused(|| range.is_zero(0, 12)), "by the word");
+    }
+
+    #[test]
+    fn a_copy_has_the_bytes() {
+        let (segment, range) = view(2);
+        let page = crate::page::page_size();
+        shm::write(segment.as_fd(), &[io::IoSlice::new(b"here")], page - 2).unwrap();
+        let copy = range.copy_out(page - 4, 8).unwrap();
+        assert_eq!(copy, b"\0\0here\0\0");
+        assert_eq!(range.copy_out(0, 0), Some(Vec::new()));
+    }
 }

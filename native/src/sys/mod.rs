@@ -1,7 +1,8 @@
-//! Every system call, each behind a function that says what it means. The only place with `unsafe`.
+//! Every system call, each behind a function that says what it means. The only place with `unsafe` but `py::block`,
+//! where Python asks for a buffer; the compiler refuses it elsewhere (`deny(unsafe_code)`).
 //!
-//! Nothing here keeps state of its own but descriptors and mappings, each in an owned guard. What a fork does to them
-//! is said at each type.
+//! What is kept here is descriptors and mappings, each in an owned guard, the one value of a `ForkLock`, and a thread's
+//! slice of time (`sched`). What a fork does to them is said at each type.
 
 pub mod atfork;
 pub mod caps;
