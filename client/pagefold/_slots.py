@@ -69,11 +69,22 @@ def owner(fd: int) -> int:
     return found[1] if found else 0
 
 
-def held(fd: int) -> set[int]:
-    """All slots that are locked, but for one that is held by the open file behind `fd` itself."""
-    slots = set()
+def is_any_held(fd: int) -> bool:
+    """Whether any slot is locked, but for one that is held by the open file behind `fd` itself. One look."""
+    return _conflict(fd, 1, _SERVER) is not None
+
+
+def held(fd: int, most: int) -> set[int]:
+    """Slots that are locked, but for one that is held by the open file behind `fd` itself.
+
+    Args:
+        fd: of the pool.
+        most: look no further than so many. The kernel walks all locks for each answer, so to ask for all is quadratic,
+            and whoever may open the pool can make as many as he likes.
+    """
+    slots: set[int] = set()
     ranges = [(1, _SERVER)]
-    while ranges:
+    while ranges and len(slots) < most:
         first, end = ranges.pop()
         found = _conflict(fd, first, end) if first < end else None
         if found is not None:

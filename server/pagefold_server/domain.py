@@ -301,7 +301,7 @@ class Domain:
         if not self.past or self.fault:
             return
         reported = {member.slot for member in self.members.values() if member.resumed}
-        if self.pool.slots() <= reported:
+        if self.pool.is_held_only_by(reported):
             self.past = False
             self.engine.bury()
             _log.info("all mappings from before are accounted for", domain=str(self), pool=self.pool.name)
@@ -319,7 +319,7 @@ class Domain:
             self.tenant.due -= self.is_due
             self.is_due = False
             self.give_up()
-            self.pool.close(unlink=not (self.past or (stopping and self.pool.slots())))
+            self.pool.close(unlink=not (self.past or (stopping and self.pool.is_held())))
 
 
 class Domains:

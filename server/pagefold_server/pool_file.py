@@ -12,13 +12,23 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
+import mmap
 import os
 import stat
 from dataclasses import dataclass
+from typing import Final
 
 from pagefold import _names, _slots
 
 from pagefold_server.segment import SHM
+
+_CANDIDATES: Final = 64
+"""Names with a domain's tag that are looked at: there is one, or a few after crashes."""
+# A pool whose size is more than so many times what it holds, and more than so many frames, is not taken over. One
+# of a server that shrank so far is lost by that: its clients take their memory back, and merge anew.
+_SPARSE: Final = 256
+_SMALL: Final = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +67,13 @@ class PoolFile:
         """What the kernel has allocated to this pool, released frames that were not given back yet included."""
         return os.fstat(self.fd).st_blocks * 512
 
-    def slots(self) -> set[int]:
-        """The slots of clients that may map frames, whether they ever said so here or not."""
-        return _slots.held(self.fd)
+    def is_held_only_by(self, slots: set[int]) -> bool:
+        """Whether nobody may map frames but clients with these slots."""
+        return _slots.held(self.fd, len(slots) + 1) <= slots
+
+    def is_held(self) -> bool:
+        """Whether anybody may map frames, whether he ever said so here or not."""
+        return _slots.is_any_held(self.fd)
 
     def close(self, unlink: bool) -> None:
         """Lets the pool go. Views that map its frames keep them; unlinked, it cannot be opened any more."""
@@ -81,10 +95,8 @@ def find_orphan(uid: int, tag: str) -> Orphan | None:
     if not tag:
         return None
     found: Orphan | None = None
-    for entry in os.listdir(SHM):
-        name = f"/{entry}"
-        if not name.endswith(tag) or not _names.is_name(_names.POOL, name):
-            continue
+    names = (f"/{entry}" for entry in os.listdir(SHM) if entry.endswith(tag))
+    for name in itertools.islice((name for name in names if _names.is_name(_names.POOL, name)), _CANDIDATES):
         with contextlib.suppress(OSError):  # gone, or not ours to open: as good as not there
             fd = _claim(name, uid)
             if fd is None:
@@ -109,6 +121,11 @@ def _make(uid: int, tag: str) -> tuple[str, int]:
     return made.name, made.fd
 
 
+def _is_plausible(status: os.stat_result) -> bool:
+    """Whether books about it would be of use: they take memory for every frame that its size says, used or not."""
+    return status.st_size // mmap.PAGESIZE <= _SPARSE * (status.st_blocks * 512 // mmap.PAGESIZE) + _SMALL
+
+
 def _claim(name: str, uid: int) -> int | None:
     """A descriptor that owns the pool, open for writing; None if it is somebody's, or nobody's any more."""
     look = os.open(SHM + name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -116,14 +133,14 @@ def _claim(name: str, uid: int) -> int | None:
         status = os.fstat(look)
         if not stat.S_ISREG(status.st_mode) or status.st_dev != os.stat(SHM).st_dev or status.st_uid != uid:
             return None
-        if _slots.owner(look) or not _slots.held(look):
+        if _slots.owner(look) or not _slots.is_any_held(look) or not _is_plausible(status):
             return None
         fd = _open_for_writing(look)
     finally:
         os.close(look)
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # a sweep that is just removing it holds it exclusively
-        if os.fstat(fd).st_nlink and _slots.own(fd) and _slots.held(fd):
+        if os.fstat(fd).st_nlink and _slots.own(fd) and _slots.is_any_held(fd):
             return fd
     except BaseException:
         os.close(fd)
@@ -135,11 +152,12 @@ def _claim(name: str, uid: int) -> int | None:
 def _open_for_writing(fd: int) -> int:
     """The same object once more, though its mode says that nobody may write it."""
     path = f"/proc/self/fd/{fd}"
+    flags = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC  # a file lease of its owner's is refused, not waited for
     try:
-        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        return os.open(path, flags)
     except PermissionError:
         os.fchmod(fd, 0o600)
         try:
-            return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            return os.open(path, flags)
         finally:
             os.fchmod(fd, 0o400)

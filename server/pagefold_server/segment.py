@@ -31,7 +31,7 @@ _FLAGS: Final = (
     os.O_RDONLY
     | os.O_CLOEXEC  # the server starts no programs, but nobody should inherit a client's memory
     | os.O_NOFOLLOW  # a link planted under a legal name is refused
-    | os.O_NONBLOCK  # a FIFO planted there is opened without waiting for a writer, and refused then
+    | os.O_NONBLOCK  # neither a FIFO's writer is waited for, nor 45 s for a file lease: both are refused
 )
 
 _REACH: Final = (
@@ -80,7 +80,7 @@ class ForeignObject:
             raise NotASegment(f"{name} is not a plain shared-memory object")
         if uid is not None and found.st_uid != uid:
             self.close()
-            raise WrongOwner(f"{name} belongs to uid {found.st_uid}, not to uid {uid}")
+            raise WrongOwner(f"{name} does not belong to uid {uid}, whose session this is")
         self.uid = found.st_uid
         self.identity = (found.st_dev, found.st_ino)
 
@@ -162,33 +162,42 @@ def _open(name: str) -> int:
         return os.open(SHM + name, _FLAGS)
     except OSError as error:
         _check_descriptors(error)
+        _check_file_lease(error, name)
         if error.errno in (errno.EACCES, errno.EPERM):
             raise WrongOwner(f"{name} cannot be opened by the server: it is somebody else's") from error
         raise NotASegment(f"{name} cannot be opened: {error.strerror}") from error
 
 
 def _open_memfd(name: str, holder: Holder) -> int:
+    """Opens a memfd through its holder's /proc.
+
+    Whatever is wrong, the text is the same: a client may name any process and descriptor, and learns nothing of them.
+    """
     path = f"/proc/{holder.pid}/fd/{holder.descriptor}"
+    refused = NotASegment(f"the server finds no memfd {name[1:]} at {path}: {_REACH}")
     try:
         held = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError as error:
         _check_descriptors(error)
-        kind = WrongOwner if error.errno in (errno.EACCES, errno.EPERM) else NotASegment
-        raise kind(f"the server cannot look at {path} ({error.strerror}): {_REACH}") from error
+        raise refused from error
     try:
         found = os.fstat(held)
         # The link's text is made by the kernel, of the name that the memfd was created with.
         mine = f"/proc/self/fd/{held}"
         if found.st_dev != _memfd_device() or os.readlink(mine) != f"/memfd:{name[1:]} (deleted)":
-            raise NotASegment(f"{path} is not the memfd {name[1:]}: {_REACH}")
-        return os.open(mine, os.O_RDONLY | os.O_CLOEXEC)
+            raise refused
+        return os.open(mine, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         _check_descriptors(error)
-        if error.errno in (errno.EACCES, errno.EPERM):
-            raise WrongOwner(f"{path} cannot be opened by the server: it is somebody else's") from error
-        raise NotASegment(f"{path} cannot be opened: {error.strerror}") from error
+        _check_file_lease(error, name)
+        raise refused from error
     finally:
         os.close(held)
+
+
+def _check_file_lease(error: OSError, name: str) -> None:
+    if error.errno == errno.EWOULDBLOCK:
+        raise NotASegment(f"{name} has a file lease on it (F_SETLEASE): release that first") from error
 
 
 def _check_descriptors(error: OSError) -> None:

@@ -13,7 +13,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 from pagefold import _names, _slots
@@ -43,6 +43,7 @@ MAX_VERSION: Final = 64
 MAX_LABEL: Final = 64
 
 _log = structlog.get_logger("pagefold.sessions")
+_Message = TypeVar("_Message", pb.HelloRequest, pb.Gauges)
 
 
 _ANSWERS: Final = frozenset((pb.EVENT_KIND_MERGED, pb.EVENT_KIND_DECLINED))
@@ -123,7 +124,7 @@ class Sessions:
         session = Session(
             client=next(self._numbers),
             token=secrets.token_bytes(16),
-            hello=said,
+            hello=kept(said),
             lease=lease,
             bell=bell,
             domain=domain,
@@ -238,7 +239,7 @@ class Sessions:
             raise self._excluded(session, error) from error
         if gauges is not None:
             domain.tenant.mappings += gauges.mappings - session.gauges.mappings
-            session.gauges.CopyFrom(gauges)
+            session.gauges = kept(gauges)
         session.resumed = not resuming
         answers = any(kind in _ANSWERS for kind in events.kind)
         session.working = session.owing and not answers
@@ -404,6 +405,11 @@ class Sessions:
         for session in self:
             if not session.used and session.lease.is_same(lease):
                 self._remove(session, "said Hello again")
+
+
+def kept(said: _Message) -> _Message:
+    """A copy of a message, field by field, for keeping: what is not in the .proto would stay with it as long."""
+    return type(said)(**{field.name: getattr(said, field.name) for field in said.DESCRIPTOR.fields})
 
 
 def _check_proof(lease: Lease, said: pb.HelloRequest) -> None:

@@ -1,0 +1,245 @@
+"""One tenant and everybody's server: what each of these did to it, and that it does so no longer.
+
+Times are no measurements here: a call that waited for a stranger took 45 s, and one that is answered takes none.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import signal
+import struct
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+
+import grpc
+import pytest
+from google.protobuf.unknown_fields import UnknownFieldSet
+from pagefold import _names, _slots
+from pagefold_proto.v1 import memory_pb2 as pb
+from pagefold_server import pool_file, sessions
+from pagefold_server.errors import Refusals
+from support.raw import PAGE, Raw, reason
+from support.server import Server
+
+HANGS = 5.0
+"""Seconds after which an answer counts as one that waits for somebody else."""
+
+
+@pytest.fixture
+def quick() -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    assert time.monotonic() - began < HANGS, "the server waited for a client"
+
+
+@pytest.fixture
+def deaf() -> Iterator[None]:
+    """Whoever holds a file lease that is broken is sent a SIGIO, which ends the process."""
+    before = signal.signal(signal.SIGIO, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGIO, before)
+
+
+@pytest.fixture
+def planted(no_names: None) -> Iterator[Callable[..., _names.LockedObject]]:
+    """Makes pools up, as a client can that knows the tag."""
+    made: list[_names.LockedObject] = []
+
+    def plant(tag: str, size: int = 4 * PAGE, data: bytes = b"x" * PAGE, at: int = 0) -> _names.LockedObject:
+        made.append(_names.create_locked(_names.POOL, 0o600, size, tag))
+        os.pwrite(made[-1].fd, data, at)
+        return made[-1]
+
+    yield plant
+    for pool in made:
+        _names.remove(pool.name)
+        os.close(pool.fd)
+
+
+def memfd(name: str, pages: int = 1) -> int:
+    fd = os.memfd_create(name[1:], os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, pages * PAGE)
+    again = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)  # the kernel gives no lease on the first one
+    os.close(fd)
+    return again
+
+
+def refusal(raw: Raw, number: int, name: str, pid: int, descriptor: int) -> tuple[str, str]:
+    request = pb.AddSegmentRequest(
+        session=raw.token, segment=number, name=name, pages=1, backing=pb.BACKING_MEMFD, pid=pid, descriptor=descriptor
+    )
+    with pytest.raises(grpc.RpcError) as caught:
+        raw.stub.AddSegment(request, timeout=60)
+    return reason(caught.value), str(caught.value.details())
+
+
+@pytest.mark.usefixtures("deaf", "quick")
+def test_a_file_lease_on_a_memfd_is_refused_and_not_waited_for(server: Server) -> None:
+    name = _names.new_name(_names.SEGMENT)
+    fd = memfd(name)
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    with Raw(server.address) as raw:
+        raw.hello()
+        why, text = refusal(raw, 1, name, os.getpid(), fd)
+        assert why == "REASON_NOT_A_SEGMENT"
+        assert "file lease" in text
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        raw.stub.AddSegment(
+            pb.AddSegmentRequest(
+                session=raw.token,
+                segment=1,
+                name=name,
+                pages=1,
+                backing=pb.BACKING_MEMFD,
+                pid=os.getpid(),
+                descriptor=fd,
+            )
+        )
+    os.close(fd)
+
+
+@pytest.mark.usefixtures("deaf", "quick")
+def test_a_file_lease_on_a_named_object_is_refused_and_not_waited_for(server: Server) -> None:
+    with Raw(server.address) as raw:
+        raw.hello()
+        made = raw.segment(bytes(PAGE))
+        fcntl.fcntl(made.fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        with pytest.raises(grpc.RpcError) as caught:
+            raw.add(made.name, 1)
+        assert reason(caught.value) == "REASON_NOT_A_SEGMENT"
+        assert "file lease" in str(caught.value.details())
+        fcntl.fcntl(made.fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+
+
+@pytest.mark.usefixtures("deaf", "quick")
+def test_a_file_lease_on_a_pool_that_was_made_up_is_not_waited_for(
+    planted: Callable[..., _names.LockedObject],
+) -> None:
+    tag = _names.tag_of("here", os.geteuid(), "lease")
+    pool = planted(tag)
+    _slots.hold(pool.fd, 7)
+    fcntl.fcntl(pool.fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    assert pool_file.find_orphan(os.geteuid(), tag) is None
+    fcntl.fcntl(pool.fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+
+
+@pytest.mark.usefixtures("quick")
+def test_thousands_of_locks_on_a_pool_are_not_all_looked_at(planted: Callable[..., _names.LockedObject]) -> None:
+    tag = _names.tag_of("here", os.geteuid(), "locks")
+    pool = planted(tag)
+    for slot in range(1, 20_000, 2):
+        _slots.hold(pool.fd, slot)
+    orphan = pool_file.find_orphan(os.geteuid(), tag)
+    assert orphan is not None
+    taken = pool_file.PoolFile(os.geteuid(), tag, orphan)
+    assert taken.is_held()
+    assert not taken.is_held_only_by(set())
+    assert not taken.is_held_only_by({1, 3, 5})
+    taken.close(unlink=False)
+
+
+def test_the_slots_that_are_held_are_told_exactly(planted: Callable[..., _names.LockedObject]) -> None:
+    pool = planted(_names.tag_of("here", 0, "slots"))
+    look = os.open(f"/dev/shm{pool.name}", os.O_RDONLY)
+    assert not _slots.is_any_held(look)
+    assert _slots.held(look, 9) == set()
+    for slot in (5, 9, 1 << 40):
+        _slots.hold(pool.fd, slot)
+    assert _slots.held(look, 9) == {5, 9, 1 << 40}
+    assert len(_slots.held(look, 2)) == 2
+    os.close(look)
+
+
+@pytest.mark.parametrize(("frames", "taken"), [(1 << 26, False), (1 << 12, True)])
+def test_a_pool_that_is_nearly_all_hole_is_not_believed(
+    planted: Callable[..., _names.LockedObject], frames: int, taken: bool
+) -> None:
+    tag = _names.tag_of("here", os.geteuid(), "sparse")
+    pool = planted(tag, frames * PAGE, at=(frames - 1) * PAGE)
+    _slots.hold(pool.fd, 7)
+    orphan = pool_file.find_orphan(os.geteuid(), tag)
+    assert (orphan is not None) is taken
+    if orphan is not None:
+        os.close(orphan.fd)
+
+
+def test_of_many_pools_with_one_tag_few_are_opened(
+    planted: Callable[..., _names.LockedObject], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tag = _names.tag_of("here", os.geteuid(), "many")
+    for _ in range(100):
+        planted(tag)
+    looked: list[str] = []
+    monkeypatch.setattr(pool_file, "_claim", lambda name, uid: looked.append(name))
+    assert pool_file.find_orphan(os.geteuid(), tag) is None
+    assert len(looked) == 64
+
+
+def test_fields_that_are_not_in_the_proto_are_not_kept() -> None:
+    strange = struct.pack("<B", 0xFA) + b"\x7f" + b"\x80\x40" + bytes(8192)  # field 2047, 8192 bytes
+    for message in (pb.HelloRequest(pid=7, label="x"), pb.Gauges(merged_pages=7)):
+        said = type(message).FromString(message.SerializeToString() + strange)
+        assert said.ByteSize() > 8192
+        assert len(UnknownFieldSet(said)) == 1
+        kept = sessions.kept(said)
+        assert kept == message
+        assert kept.ByteSize() == message.ByteSize()
+
+
+@pytest.mark.usefixtures("quick")
+def test_tokens_that_were_made_up_fill_no_log(server: Server) -> None:
+    with Raw(server.address) as raw:
+        for _ in range(300):
+            with pytest.raises(grpc.RpcError) as caught:
+                raw.stub.Bye(pb.ByeRequest(session=secrets.token_bytes(16)), timeout=10)
+            assert reason(caught.value) == "REASON_UNKNOWN_SESSION"
+    told = server.log.read_text().count("call refused")
+    assert 0 < told <= 10 * (HANGS + 1)
+
+
+def test_what_is_left_out_of_the_log_is_counted() -> None:
+    now = [100.0]
+    refusals = Refusals(2, lambda: now[0])
+    assert [refusals.untold() for _ in range(5)] == [0, 0, None, None, None]
+    now[0] += 1
+    assert [refusals.untold() for _ in range(3)] == [3, 0, None]
+
+
+def test_no_error_tells_what_another_process_has_open(server: Server) -> None:
+    """Root's server was asked which descriptors of root's processes are open, and of what kind, one by one."""
+    own = memfd(_names.new_name(_names.SEGMENT))
+    read, write = os.pipe()
+    sleeper = subprocess.Popen(["sleep", "60"])
+    name = _names.new_name(_names.SEGMENT)
+    try:
+        with Raw(server.address) as raw:
+            raw.hello()
+            texts = set()
+            for pid, descriptor in (
+                (os.getpid(), own),  # a memfd, of another name
+                (os.getpid(), read),  # a pipe
+                (os.getpid(), write),
+                (os.getpid(), 987_654),  # nothing
+                (sleeper.pid, 0),
+                (sleeper.pid, 44),
+                ((1 << 22) - 1, 0),  # no process, as a rule
+                (1, 0),
+            ):
+                why, text = refusal(raw, 1, name, pid, descriptor)
+                texts.add(
+                    (
+                        why,
+                        text.replace(f"/proc/{pid}/fd/{descriptor} ", "/proc/ ").replace(
+                            f"/proc/{pid}/fd/{descriptor}:", "/proc/:"
+                        ),
+                    )
+                )
+            assert len(texts) == 1, texts
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+        for fd in (own, read, write):
+            os.close(fd)
