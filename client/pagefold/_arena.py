@@ -32,6 +32,7 @@ from sortedcontainers import SortedDict
 
 from pagefold import _backing, _names
 from pagefold._backing import SHM, Backing, Place, Room
+from pagefold._descriptor import Descriptor
 from pagefold._errors import ClientClosed, OutOfSharedMemory
 from pagefold._extents import Extents
 from pagefold._fork import Kin
@@ -57,7 +58,7 @@ class Segment:
 
     number: int
     name: str
-    fd: int
+    fd: Descriptor
     pages: int
     address: int
     dedicated: bool
@@ -68,7 +69,7 @@ class Segment:
         """Lets go of the name and the descriptor; the memory goes with its last mapping."""
         if self.place == "shm":
             _names.remove(self.name)
-        os.close(self.fd)
+        self.fd.close()
 
 
 class ArenaSpace(Protocol):
@@ -240,7 +241,7 @@ class Arena:
     def forget(self) -> None:
         """In a forked child: closes its copies of the descriptors. The native half has its own, as long as needed."""
         for segment in self._segments.values():
-            os.close(segment.fd)
+            segment.fd.close()
         self._segments.clear()
         self._by_address.clear()
         self._closed = True
@@ -362,7 +363,7 @@ class Arena:
         if room is None:
             return False
         used = [s for s in self._segments.values() if s.place == place and not s.inherited]
-        backed = sum(os.fstat(segment.fd).st_blocks for segment in used) * 512
+        backed = sum(os.fstat(segment.fd).st_blocks for segment in used if segment.fd.is_there) * 512
         counts = self._space.counts()
         handed = self.memfd_pages if place == "memfd" else self.pages_in_use - self.memfd_pages
         # Merged pages need no room. Which place they are of is not known here: those that must be of this one count.

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
 from pagefold import _names
+from pagefold._descriptor import Descriptor
 
 Place = Literal["shm", "memfd"]
 Backing = Literal["auto", "shm", "memfd"]
@@ -139,17 +140,17 @@ def create(place: Place, nbytes: int) -> _names.LockedObject:
     except BaseException:
         os.close(fd)
         raise
-    return _names.LockedObject(name, fd)
+    return _names.LockedObject(name, Descriptor(fd))
 
 
-def reserve(fd: int, offset: int, nbytes: int) -> None:
+def reserve(fd: Descriptor, offset: int, nbytes: int) -> None:
     """Has the kernel set memory aside for a range that is a hole; it goes on reading as zeros.
 
     Raises:
         OSError: there is not so much; a part may be reserved, and has to be punched.
     """
     for begin in range(offset, offset + nbytes, _RESERVED_AT_ONCE):
-        os.posix_fallocate(fd, begin, min(_RESERVED_AT_ONCE, offset + nbytes - begin))
+        os.posix_fallocate(fd.checked(), begin, min(_RESERVED_AT_ONCE, offset + nbytes - begin))
 
 
 def _memfd(name: str) -> int:

@@ -201,14 +201,14 @@ class _Release:
 
     def forget(self) -> None:
         """In a forked child: what it holds of the lease, the native half does, for as long as it maps frames."""
-        os.close(self._lease.fd)
+        self._lease.fd.close()
 
     def __call__(self) -> None:
         if self._doorbell:
             with contextlib.suppress(posix_ipc.ExistentialError):
                 posix_ipc.unlink_semaphore(self._doorbell)
         _names.remove(self._lease.name)
-        os.close(self._lease.fd)
+        self._lease.fd.close()
 
 
 def _write_proof(lease: int) -> bytes:

@@ -24,6 +24,8 @@ from typing import Final, Literal
 
 import posix_ipc
 
+from pagefold._descriptor import Descriptor
+
 Kind = Literal["s", "l", "p", "d"]
 LockedKind = Literal["s", "l", "p"]
 
@@ -45,7 +47,7 @@ class LockedObject:
     """A shared-memory object of ours, alive for as long as `fd`, or a copy that fork made of it, is open."""
 
     name: str
-    fd: int
+    fd: Descriptor
 
 
 def new_name(kind: Kind, tag: str = "") -> str:
@@ -106,7 +108,7 @@ def create_locked(kind: LockedKind, mode: int, size: int, tag: str = "") -> Lock
             if os.fstat(fd).st_nlink:
                 os.fchmod(fd, mode)
                 os.ftruncate(fd, size)
-                return LockedObject(name, fd)
+                return LockedObject(name, Descriptor(fd))
         except BaseException:
             remove(name)
             os.close(fd)

@@ -17,6 +17,7 @@ from typing import Protocol
 import posix_ipc
 
 from pagefold import _names, _slots
+from pagefold._descriptor import Descriptor
 
 _log = logging.getLogger("pagefold")
 
@@ -43,7 +44,7 @@ class Pools:
         self.slot = _slots.new_slot()
         self._space = space
         self.before: frozenset[str] = frozenset()
-        self._held: dict[str, tuple[int, int]] = {}  # name -> number, descriptor that it maps through
+        self._held: dict[str, tuple[int, Descriptor]] = {}  # name -> number, descriptor that it maps through
         self._owner = 0
         self._tried: set[str] = set()  # in vain
 
@@ -67,11 +68,11 @@ class Pools:
         try:
             self._space.add_pool(number, fd)
         except OSError as error:
-            os.close(fd)
+            fd.close()
             _log.log(loudness, "nothing merges until the pool %s can be used: %s", name, error)
             return False
         except (ValueError, OverflowError) as error:
-            os.close(fd)
+            fd.close()
             _log.error("the pool %s cannot be used, so nothing will merge: %s", name, error)
             return True
         self._held[name] = number, fd
@@ -109,7 +110,7 @@ class Pools:
         self.before = frozenset(self._held)
         while self._held:
             _, (_, fd) = self._held.popitem()
-            os.close(fd)
+            fd.close()
 
     def close(self) -> None:
         """Lets go. The last one of a pool whose server is gone removes its name."""
@@ -118,8 +119,8 @@ class Pools:
             _discard(name, fd)
 
 
-def _discard(name: str, fd: int) -> None:
-    os.close(fd)
+def _discard(name: str, fd: Descriptor) -> None:
+    fd.close()
     with contextlib.suppress(posix_ipc.Error, OSError):
         look = posix_ipc.SharedMemory(name, flags=0, read_only=True).fd
         try:
@@ -128,7 +129,7 @@ def _discard(name: str, fd: int) -> None:
             os.close(look)
 
 
-def _open(name: str, slot: int) -> int:
+def _open(name: str, slot: int) -> Descriptor:
     fd: int = posix_ipc.SharedMemory(name, flags=0, read_only=True).fd
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # refused while somebody removes it
@@ -140,4 +141,4 @@ def _open(name: str, slot: int) -> int:
     if removed:
         os.close(fd)
         raise OSError(errno.ENOENT, "it has just been removed", name)
-    return fd
+    return Descriptor(fd)

@@ -13,14 +13,15 @@
 use crate::error::{Error, Result};
 use crate::sys::flock;
 use crate::sys::mmap::Lease;
-use std::os::fd::OwnedFd;
+use crate::sys::object::Object;
+use std::os::fd::AsFd;
 
 /// Leases at a time: each costs a descriptor. With so many, further forks join the newest.
 const MOST: usize = 16;
 
 struct Generation {
-    last: u64,              // the last fork that it stands for
-    probe: Option<OwnedFd>, // an open of its own, to look at the lease with; None: living for ever
+    last: u64,             // the last fork that it stands for
+    probe: Option<Object>, // an open of its own, to look at the lease with; None: living for ever
 }
 
 /// The generations of which a child may be alive, oldest first.
@@ -48,7 +49,7 @@ impl Generations {
         }
         let begun = flock::object().map_err(system).and_then(|object| {
             let probe = flock::reopen(&object).map_err(system)?;
-            Ok((lease(&object)?, probe))
+            Ok((lease(&object)?, Object::keep(probe)))
         });
         let (lease, probe) = match begun {
             Ok((lease, probe)) => (Ok(lease), Some(probe)),
@@ -75,7 +76,7 @@ impl Generations {
 }
 
 /// A lease on an object, with an open of its own.
-fn lease(object: &OwnedFd) -> Result<Lease> {
+fn lease(object: &impl AsFd) -> Result<Lease> {
     let given = flock::reopen(object).map_err(system)?;
     flock::share(&given).map_err(system)?;
     Lease::hold(given).map_err(system)

@@ -4,6 +4,7 @@ use crate::bits::words;
 use crate::error::{Error, Result};
 use crate::page::{Run, bytes, page_size};
 use crate::sys::mmap::Look;
+use crate::sys::object::Object;
 use crate::sys::shm;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,7 +15,7 @@ const LEAST_LOOK: usize = 1 << 28;
 
 /// An open pool.
 pub struct Pool {
-    fd: OwnedFd,
+    fd: Object,
     look: Option<Look>,
     size: usize,                // when it was last looked at
     known: HashMap<usize, u64>, // which of 64 neighbouring frames are there
@@ -23,7 +24,7 @@ pub struct Pool {
 impl Pool {
     /// Takes over a descriptor that is open for reading.
     pub fn new(fd: OwnedFd) -> Pool {
-        Pool { fd, look: None, size: 0, known: HashMap::new() }
+        Pool { fd: Object::keep(fd), look: None, size: 0, known: HashMap::new() }
     }
 
     /// The descriptor to map frames of.

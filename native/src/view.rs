@@ -6,6 +6,7 @@ use crate::journal::{Event, Journal, Kind};
 use crate::page::{Run, bytes, pieces};
 use crate::states::PageTable;
 use crate::sys::mmap::{Lease, ViewRange};
+use crate::sys::object::Object;
 use crate::sys::shm;
 use crate::tracker::Traces;
 use std::os::fd::{AsFd, OwnedFd};
@@ -23,7 +24,7 @@ pub struct Memory {
 /// as the memory is.
 struct Behind {
     // The last is this process's. The lock of each says that somebody of the family may map it.
-    segments: Vec<Arc<OwnedFd>>,
+    segments: Vec<Arc<Object>>,
     // As long as pages may map frames, the server must not take the client for dead that has the references.
     leases: Vec<Arc<Lease>>,
     // Of forks.
@@ -33,12 +34,13 @@ struct Behind {
 impl Memory {
     /// Memory over a segment; the lease is that of the client.
     pub fn new(range: ViewRange, segment: OwnedFd, lease: Arc<Lease>) -> Memory {
-        let behind = Behind { segments: vec![Arc::new(segment)], leases: vec![lease], generations: Vec::new() };
+        let behind =
+            Behind { segments: vec![Arc::new(Object::keep(segment))], leases: vec![lease], generations: Vec::new() };
         Memory { range, behind: Mutex::new(behind) }
     }
 
     /// The segment that this process keeps pages in.
-    pub fn segment(&self) -> Arc<OwnedFd> {
+    pub fn segment(&self) -> Arc<Object> {
         self.behind().segments.last().expect("there is one from the beginning").clone()
     }
 
@@ -50,7 +52,7 @@ impl Memory {
     /// In a child that is a client of its own by now: the segment and the lease of that.
     pub fn take_over(&self, segment: OwnedFd, lease: Arc<Lease>) {
         let mut behind = self.behind();
-        behind.segments.push(Arc::new(segment));
+        behind.segments.push(Arc::new(Object::keep(segment)));
         behind.leases.push(lease);
     }
 

@@ -4,7 +4,7 @@
 
 use super::check;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 /// An object without a name to hold a lock on, one page long.
 pub fn object() -> io::Result<OwnedFd> {
@@ -12,23 +12,23 @@ pub fn object() -> io::Result<OwnedFd> {
     let fd = check(unsafe { libc::memfd_create(c"pagefold-fork".as_ptr(), libc::MFD_CLOEXEC) })?;
     // SAFETY: the kernel made the descriptor just now, and nobody else knows it.
     let object = unsafe { OwnedFd::from_raw_fd(fd) };
-    super::shm::resize(std::os::fd::AsFd::as_fd(&object), crate::page::page_size())?;
+    super::shm::resize(object.as_fd(), crate::page::page_size())?;
     Ok(object)
 }
 
 /// Opens an object again: another open file description, with locks of its own.
-pub fn reopen(object: &OwnedFd) -> io::Result<OwnedFd> {
-    let file = std::fs::File::open(format!("/proc/self/fd/{}", object.as_raw_fd()))?; // read-only, close-on-exec
+pub fn reopen(object: &impl AsFd) -> io::Result<OwnedFd> {
+    let file = std::fs::File::open(format!("/proc/self/fd/{}", object.as_fd().as_raw_fd()))?; // read-only, close-on-exec
     Ok(file.into())
 }
 
 /// Takes the shared lock.
-pub fn share(object: &OwnedFd) -> io::Result<()> {
+pub fn share(object: &impl AsFd) -> io::Result<()> {
     lock(object, libc::LOCK_SH).map(drop)
 }
 
 /// Whether nobody holds the lock. Through a descriptor that holds it itself, this would give it away.
-pub fn is_free(object: &OwnedFd) -> bool {
+pub fn is_free(object: &impl AsFd) -> bool {
     let free = lock(object, libc::LOCK_EX).is_ok();
     if free {
         let _ = lock(object, libc::LOCK_UN); // cannot fail for a lock that is held
@@ -36,9 +36,9 @@ pub fn is_free(object: &OwnedFd) -> bool {
     free
 }
 
-fn lock(object: &OwnedFd, how: libc::c_int) -> io::Result<()> {
+fn lock(object: &impl AsFd, how: libc::c_int) -> io::Result<()> {
     // SAFETY: no memory of ours is passed. NB: what cannot be had now is an error, and not waited for.
-    super::retry(|| check(unsafe { libc::flock(object.as_raw_fd(), how | libc::LOCK_NB) }).map(drop))
+    super::retry(|| check(unsafe { libc::flock(object.as_fd().as_raw_fd(), how | libc::LOCK_NB) }).map(drop))
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 //! All functions that replace a part of a view do it with one mmap(MAP_FIXED): a reader sees the old bytes or the new
 //! mapping's, never a gap.
 
+use super::object::Object;
 use super::{check, shm};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -212,7 +213,7 @@ impl Drop for ViewRange {
 /// both, but one that becomes a daemon closes all its descriptors, while it goes on mapping frames; hence the mapping.
 pub struct Lease {
     address: usize,
-    _fd: OwnedFd,
+    _fd: Object,
 }
 
 impl Lease {
@@ -221,7 +222,7 @@ impl Lease {
         let page = crate::page::page_size();
         // No access: the object may be empty, and nobody is to look at it.
         let address = map(ptr::null_mut(), page, libc::PROT_NONE, libc::MAP_SHARED, fd.as_raw_fd(), 0)?;
-        Ok(Lease { address, _fd: fd })
+        Ok(Lease { address, _fd: Object::keep(fd) })
     }
 }
 

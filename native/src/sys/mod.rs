@@ -10,6 +10,7 @@ pub mod doorbell;
 pub mod flock;
 pub mod forklock;
 pub mod mmap;
+pub mod object;
 pub mod pagemap;
 #[cfg(feature = "python")]
 pub mod pybuffer;

@@ -4,12 +4,12 @@
 //! zero page is that. PAGEMAP_SCAN (Linux 6.7) answers in ranges at about 1.5 ns a page; before it the entries are
 //! read one by one. The descriptor belongs to the process that opened it: after a fork a child must not use it.
 
-use super::check;
+use super::object::Object;
+use super::{check, shm};
 use crate::page::{Run, page_size};
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
+use std::os::fd::{AsFd, AsRawFd};
 
 const PAGEMAP_SCAN: libc::c_ulong = 0xC060_6610;
 const PM_SCAN_WP_MATCHING: u64 = 1 << 0;
@@ -51,7 +51,7 @@ struct ScanArgument {
 
 /// This process's pagemap.
 pub struct Pagemap {
-    file: File,
+    file: Object,
     scan: bool,
 }
 
@@ -76,7 +76,7 @@ impl Pagemap {
     /// Opens it; `allow_scan` false leaves PAGEMAP_SCAN unused.
     pub fn open(allow_scan: bool) -> io::Result<Pagemap> {
         let file = File::open("/proc/self/pagemap")?;
-        let mut pagemap = Pagemap { file, scan: allow_scan };
+        let mut pagemap = Pagemap { file: Object::keep(file.into()), scan: allow_scan };
         if allow_scan {
             // Ask about the page of a local variable; kernels without the ioctl say ENOTTY.
             let here = std::ptr::from_ref(&pagemap) as usize & !(page_size() - 1);
@@ -149,7 +149,7 @@ impl Pagemap {
             };
             // SAFETY: the argument is the structure that the number encodes, and its vector is `regions`, of just that
             // length, alive for the call. What flags may change is protection that the kernel takes off by itself.
-            let found = check(unsafe { libc::ioctl(self.file.as_raw_fd(), PAGEMAP_SCAN as _, &mut argument) })?;
+            let found = check(unsafe { libc::ioctl(self.file.as_fd().as_raw_fd(), PAGEMAP_SCAN as _, &mut argument) })?;
             for region in &regions[..found as usize] {
                 let first = (region.start as usize - address) / page_size();
                 let count = (region.end - region.start) as usize / page_size();
@@ -173,8 +173,14 @@ impl Pagemap {
         let mut page = 0;
         while page < pages {
             let want = (pages - page).min(buffer.len() / 8);
-            let offset = ((address / page_size() + page) * 8) as u64;
-            self.file.read_exact_at(&mut buffer[..want * 8], offset)?;
+            let offset = (address / page_size() + page) * 8;
+            let mut done = 0;
+            while done < want * 8 {
+                match shm::read(self.file.as_fd(), &mut buffer[done..want * 8], offset + done)? {
+                    0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                    read => done += read,
+                }
+            }
             for (i, bytes) in buffer[..want * 8].chunks_exact(8).enumerate() {
                 let entry = u64::from_ne_bytes(bytes.try_into().expect("eight bytes"));
                 if entry & there != 0 && entry & ENTRY_FILE == 0 {

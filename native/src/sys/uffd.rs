@@ -5,9 +5,10 @@
 //! A forked child has the descriptor but not the registrations.
 
 use super::check;
+use super::object::Object;
 use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 // From <linux/userfaultfd.h>; libc has no ioctls of it.
 const UFFD_USER_MODE_ONLY: libc::c_int = 1;
@@ -50,7 +51,7 @@ pub enum Source {
 
 /// A userfaultfd, its API agreed upon.
 pub struct Uffd {
-    fd: OwnedFd,
+    fd: Object,
     features: u64,
 }
 
@@ -62,7 +63,7 @@ impl Uffd {
         let (fd, source) = new(scope)?;
         let features = available & wanted;
         agree(&fd, features)?;
-        Ok((Uffd { fd, features }, source))
+        Ok((Uffd { fd: Object::keep(fd), features }, source))
     }
 
     /// The features that the kernel offers.
@@ -119,7 +120,7 @@ impl Uffd {
     fn ioctl<T>(&self, request: libc::c_ulong, argument: &mut T) -> io::Result<()> {
         // SAFETY: each request above is passed the structure that its number encodes; the kernel reads and writes only
         // that. The ranges named belong to views, which outlive the call; changing protection changes no bytes.
-        check(unsafe { libc::ioctl(self.fd.as_raw_fd(), request as _, argument as *mut T) }).map(drop)
+        check(unsafe { libc::ioctl(self.fd.as_fd().as_raw_fd(), request as _, argument as *mut T) }).map(drop)
     }
 }
 
