@@ -69,7 +69,7 @@ class Bells:
             if not stat.S_ISREG(found.st_mode):
                 raise NotASegment(f"{name} is not a semaphore")
             if found.st_uid != uid:
-                raise WrongOwner(f"{name} belongs to uid {found.st_uid}, not to uid {uid}")
+                raise WrongOwner(f"{name} does not belong to uid {uid}, whose session this is")
             return self._make(name, uid)  # which looks again, at what it has opened
         except OSError as error:
             raise NotASegment(f"{name} cannot be opened: {error.strerror or error}") from error

@@ -26,7 +26,7 @@ from sortedcontainers import SortedDict, SortedSet
 
 from pagefold_server._fallocate import punch_hole
 from pagefold_server.engine import FrameLook
-from pagefold_server.pool_file import Orphan, PoolFile
+from pagefold_server.pool_file import Orphan, PoolFile, is_plausible
 
 PAGE: Final = mmap.PAGESIZE
 MOST_FRAMES: Final = 1 << 26
@@ -91,8 +91,9 @@ class Pool(PoolFile):
         Raises:
             OSError: it has more frames than the limit, or cannot be read.
         """
-        numbers = os.fstat(self.fd).st_size // PAGE
-        if numbers > self._limit:
+        status = os.fstat(self.fd)
+        numbers = status.st_size // PAGE
+        if numbers > self._limit or not is_plausible(status):
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), self.name)
         if numbers:
             self._use.extend(bytes(numbers))
@@ -100,6 +101,8 @@ class Pool(PoolFile):
         frame = 0
         while frame < numbers and self._has_data(frame, numbers):
             frame = os.lseek(self.fd, frame * PAGE, os.SEEK_DATA) // PAGE
+            if frame >= numbers:
+                return  # its owner is changing it at this moment
             self._take(frame)
             self._use[frame] = _WRITTEN
             yield frame, os.pread(self.fd, PAGE, frame * PAGE)

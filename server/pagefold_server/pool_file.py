@@ -24,7 +24,7 @@ from pagefold import _names, _slots
 from pagefold_server.segment import SHM
 
 _CANDIDATES: Final = 64
-"""Names with a domain's tag that are looked at: there is one, or a few after crashes."""
+"""Pools of a user's with a domain's tag that are opened: there is one, or a few after crashes. Others' do not count."""
 # A pool whose size is more than so many times what it holds, and more than so many frames, is not taken over. One
 # of a server that shrank so far is lost by that: its clients take their memory back, and merge anew.
 _SPARSE: Final = 256
@@ -96,7 +96,8 @@ def find_orphan(uid: int, tag: str) -> Orphan | None:
         return None
     found: Orphan | None = None
     names = (f"/{entry}" for entry in os.listdir(SHM) if entry.endswith(tag))
-    for name in itertools.islice((name for name in names if _names.is_name(_names.POOL, name)), _CANDIDATES):
+    theirs = (name for name in names if _names.is_name(_names.POOL, name) and _is_owned(name, uid))
+    for name in itertools.islice(theirs, _CANDIDATES):
         with contextlib.suppress(OSError):  # gone, or not ours to open: as good as not there
             fd = _claim(name, uid)
             if fd is None:
@@ -121,8 +122,18 @@ def _make(uid: int, tag: str) -> tuple[str, int]:
     return made.name, made.fd
 
 
-def _is_plausible(status: os.stat_result) -> bool:
-    """Whether books about it would be of use: they take memory for every frame that its size says, used or not."""
+def _is_owned(name: str, uid: int) -> bool:
+    try:
+        return os.lstat(SHM + name).st_uid == uid
+    except OSError:
+        return False
+
+
+def is_plausible(status: os.stat_result) -> bool:
+    """Whether books about it would be of use: they take memory for every frame that its size says, used or not.
+
+    `Store::inherit` in the native engine has the same rule.
+    """
     return status.st_size // mmap.PAGESIZE <= _SPARSE * (status.st_blocks * 512 // mmap.PAGESIZE) + _SMALL
 
 
@@ -133,7 +144,7 @@ def _claim(name: str, uid: int) -> int | None:
         status = os.fstat(look)
         if not stat.S_ISREG(status.st_mode) or status.st_dev != os.stat(SHM).st_dev or status.st_uid != uid:
             return None
-        if _slots.owner(look) or not _slots.is_any_held(look) or not _is_plausible(status):
+        if _slots.owner(look) or not _slots.is_any_held(look):
             return None
         fd = _open_for_writing(look)
     finally:

@@ -11,6 +11,7 @@ import secrets
 import signal
 import struct
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -19,7 +20,8 @@ import pytest
 from google.protobuf.unknown_fields import UnknownFieldSet
 from pagefold import _names, _slots
 from pagefold_proto.v1 import memory_pb2 as pb
-from pagefold_server import pool_file, sessions
+from pagefold_server import engines, pool_file, sessions
+from pagefold_server.engine import EngineOptions
 from pagefold_server.errors import Refusals
 from support.raw import PAGE, Raw, reason
 from support.server import Server
@@ -153,17 +155,51 @@ def test_the_slots_that_are_held_are_told_exactly(planted: Callable[..., _names.
     os.close(look)
 
 
+@pytest.mark.parametrize("engine", ["native", "reference"])
 @pytest.mark.parametrize(("frames", "taken"), [(1 << 26, False), (1 << 12, True)])
 def test_a_pool_that_is_nearly_all_hole_is_not_believed(
-    planted: Callable[..., _names.LockedObject], frames: int, taken: bool
+    planted: Callable[..., _names.LockedObject], frames: int, taken: bool, engine: str
 ) -> None:
     tag = _names.tag_of("here", os.geteuid(), "sparse")
     pool = planted(tag, frames * PAGE, at=(frames - 1) * PAGE)
     _slots.hold(pool.fd, 7)
-    orphan = pool_file.find_orphan(os.geteuid(), tag)
-    assert (orphan is not None) is taken
-    if orphan is not None:
-        os.close(orphan.fd)
+    made, _, inherited = engines.make(engine, os.geteuid(), EngineOptions(), tag)
+    assert inherited is taken
+    made.close(unlink=not taken)
+
+
+@pytest.mark.parametrize("engine", ["native", "reference"])
+def test_bytes_behind_the_last_whole_page_of_a_pool_are_passed_over(
+    planted: Callable[..., _names.LockedObject], engine: str
+) -> None:
+    """The native engine looked for ever at data that lies behind the frames which the size makes."""
+    tag = _names.tag_of("here", os.geteuid(), "tail")
+    pool = planted(tag, 4 * PAGE + 100, data=b"tail", at=4 * PAGE + 50)
+    os.pwrite(pool.fd, b"x" * PAGE, PAGE)
+    _slots.hold(pool.fd, 7)
+    code = (
+        "import os, sys; from pagefold_server import engines; from pagefold_server.engine import EngineOptions;"
+        "made, engine, taken = engines.make(sys.argv[1], os.geteuid(), EngineOptions(), sys.argv[2]);"
+        "assert taken; made.close(unlink=False)"
+    )
+    subprocess.run([sys.executable, "-c", code, engine, tag], check=True, timeout=30)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: to be two users")
+def test_pools_of_another_user_hide_nobodys(planted: Callable[..., _names.LockedObject]) -> None:
+    """Names were counted before their owners were looked at, and a tag is no secret."""
+    tag = _names.tag_of("here", 65534, "hidden")
+    for _ in range(200):
+        planted(tag)
+    real = planted(tag)
+    os.fchown(real.fd, 65534, -1)
+    for _ in range(200):
+        planted(tag)
+    _slots.hold(real.fd, 7)
+    orphan = pool_file.find_orphan(65534, tag)
+    assert orphan is not None
+    assert orphan.name == real.name
+    os.close(orphan.fd)
 
 
 def test_of_many_pools_with_one_tag_few_are_opened(

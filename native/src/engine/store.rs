@@ -8,6 +8,11 @@ use crate::sys::shm;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, OwnedFd};
 
+/// A pool whose size is more than so many times what it holds, and more than so many frames, is not taken over: a client can
+/// make one up. One of a server's own that shrank so far is lost by that; its clients take their memory back, and merge anew.
+const SPARSE: usize = 256;
+const SMALL: usize = 1 << 16;
+
 /// Pages of an object from before that are read at once.
 const INHERITED: usize = 64;
 
@@ -27,14 +32,23 @@ impl Store {
     /// Takes over what the object holds from before: the pages that are no holes are in use, and named to `each` with
     /// their bytes, in order.
     pub fn inherit(&mut self, mut each: impl FnMut(u32, &[u8])) -> io::Result<()> {
-        let numbers = u32::try_from(shm::size(self.fd.as_fd())? / page_size()).unwrap_or(u32::MAX);
-        if !self.numbers.inherit(numbers) {
+        // One look: whoever owns the object may change its size at any moment, and books take memory by size.
+        let (size, allocated) = shm::extent(self.fd.as_fd())?;
+        let numbers = u32::try_from(size / page_size()).unwrap_or(u32::MAX);
+        let plausible = SPARSE.saturating_mul(allocated / page_size()).saturating_add(SMALL);
+        if numbers as usize > plausible || !self.numbers.inherit(numbers) {
             return Err(io::Error::from_raw_os_error(libc::EFBIG));
         }
         let mut buffer = vec![0; bytes(INHERITED)];
-        let mut at = 0;
-        while let Some(data) = shm::next_data(self.fd.as_fd(), at)? {
-            let end = shm::next_hole(self.fd.as_fd(), data)?.unwrap_or(data).min(bytes(numbers as usize));
+        let (mut at, all) = (0, bytes(numbers as usize));
+        while at < all
+            && let Some(data) = shm::next_data(self.fd.as_fd(), at)?.filter(|&data| data < all)
+        {
+            let end = shm::next_hole(self.fd.as_fd(), data)?.unwrap_or(data).min(all);
+            if end <= data {
+                at = data + page_size(); // it was punched meanwhile; a page is never looked at twice
+                continue;
+            }
             at = data;
             while at < end {
                 let want = (end - at).min(buffer.len());

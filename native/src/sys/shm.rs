@@ -18,6 +18,12 @@ pub fn size(object: BorrowedFd<'_>) -> io::Result<usize> {
     Ok(stat(object)?.st_size.max(0) as usize)
 }
 
+/// The object's size and what the kernel has allocated to it, in bytes, at one moment.
+pub fn extent(object: BorrowedFd<'_>) -> io::Result<(usize, usize)> {
+    let found = stat(object)?;
+    Ok((found.st_size.max(0) as usize, found.st_blocks.max(0) as usize * 512))
+}
+
 /// Whether the object belongs to the user that this process is now.
 pub fn is_ours(object: BorrowedFd<'_>) -> bool {
     // SAFETY: it takes nothing and cannot fail.
