@@ -25,7 +25,7 @@ PROTO_STAMP := $(PROTO_VENV)/.setup-done
 CARGO := PYO3_PYTHON=$(CURDIR)/$(BIN)/python cargo
 RUST_SOURCES := $(shell find native/src -name '*.rs' 2>/dev/null)
 
-.PHONY: help setup demo test test-rust test-python lint format proto proto-check bench profile stress chaos docs clean tools lint-tools
+.PHONY: help setup demo test test-rust test-python lint format proto proto-check bench profile stress chaos fuzz docs clean tools lint-tools
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
@@ -71,6 +71,9 @@ stress: $(STAMP) ## the long campaigns
 
 chaos: $(STAMP) ## kills servers, clients and children at every step (CHAOS_ROUNDS, CHAOS_MINUTES, CHAOS_SEED)
 	cd tests && ../$(BIN)/python -m chaos $(ARGS)
+
+fuzz: $(STAMP) ## a tenant says anything, beside victims that must not notice (FUZZ_MINUTES, FUZZ_SEED); as root
+	cd tests && ../$(BIN)/python -m fuzz $(ARGS)
 
 docs: $(STAMP) ## makes docs/cli.md and docs/configuration.md from the sources
 	$(BIN)/python tools/make_docs.py

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fuzz.campaign import Campaign
 from integration.test_fsck import audit_under_load
 from integration.test_hammer import HAMMER
 from property.test_memory_model import World, run_machine
@@ -24,6 +25,8 @@ from support.worker import PAGE, Worker, page_of
 pytestmark = [pytest.mark.stress, pytest.mark.needs("uffd")]
 
 MINUTES = float(os.environ.get("PAGEFOLD_STRESS_MINUTES", "3"))
+STATUS_SECONDS = 1.0
+"""In which the status is answered beside a fuzzer: above fuzz.prober.LONGEST, for a machine that has much else to do."""
 
 
 def test_I7_the_memory_model_for_long(tmp_path: Path) -> None:
@@ -56,6 +59,19 @@ def test_audits_while_clients_write_and_merge_for_long(
     said = audit_under_load(serve(poll_millisecs=10, smart_scan=False), seconds=MINUTES * 60)
     with capsys.disabled():
         print(f"\n  {said}")
+
+
+@pytest.mark.needs("root")
+def test_a_tenant_says_anything_for_long(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    seed = int(os.environ.get("PAGEFOLD_STRESS_SEED") or random.randrange(1 << 32))
+    with capsys.disabled():
+        print(f"\n  PAGEFOLD_STRESS_SEED={seed}")
+    report = Campaign(tmp_path, seed).run(MINUTES * 60)
+    with capsys.disabled():
+        print(f"  {report}")
+    assert report.passed, (report.losses, report.leaks, report.faults)
+    assert report.most_merged > 0
+    assert report.longest < STATUS_SECONDS, report.slow
 
 
 class Tenant:
