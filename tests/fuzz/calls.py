@@ -123,13 +123,13 @@ class Script:
                 key, value = rng.choice(_FRESH_LIES)
                 said[key] = value
         session.opened = lie == ""
-        session.spoiled, session.segments = False, {}
+        session.spoiled, session.segments, session.made = False, {}, 0
         session.tracks = said["tracker"] == pb.TRACKER_PAGEMAP
         return Call("hello", number, {"said": said, "lie": lie, "strange": self._strange()})
 
     def _hello_again(self, number: int, session: Believed) -> Call:
         """A second session behind the same lease; the first one's token is forgotten, or kept for later."""
-        session.segments, session.spoiled, session.tracks = {}, False, False
+        session.segments, session.spoiled, session.tracks, session.made = {}, False, False, 0
         return Call("hello_again", number, {"label": self._rng.choice(["", "a"])})
 
     def _end(self, number: int, session: Believed) -> Call:

@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.stress, pytest.mark.needs("uffd")]
 
 MINUTES = float(os.environ.get("PAGEFOLD_STRESS_MINUTES", "3"))
 STATUS_SECONDS = 1.0
-"""In which the status is answered beside a fuzzer: above fuzz.prober.LONGEST, for a machine that has much else to do."""
+"""For an answer to a status call beside a fuzzer. The bound is fuzz.prober.LONGEST; a busy machine adds to it."""
 
 
 def test_I7_the_memory_model_for_long(tmp_path: Path) -> None:
