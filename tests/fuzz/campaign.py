@@ -167,6 +167,8 @@ class Campaign:
         try:
             if killed:
                 until(lambda: fuzzer.told().get("calls", 0) >= at or fuzzer.ended(0), 120, "a fuzzer getting somewhere")
+                if fuzzer.ended(0) and (wrong := fuzzer.finish(0)):  # by itself, and not well
+                    report.faults.append(f"round {report.rounds}: {wrong}")
                 fuzzer.kill()
                 report.killed += 1
                 _remove_what_no_server_sweeps()

@@ -371,11 +371,12 @@ def _events(told: list[tuple[int, ...]]) -> pb.Events:
 
 def _holder(lie: str, fd: int) -> tuple[int, int]:
     """Which process has a memfd open, and as what."""
+    pids = map(int, filter(str.isdigit, os.listdir("/proc")))  # numbers wrap: the parent's may be the highest
     return {
         "": (os.getpid(), fd),
         "init": (1, 0),
         "parent": (os.getppid(), 3),
-        "sibling": (min(pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if pid > os.getppid()), 9),
+        "sibling": (min((pid for pid in pids if pid > os.getppid()), default=1), 9),
         "nobody": ((1 << 22) - 1, 0),
         "pipe": (os.getpid(), 0),
         "nothing": (os.getpid(), 987_654),

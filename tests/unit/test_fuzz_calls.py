@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections import Counter
 
 import pytest
@@ -61,6 +62,13 @@ def test_strange_fields_are_well_formed(size: int) -> None:
     (field,) = UnknownFieldSet(pb.HelloRequest.FromString(said.SerializeToString()))
     assert (field.field_number, len(field.data)) == (2047, size)
     assert said.pid == 7
+
+
+def test_a_memfd_has_a_holder_when_no_process_has_a_higher_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers of processes wrap. A campaign that had the highest one saw its fuzzers end at their first memfd."""
+    monkeypatch.setattr(os, "getppid", lambda: 1 << 22)
+    assert driver._holder("", 5) == (os.getpid(), 5)
+    assert driver._holder("sibling", 5) == (1, 9)
 
 
 @pytest.mark.parametrize("what", ["losses", "leaks", "faults"])
