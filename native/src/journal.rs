@@ -6,6 +6,9 @@
 use crate::page::Run;
 use std::collections::VecDeque;
 
+/// Most pages that the events of one call may be about, as memory.proto says: what a server does with a call is to be short.
+pub const CALL_PAGES: u32 = 1 << 20;
+
 /// The numbers of `EventKind` in memory.proto.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -85,12 +88,20 @@ impl Event {
         Run { first: self.first as usize, count: self.count as usize }
     }
 
+    /// Cuts off the first pages.
+    fn split(&mut self, pages: u32) -> Event {
+        let head = Event { count: pages, ..*self };
+        (self.first, self.count) = (self.first.wrapping_add(pages), self.count - pages);
+        self.frame = self.frame.wrapping_add(if self.pool == 0 { 0 } else { pages });
+        head
+    }
+
     fn is_followed_by(&self, next: &Event) -> bool {
         let frames_follow = self.pool == 0 || u64::from(next.frame) == u64::from(self.frame) + u64::from(self.count);
         self.kind == next.kind
             && self.segment == next.segment
             && u64::from(next.first) == u64::from(self.first) + u64::from(self.count)
-            && self.count.checked_add(next.count).is_some()
+            && self.count.saturating_add(next.count) <= CALL_PAGES
             && self.pool == next.pool
             && frames_follow
             && self.detail == next.detail
@@ -104,17 +115,26 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Writes one event down; joins it to the last where it goes on from it.
-    pub fn push(&mut self, event: Event) {
+    /// Writes one event down; joins it to the last where it goes on from it. What a call has no room for becomes several.
+    pub fn push(&mut self, mut event: Event) {
+        while event.count > CALL_PAGES {
+            let head = event.split(CALL_PAGES);
+            self.events.push_back(head);
+        }
         match self.events.back_mut() {
             Some(last) if last.is_followed_by(&event) => last.count += event.count,
             _ => self.events.push_back(event),
         }
     }
 
-    /// Takes at most `limit` out.
+    /// Takes out what one call has room for: at most `limit`, about at most `CALL_PAGES` pages.
     pub fn drain(&mut self, limit: usize) -> Vec<Event> {
-        let take = limit.min(self.events.len());
+        let mut pages = 0u64;
+        let fits = |event: &&Event| {
+            pages += u64::from(event.count);
+            pages <= CALL_PAGES.into()
+        };
+        let take = self.events.iter().take(limit).take_while(fits).count();
         self.events.drain(..take).collect()
     }
 
@@ -161,5 +181,26 @@ mod tests {
         }
         assert_eq!(j.drain(2).len(), 2);
         assert_eq!(j.drain(10)[0].first, 4);
+    }
+
+    #[test]
+    fn a_call_is_about_no_more_pages_than_it_may_be() {
+        let mut j = Journal::default();
+        j.push(merged(7, 2 * CALL_PAGES + 5, 1, 100));
+        j.push(merged(7 + 2 * CALL_PAGES + 5, CALL_PAGES - 5, 1, 105 + 2 * CALL_PAGES)); // goes on, and fits
+        j.push(merged(7 + 3 * CALL_PAGES, 1, 1, 100 + 3 * CALL_PAGES)); // goes on, and does not
+        j.push(Event::new(Kind::Excluded, 2, Run { first: 0, count: u32::MAX as usize }));
+        assert_eq!(j.len(), 4 + 4096);
+        let mut calls = Vec::new();
+        while !j.is_empty() {
+            calls.push(j.drain(10));
+        }
+        for n in 0..3 {
+            assert_eq!(calls[n as usize], vec![merged(7 + n * CALL_PAGES, CALL_PAGES, 1, 100 + n * CALL_PAGES)]);
+        }
+        let pages = |call: &Vec<Event>| call.iter().map(|event| u64::from(event.count)).sum::<u64>();
+        assert!(calls.iter().all(|call| pages(call) <= u64::from(CALL_PAGES)));
+        let excluded = calls.iter().flatten().filter(|event| event.kind == Kind::Excluded);
+        assert_eq!(excluded.map(|event| u64::from(event.count)).sum::<u64>(), u64::from(u32::MAX));
     }
 }

@@ -270,8 +270,9 @@ class Books:
         for page, frame in zip(range(first, event.end), frames, strict=True):
             table.set_state(page, ZERO if event.pool == ZERO_POOL else MERGED)
             table.frames[page] = ZERO_FRAME if event.pool == ZERO_POOL else frame
-            # What it had when it was switched: a page that lets go of its frame has been read, as it were.
-            table.digests[page] = self._zero_digest if event.pool == ZERO_POOL else self._frames.digest(frame)
+            # What it had when it was switched: a page that lets go of its frame has been read, as it were. Not so on
+            # the zero page: whoever claims that has shown nothing.
+            table.digests[page] = 0 if event.pool == ZERO_POOL else self._frames.digest(frame)
             if event.pool != ZERO_POOL:
                 self._frames.resume(frame)
         if self._unmerging:

@@ -26,9 +26,8 @@ MAX_EVENTS = 1 << 13
 """In one Exchange: more than clients put into a message of that size. To book so many takes some 4 ms, in which nobody
 else is served."""
 
-MAX_EVENT_PAGES = 1 << 25
-"""In one Exchange, all events together: what they cost is pages, not events. It is 128 GiB, far above what a client
-does between two calls."""
+MAX_EVENT_PAGES = 1 << 20
+"""In one Exchange, all events together: their cost is in pages. It is 4 GiB; clients cut what they report."""
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 _InSession = pb.AddSegmentRequest | pb.ExchangeRequest | pb.DropSegmentRequest | pb.ByeRequest

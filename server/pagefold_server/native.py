@@ -1,7 +1,7 @@
 """The engine in Rust, as the server uses it. What it promises is in `engine`, what it decides in `reference`.
 
-It reads, digests and keeps its books with the GIL released, takes 12 bytes a page and some 17 for each page in a tree,
-and allocates the frames of its pool itself.
+It reads, digests and keeps its books with the GIL released, takes at most 12 bytes a page and some 17 for each page in
+a tree, and allocates the frames of its pool itself.
 """
 
 from __future__ import annotations

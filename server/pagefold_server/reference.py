@@ -235,11 +235,18 @@ class ReferenceEngine(Books):
         return first, table.states.rfind(OWNED, first, first + _CHUNK) + 1
 
     def _next_tracked(self, table: PageTable) -> tuple[int, int] | None:
-        """From the next page on that this pass is to read, up to a gap."""
+        """From the next page on that this pass is to read, up to a gap. Empty if there were holes before it."""
         found = _READING_PAGES.search(table.flags, self._page)
         if found is None:
             return None
         first = found.start()
+        data = _next_data(table, first)
+        end = table.pages if data is None else data
+        if end > first:
+            table.forget_readings(first, end)
+            table.clear_flag(first, end - first, READING)
+            self._unstable.remove(table, first, end - first)
+            return end, end
         end = min(found.end(), first + _CHUNK)
         while (found := _READING_PAGES.search(table.flags, end, min(end + _GAP, first + _CHUNK))) is not None:
             end = found.end()

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import grpc
 import pytest
@@ -23,8 +24,15 @@ from pagefold_proto.v1 import memory_pb2 as pb
 from pagefold_server import engines, pool_file, sessions
 from pagefold_server.engine import EngineOptions
 from pagefold_server.errors import Refusals
+from pagefold_server.memory import MAX_EVENT_PAGES
+from pagefold_server.native import NativeEngine
+from support.engine_pools import NativeStore
+from support.engine_world import columns
 from support.raw import PAGE, Raw, reason
 from support.server import Server
+
+FOR_ALL = (pb.EVENT_KIND_WRITTEN, pb.EVENT_KIND_EXCLUDED, pb.EVENT_KIND_INCLUDED)
+"""Events of which each costs the same, however many pages it is about."""
 
 HANGS = 5.0
 """Seconds after which an answer counts as one that waits for somebody else."""
@@ -67,6 +75,16 @@ def memfd(name: str, pages: int = 1) -> int:
     again = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)  # the kernel gives no lease on the first one
     os.close(fd)
     return again
+
+
+def sparse(pages: int) -> int:
+    fd = os.memfd_create("sparse")
+    os.ftruncate(fd, pages * PAGE)
+    return fd
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
 
 
 def refusal(raw: Raw, number: int, name: str, pid: int, descriptor: int) -> tuple[str, str]:
@@ -223,6 +241,82 @@ def test_fields_that_are_not_in_the_proto_are_not_kept() -> None:
         kept = sessions.kept(said)
         assert kept == message
         assert kept.ByteSize() == message.ByteSize()
+
+
+@pytest.mark.usefixtures("quick")
+def test_room_for_mappings_is_not_looked_for_page_by_page() -> None:
+    """300 pairs took 25 s: every Released went through the whole of every table for pages declined before."""
+    store = NativeStore()
+    engine = store.engine = NativeEngine(store)
+    engine.add_client(1)
+    fd, pairs = sparse(1 << 28), 4096
+    for page in range(2 * pairs):
+        os.pwrite(fd, b"x" * PAGE, page * PAGE)
+    engine.add_segment(1, 1, fd, 1 << 28)
+    for _ in range(3):
+        while engine.scan(1 << 20).finished is None:
+            pass
+    told = [
+        (page, frame + page - first)
+        for _, first, count, frame in engine.take(1, 2 * pairs).merges
+        for page in range(first, first + count)
+    ]
+    merged, declined = told[:pairs], told[pairs:]
+    engine.apply(1, columns(*((pb.EVENT_KIND_MERGED, 1, page, 1, 1, frame, 0) for page, frame in merged)))
+    events = []
+    for (ours, _), (page, frame) in zip(merged, declined, strict=True):
+        events.append((pb.EVENT_KIND_DECLINED, 1, page, 1, 1, frame, pb.DECLINE_REASON_BUDGET))
+        events.append((pb.EVENT_KIND_RELEASED, 1, ours, 1, 0, 0, 0))
+    engine.apply(1, columns(*events))
+    assert engine.counters().pages_declined == pairs
+    assert engine.counters().pages_over_budget == 0, "there is room again, and one still waits for it"
+    engine.check()
+    os.close(fd)
+    store.close(unlink=True)
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_is_said_of_holes_takes_neither_memory_nor_time() -> None:
+    """Four sessions took 1 GB of the server's memory and none of their own, and 1.7 s when they ended."""
+    store = NativeStore()
+    engine = store.engine = NativeEngine(store)
+    fd, pages, before = sparse(1 << 28), 1 << 28, resident()
+    clients = range(1, 5)
+    for client in clients:
+        engine.add_client(client)
+        engine.add_segment(client, 1, fd, pages, tracked=True)
+    claims = [
+        (pb.EVENT_KIND_WRITTEN, 0, 0),
+        (pb.EVENT_KIND_EXCLUDED, 0, 0),
+        (pb.EVENT_KIND_INCLUDED, 0, 0),
+        (pb.EVENT_KIND_WRITTEN, 0, 1),
+        (pb.EVENT_KIND_RESUMED, 0, 0),
+        (pb.EVENT_KIND_COPIED, 0, 0),
+        (pb.EVENT_KIND_RELEASED, 0, 0),
+    ]
+    for kind, pool, detail in claims:
+        for client in clients if kind in FOR_ALL else clients[:1]:
+            for first in range(0, pages, MAX_EVENT_PAGES):
+                engine.apply(client, columns((kind, 1, first, MAX_EVENT_PAGES, pool, 0, detail)))
+        while engine.scan(1 << 12).finished is None:
+            pass
+        engine.remaining()
+        engine.counters()
+        assert resident() - before < 64 << 20
+    for client in clients:
+        engine.remove_client(client)
+    os.close(fd)
+    store.close(unlink=True)
+
+
+def test_a_call_is_about_no_more_pages_than_can_be_booked_at_once(server: Server) -> None:
+    with Raw(server.address) as raw:
+        raw.hello()
+        made = raw.segment(bytes(PAGE))
+        raw.add(made.name, 1)
+        with pytest.raises(grpc.RpcError) as caught:
+            raw.exchange(pb.Events(kind=[pb.EVENT_KIND_INCLUDED], segment=[1], first=[0], count=[MAX_EVENT_PAGES + 1]))
+        assert "more than 1048576 pages" in str(caught.value.details())
 
 
 @pytest.mark.usefixtures("quick")

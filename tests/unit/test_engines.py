@@ -938,8 +938,8 @@ def test_counters_say_what_the_books_cost(world: World) -> None:
     empty = world.engine.counters().bookkeeping_bytes
     client = world.client()
     client.add_segment(10_000)
-    least = {"reference": 16, "native": 12}[world.engine.name]
-    assert least * 10_000 <= world.engine.counters().bookkeeping_bytes - empty <= (least + 1) * 10_000
+    least, most = {"reference": (16, 17), "native": (8, 13)}[world.engine.name]  # four columns take what differs
+    assert least * 10_000 <= world.engine.counters().bookkeeping_bytes - empty <= most * 10_000
 
 
 def test_copies_save_nothing(world: World) -> None:

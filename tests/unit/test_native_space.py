@@ -54,6 +54,18 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Callable[..., Bench]]:
         one.close()
 
 
+def test_events_are_cut_to_what_a_call_may_be_about(bench: Callable[..., Bench]) -> None:
+    """A client that said something of 128 GiB at once was excluded for it."""
+    pages = (2 << 20) + 5
+    b = bench(pages=pages)
+    b.space.exclude(1, 0, pages, True)
+    calls = []
+    while b.space.pending():
+        calls.append([(first, count) for kind, first, count, *_ in b.events() if kind == EXCLUDED])
+    assert [sum(count for _, count in call) for call in calls] == [1 << 20, 1 << 20, 5]
+    assert [first for call in calls for first, _ in call] == [0, 1 << 20, 2 << 20]
+
+
 def test_equal_pages_are_switched_and_their_memory_goes_back(bench: Callable[..., Bench]) -> None:
     b = bench()
     for page in range(10):
@@ -104,7 +116,9 @@ def test_hostile_proposals_change_nothing(bench: Callable[..., Bench]) -> None:
     columns = [list(column) for column in zip(*hostile, strict=True)]
     assert b.space.merge(*columns) == 0
     assert bytes(b.bytes) == before
-    events = b.events()
+    events = []
+    while b.space.pending():
+        events += b.events()
     assert {kind for kind, *_ in events} == {DECLINED}
     assert sum(count for _, _, count, *_ in events) >= sum(row[2] for row in hostile if row[2] < 10)
     b.space.adopt([9, 1, 1, 1], [0, 0, top, 8], [1, top, top, 1])

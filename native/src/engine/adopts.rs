@@ -12,19 +12,13 @@ impl Books {
     /// Queues pages for adoption, but for those that are asked for already.
     pub fn ask_adopt(&mut self, key: ClientKey, id: TableId, run: Run) {
         let (table, book) = (self.tables.table_mut(id), self.clients.get_mut(key));
-        let asked = |flags: u8| flags & (ADOPT_QUEUED | ADOPT_SENT) != 0;
         let mut at = run.first;
-        while at < run.end() {
-            let rest = &table.flags[at..run.end()];
-            let count = rest.iter().position(|&flags| asked(flags)).unwrap_or(rest.len());
-            if count > 0 {
-                let found = Run { first: at, count };
-                table.set_flag(found, ADOPT_QUEUED);
-                book.adopts.add(id, found);
-                book.asking += count;
-                book.adopting += count;
-            }
-            at += count + 1;
+        while let Some(found) = table.next_unflagged(at, run.end(), ADOPT_QUEUED | ADOPT_SENT) {
+            at = found.end();
+            table.set_flag(found, ADOPT_QUEUED);
+            book.adopts.add(id, found);
+            book.asking += found.count;
+            book.adopting += found.count;
         }
     }
 

@@ -162,12 +162,15 @@ impl Books {
 
     fn let_go(&mut self, id: TableId, run: Run, give_up: fn(&mut Frames, u32)) {
         for page in run.first..run.end() {
-            let held = self.tables.table(id).frame(page);
-            let digest = held.map_or(self.zero_digest, |frame| self.frames.digest(frame));
-            self.tables.table_mut(id).let_go(page, digest);
-            if let Some(frame) = held {
-                give_up(&mut self.frames, frame);
-                self.offer(frame, digest);
+            let table = self.tables.table_mut(id);
+            match table.frame(page) {
+                None => table.let_go(page, self.zero_digest),
+                Some(frame) => {
+                    let digest = self.frames.digest(frame);
+                    table.let_go(page, digest);
+                    give_up(&mut self.frames, frame);
+                    self.offer(frame, digest);
+                }
             }
         }
         self.tables.table_mut(id).own(run);
@@ -249,7 +252,7 @@ impl Books {
 
     /// A tracked page is to be read once more in the next pass.
     pub fn set_pending(&mut self, id: TableId, page: usize) {
-        self.tables.table_mut(id).flags[page] |= PENDING;
+        self.tables.table_mut(id).set_flag(Run { first: page, count: 1 }, PENDING);
     }
 
     // Counts

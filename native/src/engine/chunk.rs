@@ -20,9 +20,9 @@ const GAP: usize = 4;
 pub enum Next {
     /// Pages to read, and the holes that were passed over before them.
     Read { holes: Run, pages: Run },
-    /// Holes led to this page, which is not owned.
+    /// Holes led to this page, at which to go on.
     Skip { holes: Run, page: usize },
-    /// Nothing up to the end; holes from here on, of untracked segments.
+    /// Nothing up to the end; holes from here on.
     End { holes: Run },
 }
 
@@ -46,11 +46,15 @@ fn next_untracked(segment: &Segment, page: usize) -> Next {
     Next::Read { holes, pages: Run { first, count: CHUNK - bits.leading_zeros() as usize } }
 }
 
-/// From the next page on that this pass is to read, up to a gap.
+/// From the next page on that this pass is to read, up to a gap. Holes are passed over at once, however many are to be read.
 fn next_tracked(segment: &Segment, page: usize) -> Next {
     let (table, end) = (&segment.table, segment.table.pages());
     let nothing = Run { first: page, count: 0 };
     let Some(first) = table.find_flagged(page, end, READING) else { return Next::End { holes: nothing } };
+    let data = segment.next_data(first).unwrap_or(end);
+    if data > first {
+        return Next::Skip { holes: Run { first, count: data - first }, page: data };
+    }
     let (mut last, most) = (first, end.min(first + CHUNK));
     while let Some(more) = table.find_flagged(last, most.min(last + GAP), READING) {
         last = table.next_flagged(more, most, READING).map_or(more + 1, Run::end);
@@ -91,7 +95,7 @@ impl Chunk {
         self.read = segment.read(pages.first, &mut self.buffer[range]);
         let table = &segment.table;
         for n in 0..self.read {
-            let (page, flags) = (pages.first + n, table.flags[pages.first + n]);
+            let (page, flags) = (pages.first + n, table.flags(pages.first + n));
             if table.is_owned(page) && (!table.tracked || flags & (READING | WRITTEN) == READING) {
                 self.digests[n] = digester.digest(self.page(n));
             }

@@ -3,6 +3,7 @@
 use super::error::{Error, Result};
 use super::queues::{AdoptQueue, MergeQueue};
 use super::tables::TableId;
+use crate::page::Run;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Names one client, in the order in which they came.
@@ -25,6 +26,9 @@ pub struct Client {
     pub asking: usize,
     /// Pages to adopt, not yet answered; those not taken included.
     pub adopting: usize,
+    /// What was declined for want of mappings, first page and count: all pages that rest for that are among them, so
+    /// that nobody has to look for these in whole tables.
+    over_budget: BTreeMap<(TableId, usize), usize>,
 }
 
 impl Client {
@@ -39,6 +43,7 @@ impl Client {
             proposed: 0,
             asking: 0,
             adopting: 0,
+            over_budget: BTreeMap::new(),
         }
     }
 
@@ -55,7 +60,20 @@ impl Client {
     pub fn remove_segment(&mut self, number: i64) {
         if let Some(id) = self.segments.remove(&number) {
             self.tables.remove(&id);
+            self.over_budget.retain(|(table, _), _| *table != id);
         }
+    }
+
+    /// These pages rest until there is room for mappings.
+    pub fn add_over_budget(&mut self, id: TableId, run: Run) {
+        let count = self.over_budget.entry((id, run.first)).or_default();
+        *count = run.count.max(*count);
+    }
+
+    /// Takes out where pages may be that rest until there is room for mappings.
+    pub fn take_over_budget(&mut self) -> impl Iterator<Item = (TableId, Run)> + use<> {
+        let taken = std::mem::take(&mut self.over_budget);
+        taken.into_iter().map(|((id, first), count)| (id, Run { first, count }))
     }
 
     /// Whether there is something to tell it.

@@ -2,7 +2,8 @@
 
 use super::report::Counters;
 use super::scan::Engine;
-use super::state::{PENDING, READING, State, WRITTEN};
+use super::state::{PENDING, READING, State};
+use super::table::PageTable;
 use super::tables::TableId;
 
 impl Engine {
@@ -57,9 +58,8 @@ impl Engine {
 
     /// Tracked pages that became due for reading after the pass began.
     pub(super) fn count_pending(&self) -> usize {
-        let due = |flags: u8| flags & (PENDING | WRITTEN) == PENDING;
         let ids = self.scannable().into_iter();
         let tables = ids.map(|id| self.books.tables.table(id)).filter(|table| table.tracked);
-        tables.map(|table| (0..table.pages()).filter(|&n| due(table.flags[n]) && table.is_owned(n)).count()).sum()
+        tables.map(PageTable::count_due).sum()
     }
 }

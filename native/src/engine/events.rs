@@ -150,7 +150,10 @@ impl Books {
             // As it will be reported, too late for this proposal.
             CHANGED if self.tables.table(id).tracked => self.tables.table_mut(id).set_flag(run, WRITTEN),
             CHANGED => self.tables.table_mut(id).forget_digests(run),
-            BUDGET => self.rest(id, run, State::OverBudget, RETRY_PASSES),
+            BUDGET => {
+                self.rest(id, run, State::OverBudget, RETRY_PASSES);
+                self.clients.get_mut(event.key).add_over_budget(id, run);
+            }
             _ => self.rest(id, run, State::Refused, RETRY_PASSES),
         }
         Ok(())
@@ -182,16 +185,17 @@ impl Books {
         if event.detail == DISCARDED {
             self.tables.table_mut(id).forget_breaks(run); // what comes here next has another story
         } else if self.options.smart_scan {
-            for page in broken.iter().flat_map(|found| found.first..found.end()) {
-                let passes = 1 << self.tables.table(id).breaks(page);
-                self.rest(id, Run { first: page, count: 1 }, State::Waiting, passes);
+            for found in broken {
+                let mut at = found.first;
+                while at < found.end() {
+                    let (alike, breaks) = self.tables.table(id).next_breaks(at, found.end());
+                    at = alike.end();
+                    self.rest(id, alike, State::Waiting, 1 << breaks);
+                }
             }
         }
-        for other in self.table_ids(key) {
-            let table = self.tables.table(other);
-            if table.count(State::OverBudget) > 0 {
-                self.wake(other, table.whole(), State::OverBudget); // there is room for mappings now
-            }
+        for (other, declined) in self.clients.get_mut(key).take_over_budget() {
+            self.wake(other, declined, State::OverBudget); // there is room for mappings now
         }
         Ok(())
     }
@@ -258,13 +262,14 @@ impl Books {
             return Err(misfit());
         }
         self.unstable.remove(&mut self.tables, event.id, event.run);
-        for (page, frame) in (event.run.first..event.run.end()).zip(frames) {
-            let frame = (event.pool != ZERO_POOL).then_some(frame as u32);
-            let table = self.tables.table_mut(event.id);
-            table.hold(page, frame);
-            table.set_state(page, if frame.is_some() { State::Merged } else { State::Zero });
-            if let Some(frame) = frame {
-                self.frames.resume(frame);
+        let table = self.tables.table_mut(event.id);
+        if event.pool == ZERO_POOL {
+            table.hold_zeros(event.run);
+        } else {
+            for (page, frame) in (event.run.first..event.run.end()).zip(frames) {
+                table.hold(page, Some(frame as u32));
+                table.set_state(page, State::Merged);
+                self.frames.resume(frame as u32);
             }
         }
         if self.unmerging {

@@ -162,7 +162,7 @@ impl Frames {
             self.stable.remove(digest, frame);
             self.store.release(frame);
         } else {
-            self.stable.has_room_again(digest);
+            self.stable.has_room_again(digest, frame);
         }
     }
 

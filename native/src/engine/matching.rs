@@ -37,7 +37,7 @@ impl Engine {
         let is_hole = digest == self.digester.zero && segment.next_data(page) != Some(page); // a hole reads as zeros
         let table = self.books.tables.table_mut(id);
         if is_hole {
-            table.streaks[page] = 0;
+            table.end_streak(page);
             return;
         }
         current.visited += 1;
@@ -47,21 +47,21 @@ impl Engine {
             current.fresh += u64::from(table.lengthen_streak(page));
             return;
         }
-        table.streaks[page] = 0;
+        table.end_streak(page);
         self.match_page(current, id, page, chunk, at);
     }
 
     fn look_at_tracked(&mut self, current: &mut Pass, id: TableId, page: usize, chunk: usize, at: usize) {
         let table = self.books.tables.table_mut(id);
-        if !table.is_owned(page) || table.flags[page] & READING == 0 {
+        if !table.is_owned(page) || table.flags(page) & READING == 0 {
             return;
         }
-        table.flags[page] &= !READING;
-        if table.flags[page] & WRITTEN != 0 {
+        table.clear_flag(Run { first: page, count: 1 }, READING);
+        if table.flags(page) & WRITTEN != 0 {
             return; // it has just been reported again
         }
-        table.streaks[page] = 0;
-        if table.flags[page] & LISTED != 0 {
+        table.end_streak(page);
+        if table.flags(page) & LISTED != 0 {
             self.books.unstable.remove(&mut self.books.tables, id, Run { first: page, count: 1 });
         }
         let digest = self.chunks[chunk].digests[at];

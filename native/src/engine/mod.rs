@@ -6,7 +6,7 @@
 //! compares bytes, for the client compares them anyhow, with writes held (M4).
 //!
 //! ```text
-//!   columns, state, table, queues, calendar, allocator, tree, places pure books
+//!   column, state, table, queues, calendar, allocator, tree, places pure books
 //!   segment, store                                                   a table, an allocator, and their descriptors
 //!   tables, stable, frames, unstable, clients                        all of a kind
 //!   books (events, adopts)                                           what events do to them
@@ -24,7 +24,7 @@ mod calendar;
 mod check;
 mod chunk;
 mod clients;
-mod columns;
+mod column;
 mod counting;
 mod digest;
 mod error;

@@ -10,7 +10,7 @@ use super::frames::Frames;
 use super::pass::{Ahead, Pass};
 use super::queues::Instructions;
 use super::report::{Options, PassReport, SegmentCounts, Step};
-use super::state::{READING, State, WRITTEN};
+use super::state::{READING, State};
 use super::store::Store;
 use super::tables::TableId;
 use crate::page::{Run, page_size};
@@ -218,15 +218,9 @@ impl Engine {
                 table.forgive();
             }
             if table.tracked {
-                let mut at = 0;
-                while let Some(run) = table.next_flagged(at, table.pages(), WRITTEN) {
-                    at = run.end();
-                    for page in (run.first..at).filter(|&page| table.is_owned(page)).collect::<Vec<_>>() {
-                        pass.volatile += 1;
-                        pass.fresh += u64::from(table.lengthen_streak(page));
-                    }
-                }
-                table.sift();
+                let (volatile, fresh) = table.sift();
+                pass.volatile += volatile as u64;
+                pass.fresh += fresh as u64;
             }
         }
         pass
@@ -337,6 +331,10 @@ impl Engine {
             }
             Next::Skip { holes, page } => {
                 table.forget_readings(holes);
+                if table.tracked {
+                    table.clear_flag(holes, READING);
+                    self.books.unstable.remove(&mut self.books.tables, id, holes);
+                }
                 self.ahead.page = page;
                 1
             }

@@ -1,4 +1,4 @@
-//! The page table of one segment: what each of its pages is doing, in 12 bytes a page. Pure books.
+//! The page table of one segment: what each of its pages is doing, in at most 12 bytes a page. Pure books.
 //!
 //! ```text
 //!   OWNED --proposed--> QUEUED --sent--> PROPOSED --merged--> MERGED or ZERO --written--> COPIED
@@ -19,7 +19,7 @@
 //! nothing is lost by keeping both in one column.
 //! Kept true: the counts by state are what counting gives, and adopts are asked for only of pages that map something.
 
-use super::columns::{self, map_nonzero, next_bits, next_of};
+use super::column::Column;
 use super::error::{Error, Result};
 use super::state::{
     ADOPT_QUEUED, ADOPT_SENT, HELD, IN_RUN, MAPPED, PENDING, READING, STATES, State, UNHELD, UNWANTED, WRITTEN,
@@ -30,17 +30,23 @@ use crate::sys::zeroed::zeroed;
 /// 2**6 = 64 passes is the longest wait.
 const MAX_BREAKS: u8 = 6;
 
-/// How the zero page stands in the column of frames.
+// How frames stand in the column of values.
+/// The zero page, which a client has mapped since before the books began: no digest of the page is known.
+const ZERO_BEFORE: u64 = 0;
 const ZERO_FRAME: u64 = u64::MAX;
+
+fn standing(frame: u32) -> u64 {
+    u64::from(frame) + 1
+}
 
 /// One segment's pages.
 pub struct PageTable {
-    // Zeroed: a large sparse segment costs nothing for pages that are never read.
-    states: Vec<u8>,
-    pub flags: Vec<u8>,
-    breaks: Vec<u8>,
-    pub streaks: Vec<u8>,
-    values: Vec<u64>,
+    // A large sparse segment costs next to nothing for pages that are never read.
+    states: Column,
+    flags: Column,
+    breaks: Column,
+    streaks: Column,
+    values: Vec<u64>, // zeroed: written where a page was read, or holds a frame
     counts: [usize; STATES],
     pub tracked: bool,
 }
@@ -50,7 +56,7 @@ impl PageTable {
     pub fn new(pages: usize, tracked: bool) -> Result<PageTable> {
         let mut counts = [0; STATES];
         counts[State::Owned as usize] = pages;
-        let column = || zeroed(pages).ok_or(Error::NoMemory);
+        let column = || Column::new(pages).ok_or(Error::NoMemory);
         Ok(PageTable {
             states: column()?,
             flags: column()?,
@@ -71,11 +77,11 @@ impl PageTable {
     }
 
     pub fn state(&self, page: usize) -> State {
-        State::ALL[self.states[page] as usize]
+        State::ALL[self.states.get(page) as usize]
     }
 
     pub fn is_owned(&self, page: usize) -> bool {
-        self.states[page] == State::Owned as u8
+        self.states.get(page) == State::Owned as u8
     }
 
     pub fn count(&self, state: State) -> usize {
@@ -84,50 +90,56 @@ impl PageTable {
 
     /// The digest of a page that holds no frame; 0 before it was read.
     pub fn digest(&self, page: usize) -> u64 {
-        debug_assert!(UNHELD >> self.states[page] & 1 != 0);
+        debug_assert!(UNHELD >> self.states.get(page) & 1 != 0);
         self.values[page]
     }
 
     pub fn set_digest(&mut self, page: usize, digest: u64) {
-        debug_assert!(UNHELD >> self.states[page] & 1 != 0);
+        debug_assert!(UNHELD >> self.states.get(page) & 1 != 0);
         self.values[page] = digest;
     }
 
     /// The frame of a page that holds one; None is the zero page.
     pub fn frame(&self, page: usize) -> Option<u32> {
-        debug_assert!(HELD >> self.states[page] & 1 != 0);
-        u32::try_from(self.values[page]).ok()
+        debug_assert!(HELD >> self.states.get(page) & 1 != 0);
+        u32::try_from(self.values[page].wrapping_sub(1)).ok()
     }
 
     /// The frame of a page that a run may go on from.
     pub fn run_frame(&self, page: usize) -> Option<u32> {
-        if IN_RUN >> self.states[page] & 1 != 0 { self.frame(page) } else { None }
+        if IN_RUN >> self.states.get(page) & 1 != 0 { self.frame(page) } else { None }
     }
 
     /// The page is proposed for a frame, None for the zero page.
     pub fn hold(&mut self, page: usize, frame: Option<u32>) {
         self.set_state(page, State::Queued);
-        self.values[page] = frame.map_or(ZERO_FRAME, u64::from);
+        self.values[page] = frame.map_or(ZERO_FRAME, standing);
+    }
+
+    /// The pages have mapped the zero page since before the books began.
+    pub fn hold_zeros(&mut self, run: Run) {
+        self.set_states(run, State::Zero);
+        self.clear_values(run);
     }
 
     /// The page lets go of its frame, which has this digest. Its state is to be changed next.
     pub fn let_go(&mut self, page: usize, digest: u64) {
-        self.values[page] = digest;
+        if self.values[page] != ZERO_BEFORE {
+            self.values[page] = digest;
+        }
     }
 
     pub fn set_state(&mut self, page: usize, state: State) {
-        self.counts[self.states[page] as usize] -= 1;
+        self.counts[self.states.get(page) as usize] -= 1;
         self.counts[state as usize] += 1;
-        self.states[page] = state as u8;
+        self.states.set(page, state as u8);
     }
 
     /// Changes the state of a run, whatever it was.
     pub fn set_states(&mut self, run: Run, state: State) {
-        for value in &mut self.states[run.first..run.end()] {
-            self.counts[*value as usize] -= 1;
-            *value = state as u8;
-        }
-        self.counts[state as usize] += run.count;
+        let counts = &mut self.counts;
+        self.states.fill(run, state as u8, |before, pages| counts[before as usize] -= pages);
+        counts[state as usize] += run.count;
     }
 
     /// The pages are in their segment again, and candidates unless the program does not want that.
@@ -137,7 +149,7 @@ impl PageTable {
             self.set_flag(run, PENDING);
         }
         let mut at = run.first;
-        while let Some(unwanted) = next_bits(&self.flags, at, run.end(), UNWANTED) {
+        while let Some(unwanted) = self.next_flagged(at, run.end(), UNWANTED) {
             at = unwanted.end();
             self.set_states(unwanted, State::Excluded);
         }
@@ -145,63 +157,89 @@ impl PageTable {
 
     /// The next run of pages in a set of states, within `from..end`.
     pub fn next_of(&self, from: usize, end: usize, states: u16) -> Option<Run> {
-        next_of(&self.states, from, end, states)
+        self.states.next(from, end, |state| states >> state & 1 != 0)
     }
 
     /// The first owned page from here on.
     pub fn next_owned(&self, from: usize) -> Option<usize> {
-        columns::find_zero(&self.states, from)
-    }
-
-    /// The first page from here on with a flag.
-    pub fn find_flagged(&self, from: usize, end: usize, flags: u8) -> Option<usize> {
-        columns::find_bits(&self.flags, from, end, flags)
-    }
-
-    /// The next run of pages with a flag, within `from..end`.
-    pub fn next_flagged(&self, from: usize, end: usize, flags: u8) -> Option<Run> {
-        next_bits(&self.flags, from, end, flags)
+        self.states.find(from, self.pages(), |state| state == State::Owned as u8)
     }
 
     /// Whether every page of a run is in one of these states.
     pub fn only(&self, run: Run, states: u16) -> bool {
-        self.states[run.first..run.end()].iter().all(|&state| states >> state & 1 != 0)
+        self.states.find(run.first, run.end(), |state| states >> state & 1 == 0).is_none()
     }
 
     /// The owned pages among up to 64 from `first` on, a bit each; for the scan.
     pub fn owned_among(&self, run: Run) -> u64 {
-        let states = self.states[run.first..run.end()].iter().enumerate();
-        states.fold(0, |bits, (n, &state)| bits | u64::from(state == State::Owned as u8) << n)
+        (0..run.count).fold(0, |bits, n| bits | u64::from(self.is_owned(run.first + n)) << n)
+    }
+
+    pub fn flags(&self, page: usize) -> u8 {
+        self.flags.get(page)
+    }
+
+    /// The first page from here on with a flag.
+    pub fn find_flagged(&self, from: usize, end: usize, flags: u8) -> Option<usize> {
+        self.flags.find(from, end, |value| value & flags != 0)
+    }
+
+    /// The next run of pages with a flag, within `from..end`.
+    pub fn next_flagged(&self, from: usize, end: usize, flags: u8) -> Option<Run> {
+        self.flags.next(from, end, |value| value & flags != 0)
+    }
+
+    /// The next run of pages with none of these flags, within `from..end`.
+    pub fn next_unflagged(&self, from: usize, end: usize, flags: u8) -> Option<Run> {
+        self.flags.next(from, end, |value| value & flags == 0)
     }
 
     pub fn set_flag(&mut self, run: Run, flag: u8) {
-        for flags in &mut self.flags[run.first..run.end()] {
-            *flags |= flag;
-        }
+        self.flags.map(run, |flags| flags | flag, |_, _| ());
     }
 
     /// Clears a flag on a run. Returns how many pages had it.
     pub fn clear_flag(&mut self, run: Run, flag: u8) -> usize {
         let mut cleared = 0;
         let mut at = run.first;
-        while let Some(found) = next_bits(&self.flags, at, run.end(), flag) {
+        while let Some(found) = self.next_flagged(at, run.end(), flag) {
             at = found.end();
             cleared += found.count;
-            for flags in &mut self.flags[found.first..found.end()] {
-                *flags &= !flag;
-            }
+            self.flags.map(found, |flags| flags & !flag, |_, _| ());
         }
         cleared
     }
 
     pub fn count_flag(&self, flag: u8) -> usize {
-        columns::count_bits(&self.flags, flag)
+        self.flags.count(|flags| flags & flag != 0)
+    }
+
+    /// Owned pages that became due for reading after the pass began.
+    pub fn count_due(&self) -> usize {
+        let is_due = |flags: u8| flags & (PENDING | WRITTEN) == PENDING;
+        let (mut due, mut at) = (0, 0);
+        while let Some(run) = self.flags.next(at, self.pages(), is_due) {
+            at = run.end();
+            due += self.count_owned(run);
+        }
+        due
+    }
+
+    fn count_owned(&self, run: Run) -> usize {
+        let (mut owned, mut at) = (0, run.first);
+        while let Some(found) = self.next_of(at, run.end(), State::Owned.bit()) {
+            at = found.end();
+            owned += found.count;
+        }
+        owned
     }
 
     /// A pass begins: pages that were written since the last one wait, those that stayed quiet will be read.
-    pub fn sift(&mut self) {
-        let whole = self.whole();
-        map_nonzero(&mut self.flags, whole, |flags| {
+    ///
+    /// Returns how many owned pages were written, and how many of them had not been in the pass before.
+    pub fn sift(&mut self) -> (usize, usize) {
+        let found = self.lengthen_streaks();
+        let change = |flags: u8| {
             let rest = flags & !(WRITTEN | PENDING | READING);
             if flags & WRITTEN != 0 {
                 rest | PENDING
@@ -210,62 +248,96 @@ impl PageTable {
             } else {
                 rest
             }
-        });
+        };
+        self.flags.map(self.whole(), change, |_, _| ());
+        found
+    }
+
+    fn lengthen_streaks(&mut self) -> (usize, usize) {
+        let (mut volatile, mut fresh, mut at) = (0, 0, 0);
+        while let Some(written) = self.next_flagged(at, self.pages(), WRITTEN) {
+            at = written.end();
+            let mut page = written.first;
+            while let Some(owned) = self.next_of(page, written.end(), State::Owned.bit()) {
+                page = owned.end();
+                volatile += owned.count;
+                self.streaks.map(owned, longer, |streak, pages| fresh += if streak == 0 { pages } else { 0 });
+            }
+        }
+        (volatile, fresh)
     }
 
     /// The page was found changed. Whether it had not been in the pass before.
     pub fn lengthen_streak(&mut self, page: usize) -> bool {
-        let before = self.streaks[page];
-        self.streaks[page] = before.saturating_add(1);
+        let before = self.streaks.get(page);
+        self.streaks.set(page, longer(before));
         before == 0
+    }
+
+    /// The page was found unchanged.
+    pub fn end_streak(&mut self, page: usize) {
+        self.streaks.set(page, 0);
+    }
+
+    #[cfg(test)]
+    pub fn streak(&self, page: usize) -> u8 {
+        self.streaks.get(page)
     }
 
     /// What comes to these pages next is new: they are holes now.
     pub fn forget_readings(&mut self, run: Run) {
-        map_nonzero(&mut self.streaks, run, |_| 0);
+        self.streaks.fill(run, 0, |_, _| ());
     }
 
     /// The next reading of these pages is a change. No page has the digest 0, but for one in 2**64.
     pub fn forget_digests(&mut self, run: Run) {
-        self.values[run.first..run.end()].fill(0);
+        self.clear_values(run);
     }
 
-    pub fn breaks(&self, page: usize) -> u8 {
-        self.breaks[page]
+    fn clear_values(&mut self, run: Run) {
+        // What was never written costs no memory, as long as it is only read.
+        for value in self.values[run.first..run.end()].iter_mut().filter(|value| **value != 0) {
+            *value = 0;
+        }
+    }
+
+    /// The pages from here on, up to `end` at most, that broke as often as this one; and how often that was.
+    pub fn next_breaks(&self, page: usize, end: usize) -> (Run, u8) {
+        let breaks = self.breaks.get(page);
+        let last = self.breaks.find(page, end, |other| other != breaks).unwrap_or(end);
+        (Run { first: page, count: last - page }, breaks)
     }
 
     /// The pages broke once more.
     pub fn count_breaks(&mut self, run: Run) {
-        for breaks in &mut self.breaks[run.first..run.end()] {
-            *breaks = (*breaks + 1).min(MAX_BREAKS);
-        }
+        self.breaks.map(run, |breaks| (breaks + 1).min(MAX_BREAKS), |_, _| ());
     }
 
     pub fn forget_breaks(&mut self, run: Run) {
-        map_nonzero(&mut self.breaks, run, |_| 0);
+        self.breaks.fill(run, 0, |_, _| ());
     }
 
     /// Takes one break off every page.
     pub fn forgive(&mut self) {
-        let whole = self.whole();
-        map_nonzero(&mut self.breaks, whole, |breaks| breaks - 1);
+        self.breaks.map(self.whole(), |breaks| breaks.saturating_sub(1), |_, _| ());
     }
 
     /// What the columns take.
     pub fn bookkeeping_bytes(&self) -> usize {
-        let bytes = [&self.states, &self.flags, &self.breaks, &self.streaks].map(Vec::capacity);
-        bytes.iter().sum::<usize>() + 8 * self.values.capacity() + size_of::<PageTable>()
+        let columns = [&self.states, &self.flags, &self.breaks, &self.streaks].map(Column::bookkeeping_bytes);
+        columns.iter().sum::<usize>() + 8 * self.values.capacity() + size_of::<PageTable>()
     }
 
     /// Counts again, and looks whether flags and frames stand where they should.
     pub fn check(&self) -> std::result::Result<(), String> {
         let mut counts = [0; STATES];
-        for (page, (&state, &flags)) in self.states.iter().zip(&self.flags).enumerate() {
+        for page in 0..self.pages() {
+            let (state, flags) = (self.states.get(page), self.flags.get(page));
             counts[state as usize] += 1;
             let (here, set) = (self.state(page), 1u16 << state);
             let held = set & HELD != 0;
             let asked = flags & (ADOPT_QUEUED | ADOPT_SENT);
-            let text = if held && self.values[page] != ZERO_FRAME && self.frame(page).is_none() {
+            let text = if held && self.values[page] > 1 << 32 && self.values[page] != ZERO_FRAME {
                 "holds a frame that does not exist"
             } else if here == State::Zero && self.frame(page).is_some() {
                 "is on the zero page and on a frame"
@@ -286,4 +358,8 @@ impl PageTable {
         }
         if counts == self.counts { Ok(()) } else { Err("states miscounted".into()) }
     }
+}
+
+fn longer(streak: u8) -> u8 {
+    streak.saturating_add(1)
 }

@@ -39,7 +39,7 @@ impl Unstable {
         let place = tables.segment(id).place(page);
         let table = tables.table_mut(id);
         self.tree.insert(table.digest(page), place);
-        table.flags[page] |= LISTED;
+        table.set_flag(Run { first: page, count: 1 }, LISTED);
         self.tracked += usize::from(table.tracked);
     }
 
@@ -117,7 +117,7 @@ impl Unstable {
             if table.state(page) != State::Owned {
                 return Err("a page is listed that cannot be merged".into());
             }
-            if table.flags[page] & LISTED == 0 {
+            if table.flags(page) & LISTED == 0 {
                 return Err("an entry without its flag".into());
             }
         }

@@ -5,11 +5,13 @@ use std::alloc::{Layout, alloc_zeroed};
 /// Plain numbers, for which all zeros is 0.
 pub trait Number: Copy + private::Sealed {}
 impl Number for u8 {}
+impl Number for u32 {}
 impl Number for u64 {}
 
 mod private {
     pub trait Sealed {}
     impl Sealed for u8 {}
+    impl Sealed for u32 {}
     impl Sealed for u64 {}
 }
 

@@ -117,6 +117,7 @@ fn model(pages: &mut [Page], tracked: bool, op: &Op) -> bool {
         Op::Sift => {
             for page in pages {
                 let (written, due) = (page.flags & WRITTEN != 0, page.flags & (PENDING | READING) != 0);
+                page.streak = page.streak.saturating_add(u8::from(written && page.state == State::Owned));
                 page.flags &= !(WRITTEN | PENDING | READING);
                 page.flags |= if written { PENDING } else { u8::from(due) * READING };
             }
@@ -154,13 +155,19 @@ fn act(table: &mut PageTable, op: &Op) {
         }
         Op::Flag(run, flag, true) => table.set_flag(run, flag),
         Op::Flag(run, flag, false) => {
-            let had = (run.first..run.end()).filter(|&page| table.flags[page] & flag != 0).count();
+            let had = (run.first..run.end()).filter(|&page| table.flags(page) & flag != 0).count();
             assert_eq!(table.clear_flag(run, flag), had);
         }
         Op::Digest(page, digest) => table.set_digest(page, digest),
-        Op::Sift => table.sift(),
+        Op::Sift => {
+            let written = |page: &usize| table.flags(*page) & WRITTEN != 0 && table.is_owned(*page);
+            let volatile: Vec<usize> = (0..PAGES).filter(written).collect();
+            let fresh = volatile.iter().filter(|page| table.streak(**page) == 0).count();
+            let found = (volatile.len(), fresh);
+            assert_eq!(table.sift(), found);
+        }
         Op::Lengthen(page) => {
-            let first = table.streaks[page] == 0;
+            let first = table.streak(page) == 0;
             assert_eq!(table.lengthen_streak(page), first);
         }
         Op::Holes(run) => table.forget_readings(run),
@@ -181,8 +188,8 @@ proptest! {
             }
             prop_assert_eq!(table.check(), Ok(()));
             for (n, page) in pages.iter().enumerate() {
-                prop_assert_eq!((table.state(n), table.flags[n]), (page.state, page.flags), "page {}", n);
-                prop_assert_eq!((table.streaks[n], table.breaks(n)), (page.streak, page.breaks));
+                prop_assert_eq!((table.state(n), table.flags(n)), (page.state, page.flags), "page {}", n);
+                prop_assert_eq!((table.streak(n), table.next_breaks(n, n + 1).1), (page.streak, page.breaks));
                 if UNHELD & page.state.bit() != 0 {
                     prop_assert_eq!(table.digest(n), page.value);
                 } else {
