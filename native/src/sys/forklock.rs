@@ -408,6 +408,27 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "a race, on purpose: tools/stress_rust sees by it that the sanitizer finds one"]
+    fn a_race_that_is_planted() {
+        let lock = books();
+        let race = |lock: &ForkLock<Books>| {
+            for _ in 0..1000 {
+                lock.acquire();
+                // SAFETY: none. The lock is let go of below without a release, so the next one need not see this.
+                unsafe { (*lock.value.get()).entries += 1 };
+                lock.holder.store(0, Ordering::Relaxed);
+                if lock.word.swap(0, Ordering::Relaxed) & WAITERS != 0 {
+                    wake(&lock.word, 1);
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| race(&lock));
+            scope.spawn(|| race(&lock));
+        });
+    }
+
+    #[test]
     fn a_panic_is_put_right_before_the_lock_is_free() {
         let lock = books();
         let other = lock.clone();
