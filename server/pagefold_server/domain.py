@@ -320,6 +320,7 @@ class Domain:
             self.is_due = False
             self.give_up()
             self.pool.close(unlink=not (self.past or (stopping and self.pool.is_held())))
+            self.engine.close()
 
 
 class Domains:

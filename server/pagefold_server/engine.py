@@ -350,3 +350,6 @@ class Engine(Protocol):
 
     def check(self) -> None:
         """Recounts everything and raises AssertionError at the first difference. For tests and audits."""
+
+    def close(self) -> None:
+        """Closes the engine's own descriptors at once, whoever still refers to it. Nothing else works afterwards."""

@@ -218,6 +218,8 @@ class Fsck:
             self.find(self._about(domain, pb.FINDING_KIND_BOOKS, f"the engine's books of domain {domain}: {error}"))
 
     async def _look_at_frames(self, domain: Domain) -> None:
+        if domain.closed:
+            return
         engine = domain.engine
         for miscount in engine.recount():
             text = (
@@ -239,7 +241,8 @@ class Fsck:
                 self.find(self._about(domain, kind, f"frame {frame} of domain {domain}: {words}", frame=frame))
             first += _FRAMES
             await self.breathe()
-        self.summary.frames += engine.counters().pages_shared
+        if not domain.closed:
+            self.summary.frames += engine.counters().pages_shared
 
     @staticmethod
     def _about(domain: Domain, kind: pb.FindingKind, text: str, frame: int = 0) -> pb.FsckFinding:

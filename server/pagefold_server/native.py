@@ -194,3 +194,7 @@ class NativeEngine:
     def check(self) -> None:
         """See `Engine`."""
         self._engine.check()
+
+    def close(self) -> None:
+        """See `Engine`. Closing twice is fine."""
+        self.__dict__.pop("_engine", None)

@@ -486,6 +486,9 @@ class ReferenceEngine(Books):
         for table in self._tables.values():
             assert table.tracked or not table.count_flag(WRITTEN), "an untracked page is flagged as written"
 
+    def close(self) -> None:
+        """See `Engine`. It has no descriptors of its own."""
+
 
 def _next_data(table: PageTable, page: int) -> int | None:
     """As the table's own, but a segment that cannot be read has no data."""

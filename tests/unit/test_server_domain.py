@@ -1,0 +1,30 @@
+"""A domain's own objects: what it takes, and that nothing of it is left when it is closed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+import pytest
+from pagefold_server import settings
+from pagefold_server.domain import Domains
+from pagefold_server.tenants import Tenant
+
+
+def descriptors_of(name: str) -> list[str]:
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return [path for path in found if name[1:] in path]
+
+
+@pytest.mark.parametrize("engine", ["native", "reference"])
+def test_a_closed_domain_has_no_descriptor_open_whoever_still_refers_to_it(engine: str, no_names: None) -> None:
+    """Its pool stayed open, and so in memory, until the garbage collector came by."""
+    domains = Domains()
+    domain = domains.get(Tenant(os.geteuid()), "here", settings.load({"engine": engine}))
+    assert descriptors_of(domain.pool.name)
+    domains.drop(domain)
+    assert descriptors_of(domain.pool.name) == []
+    domain.close()
