@@ -15,6 +15,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator
 from enum import IntEnum
+from functools import cache
 from typing import Final, NamedTuple
 
 from pagefold_server.tables import PAGE, any_of, runs
@@ -23,6 +24,7 @@ Key = tuple[int, int]
 """An object's device and inode, as fstat has them."""
 
 _LINE: Final = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) .(.).(.) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+)", re.MULTILINE)
+_MOST_MAPPINGS: Final = (1 << 31) - 1  # that max_map_count can be
 _NO_OBJECT: Final = 0  # the inode of anonymous memory
 
 # The upper byte of a page's 8: present (63), swapped (62), page of a file or of shared memory (61). A frame that the
@@ -76,6 +78,16 @@ def read(pid: int) -> bytes:
     """
     with open(f"/proc/{pid}/maps", "rb", buffering=0) as file:
         return file.readall()
+
+
+@cache
+def most_mappings() -> int:
+    """How many mappings the kernel lets a process have (vm.max_map_count), as it was when this was asked first."""
+    try:
+        with open("/proc/sys/vm/max_map_count") as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return _MOST_MAPPINGS
 
 
 def parse(text: bytes) -> Iterator[Mapping]:

@@ -45,6 +45,7 @@ class Session:
         resumed: it has reported all that it maps since before the session.
         inherited: those of them that are behind memory of its parent's.
         addresses: where it maps its segments, as it says; 0: unknown. For audits.
+        mappings: as many of those that it says it has as it can have; see `Tenant`.
         watches: of audits that want to know which pages it reports something of, or is told to change.
         settling: number of the settle() that it waits in, 0 for none; `report` is there when that is over.
     """
@@ -64,6 +65,7 @@ class Session:
     inherited: set[int] = field(default_factory=set)
     watches: list[Watch] = field(default_factory=list)
     gauges: pb.Gauges = field(default_factory=pb.Gauges)
+    mappings: int = 0
     announced: bool = False
     used: bool = False
     resumed: bool = False

@@ -32,6 +32,7 @@ from pagefold_server.errors import (
     UnknownSession,
     WrongOwner,
 )
+from pagefold_server.mappings import most_mappings
 from pagefold_server.segment import Holder, Lease, Segment
 from pagefold_server.session import Session
 from pagefold_server.settings import Configuration
@@ -202,6 +203,7 @@ class Sessions:
         session.inherited.discard(number)
         session.domain.tenant.segments -= 1
         session.domain.tenant.pages -= segment.pages
+        _book_mappings(session)
         segment.close()
 
     def exchange(
@@ -238,8 +240,8 @@ class Sessions:
         except Exception as error:  # the server's own faults too: its books of this client may be half written
             raise self._excluded(session, error) from error
         if gauges is not None:
-            domain.tenant.mappings += gauges.mappings - session.gauges.mappings
             session.gauges = kept(gauges)
+            _book_mappings(session)
         session.resumed = not resuming
         answers = any(kind in _ANSWERS for kind in events.kind)
         session.working = session.owing and not answers
@@ -390,7 +392,7 @@ class Sessions:
         tenant.sessions -= 1
         tenant.segments -= len(session.segments)
         tenant.pages -= sum(segment.pages for segment in session.segments.values())
-        tenant.mappings -= session.gauges.mappings
+        tenant.mappings -= session.mappings
         session.close()
         _log.info("session over", client=session.client, pid=session.hello.pid, why=why)
         if domain.members:
@@ -410,6 +412,14 @@ class Sessions:
 def kept(said: _Message) -> _Message:
     """A copy of a message, field by field, for keeping: what is not in the .proto would stay with it as long."""
     return type(said)(**{field.name: getattr(said, field.name) for field in said.DESCRIPTOR.fields})
+
+
+def _book_mappings(session: Session) -> None:
+    """Books the mappings that a client says it has, but no more than it can have: one a page, and the kernel's limit."""
+    pages = sum(segment.pages for segment in session.segments.values())
+    counted = min(session.gauges.mappings, pages, most_mappings())
+    session.domain.tenant.mappings += counted - session.mappings
+    session.mappings = counted
 
 
 def _check_proof(lease: Lease, said: pb.HelloRequest) -> None:

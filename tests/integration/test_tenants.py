@@ -364,6 +364,7 @@ def test_mappings_are_summed_over_a_users_clients(house: House) -> None:
             give_away(raw, uid)
         for raw in (one, two):
             raw.hello()
+            give(raw, ALICE, 50)
             raw.exchange(gauges=pb.Gauges(mappings=50))
         assert tenant(server, ALICE).mappings == 100
         assert remedy(lambda: give(one, ALICE, 1)) == ("REASON_LIMIT", "raise tenant_max_mappings")
@@ -373,6 +374,33 @@ def test_mappings_are_summed_over_a_users_clients(house: House) -> None:
         give(one, ALICE, 1)
         two.bye()
         assert tenant(server, ALICE).mappings == 49
+
+
+def test_a_client_cannot_claim_more_mappings_than_it_can_have(house: House) -> None:
+    """One claimed 2^32 - 1, and its user could open no session any more."""
+    from pagefold_proto.v1 import memory_pb2 as pb
+
+    server, address = house
+    with Raw(address) as liar, Raw(address) as other:
+        for raw in (liar, other):
+            give_away(raw, ALICE)
+        liar.hello()
+        liar.exchange(gauges=pb.Gauges(mappings=(1 << 32) - 1))
+        assert tenant(server, ALICE).mappings == 0, "it has no memory"
+        number = give(liar, ALICE, 8)
+        liar.exchange(gauges=pb.Gauges(mappings=(1 << 32) - 1))
+        assert tenant(server, ALICE).mappings == 8, "a page takes one at most"
+        sparse = liar.segment(b"")
+        os.chown(kernel.SHM / sparse.name[1:], ALICE, ALICE)
+        os.ftruncate(sparse.fd, PAGE << 24)
+        liar.add(sparse.name, 1 << 24)
+        liar.exchange(gauges=pb.Gauges(mappings=(1 << 32) - 1))
+        limit = int(Path("/proc/sys/vm/max_map_count").read_text())
+        assert tenant(server, ALICE).mappings == min(limit, 8 + (1 << 24))
+        for segment in (number, number + 1):
+            liar.stub.DropSegment(pb.DropSegmentRequest(session=liar.token, segment=segment), timeout=10)
+        assert tenant(server, ALICE).mappings == 0
+        other.hello()
 
 
 @pytest.mark.needs("uffd")
