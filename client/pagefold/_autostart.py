@@ -76,7 +76,7 @@ def ensure_server(address: Address, timeout: float) -> None:
 
 @contextlib.contextmanager
 def _turn(address: Address, deadline: float) -> Iterator[None]:
-    fd = os.open(address.path + ".start", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    fd = os.open(address.path + ".start", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
     try:
         while True:
             try:
@@ -98,7 +98,7 @@ def _start(address: Address, deadline: float) -> None:
     ready, tell = os.pipe()
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-        log_fd = os.open(log, flags, 0o600)
+        log_fd = os.open(log, flags | os.O_NONBLOCK, 0o600)
         try:
             server = [sys.executable, "-m", "pagefold_server", "--address", str(address)]
             server += ["--idle-exit-seconds", str(IDLE_EXIT_SECONDS), "--ready-fd", str(tell)]

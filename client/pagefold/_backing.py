@@ -24,12 +24,12 @@ from typing import Final, Literal, get_args
 
 from pagefold import _names
 from pagefold._descriptor import Descriptor
+from pagefold._names import SHM
 
 Place = Literal["shm", "memfd"]
 Backing = Literal["auto", "shm", "memfd"]
 BACKINGS: Final[tuple[Backing, ...]] = get_args(Backing)
 
-SHM: Final = "/dev/shm"  # noqa: S108 - where POSIX shared memory lives
 _MEMINFO: Final = "/proc/meminfo"
 _CGROUPS: Final = "/sys/fs/cgroup"
 

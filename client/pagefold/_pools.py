@@ -14,8 +14,6 @@ import logging
 import os
 from typing import Protocol
 
-import posix_ipc
-
 from pagefold import _names, _slots
 from pagefold._descriptor import Descriptor
 
@@ -62,8 +60,10 @@ class Pools:
         self._tried.add(name)
         try:
             fd = _open(name, self.slot)
-        except (posix_ipc.Error, OSError) as error:
-            _log.log(loudness, "nothing merges until the pool %s can be opened: %s", name, error)
+        except OSError as error:
+            leased = isinstance(error, BlockingIOError)
+            why = "there is a file lease on it (F_SETLEASE): release that" if leased else error
+            _log.log(loudness, "nothing merges until the pool %s can be opened: %s", name, why)
             return False
         try:
             self._space.add_pool(number, fd)
@@ -121,8 +121,8 @@ class Pools:
 
 def _discard(name: str, fd: Descriptor) -> None:
     fd.close()
-    with contextlib.suppress(posix_ipc.Error, OSError):
-        look = posix_ipc.SharedMemory(name, flags=0, read_only=True).fd
+    with contextlib.suppress(OSError):
+        look = _names.look(name)
         try:
             _names.remove_garbage(name, look)
         finally:
@@ -130,7 +130,7 @@ def _discard(name: str, fd: Descriptor) -> None:
 
 
 def _open(name: str, slot: int) -> Descriptor:
-    fd: int = posix_ipc.SharedMemory(name, flags=0, read_only=True).fd
+    fd = _names.look(name)
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # refused while somebody removes it
         _slots.hold(fd, slot)

@@ -1,12 +1,15 @@
 """Ringing clients. What a ring means, and why it is a futex call, is in docs/design.md, "Names".
 
 The native doorbell relies on where glibc keeps a semaphore's value. That is checked once, by ringing one of
-our own; where it fails, posix_ipc rings, and a client that truncates its semaphore could then stop the server.
+our own; where it fails, the C library rings, and a client that truncates its semaphore could then stop the server.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
+import mmap
 import os
 import stat
 from collections.abc import Callable
@@ -15,10 +18,14 @@ from typing import Final, Protocol
 import posix_ipc
 import structlog
 from pagefold import _names
+from pagefold._names import SHM
 from pagefold_core import Doorbell
 
 from pagefold_server.errors import NotASegment, WrongOwner
-from pagefold_server.segment import SHM
+from pagefold_server.segment import file_lease
+
+_SEMAPHORE_BYTES: Final = 32  # sizeof(sem_t) where pointers have 64 bits
+_libc: Final = ctypes.CDLL(None)
 
 _log = structlog.get_logger("pagefold.doorbell")
 
@@ -31,19 +38,24 @@ class Bell(Protocol):
 
 
 class PosixBell:
-    """A doorbell rung by posix_ipc, where the native way does not work."""
+    """A doorbell rung by the C library, where the native way does not work. sem_open would wait for a file lease."""
 
-    def __init__(self, name: str, _owner: int | None = None) -> None:
+    def __init__(self, name: str, owner: int | None = None) -> None:
+        fd = os.open(path_of(name), os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            self._semaphore = posix_ipc.Semaphore(name)
-        except posix_ipc.Error as error:
-            raise OSError(str(error)) from error
+            if owner not in (None, os.fstat(fd).st_uid):
+                raise PermissionError(errno.EACCES, "it belongs to somebody else", name)
+            self._semaphore = (ctypes.c_char * _SEMAPHORE_BYTES).from_buffer(mmap.mmap(fd, _SEMAPHORE_BYTES))
+        except ValueError as error:  # it is shorter than that
+            raise OSError(errno.EINVAL, "this is no semaphore", name) from error
+        finally:
+            os.close(fd)
 
     def ring(self) -> bool:
         """Wakes the client."""
-        if not self._semaphore.value:
-            self._semaphore.release()
-        return True
+        value = ctypes.c_int()
+        _libc.sem_getvalue(self._semaphore, ctypes.byref(value))
+        return value.value > 0 or _libc.sem_post(self._semaphore) == 0
 
 
 def path_of(name: str) -> str:
@@ -71,6 +83,8 @@ class Bells:
             if found.st_uid != uid:
                 raise WrongOwner(f"{name} does not belong to uid {uid}, whose session this is")
             return self._make(name, uid)  # which looks again, at what it has opened
+        except BlockingIOError as error:
+            raise file_lease(name) from error
         except OSError as error:
             raise NotASegment(f"{name} cannot be opened: {error.strerror or error}") from error
 
@@ -88,5 +102,5 @@ def _native_works() -> bool:
         semaphore.close()
         with contextlib.suppress(posix_ipc.ExistentialError):
             posix_ipc.unlink_semaphore(name)
-    _log.warning("the C library's semaphores have an unknown layout; posix_ipc rings the doorbells")
+    _log.warning("the C library's semaphores have an unknown layout; it rings the doorbells itself")
     return False

@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
+from pagefold._names import SHM
 from pagefold_proto.v1 import admin_pb2 as pb
 
 from pagefold_server import inventory
@@ -32,7 +33,6 @@ from pagefold_server.engine import FrameFault
 from pagefold_server.mappings import Key, parse
 from pagefold_server.pageaudit import PageAudit
 from pagefold_server.processes import Process, find, pids
-from pagefold_server.segment import SHM
 from pagefold_server.sessions import Sessions
 from pagefold_server.tables import PAGE
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from pagefold import _names
+from pagefold._names import SHM
 
 from pagefold_server.mappings import Key
-from pagefold_server.segment import SHM
 from pagefold_server.sweep import YOUNG
 
 _LOCKED: Final[tuple[_names.LockedKind, ...]] = (_names.SEGMENT, _names.LEASE, _names.POOL)
@@ -72,7 +72,7 @@ def entry(file: str) -> Entry | None:
 
 def _is_held(name: str) -> bool | None:
     try:
-        fd = os.open(SHM + name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = _names.look(name)
     except FileNotFoundError:
         return True  # it has gone in this moment
     except OSError:

@@ -20,8 +20,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from pagefold import _names, _slots
-
-from pagefold_server.segment import SHM
+from pagefold._names import SHM
 
 _CANDIDATES: Final = 64
 """Pools of a user's with a domain's tag that are opened: there is one, or a few after crashes. Others' do not count."""
@@ -139,7 +138,7 @@ def is_plausible(status: os.stat_result) -> bool:
 
 def _claim(name: str, uid: int) -> int | None:
     """A descriptor that owns the pool, open for writing; None if it is somebody's, or nobody's any more."""
-    look = os.open(SHM + name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    look = _names.look(name)
     try:
         status = os.fstat(look)
         if not stat.S_ISREG(status.st_mode) or status.st_dev != os.stat(SHM).st_dev or status.st_uid != uid:
@@ -163,12 +162,11 @@ def _claim(name: str, uid: int) -> int | None:
 def _open_for_writing(fd: int) -> int:
     """The same object once more, though its mode says that nobody may write it."""
     path = f"/proc/self/fd/{fd}"
-    flags = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC  # a file lease of its owner's is refused, not waited for
     try:
-        return os.open(path, flags)
+        return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except PermissionError:
         os.fchmod(fd, 0o600)
         try:
-            return os.open(path, flags)
+            return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         finally:
             os.fchmod(fd, 0o400)

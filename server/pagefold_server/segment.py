@@ -22,18 +22,11 @@ from functools import cache
 from typing import Final
 
 from pagefold import _names
+from pagefold._names import SHM
 
 from pagefold_server.errors import BadName, BadSize, LeaseNotHeld, LimitReached, NotASegment, WrongOwner
 
 PAGE: Final = mmap.PAGESIZE
-SHM: Final = "/dev/shm"  # noqa: S108 - where POSIX shared memory is, not a place for temporary files
-_FLAGS: Final = (
-    os.O_RDONLY
-    | os.O_CLOEXEC  # the server starts no programs, but nobody should inherit a client's memory
-    | os.O_NOFOLLOW  # a link planted under a legal name is refused
-    | os.O_NONBLOCK  # neither a FIFO's writer is waited for, nor 45 s for a file lease: both are refused
-)
-
 _REACH: Final = (
     "run it in the client's PID namespace (docker run --pid=...) and as the same user or as root; "
     "or connect(backing='shm')"
@@ -159,10 +152,11 @@ class Lease(ForeignObject):
 
 def _open(name: str) -> int:
     try:
-        return os.open(SHM + name, _FLAGS)
+        return _names.look(name)
+    except BlockingIOError as error:
+        raise file_lease(name) from error
     except OSError as error:
         _check_descriptors(error)
-        _check_file_lease(error, name)
         if error.errno in (errno.EACCES, errno.EPERM):
             raise WrongOwner(f"{name} cannot be opened by the server: it is somebody else's") from error
         raise NotASegment(f"{name} cannot be opened: {error.strerror}") from error
@@ -187,17 +181,18 @@ def _open_memfd(name: str, holder: Holder) -> int:
         if found.st_dev != _memfd_device() or os.readlink(mine) != f"/memfd:{name[1:]} (deleted)":
             raise refused
         return os.open(mine, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except BlockingIOError as error:
+        raise file_lease(name) from error
     except OSError as error:
         _check_descriptors(error)
-        _check_file_lease(error, name)
         raise refused from error
     finally:
         os.close(held)
 
 
-def _check_file_lease(error: OSError, name: str) -> None:
-    if error.errno == errno.EWOULDBLOCK:
-        raise NotASegment(f"{name} has a file lease on it (F_SETLEASE): release that first") from error
+def file_lease(name: str) -> NotASegment:
+    """What to raise where an open would have had to wait for its owner."""
+    return NotASegment(f"{name} has a file lease on it (F_SETLEASE): release that first")
 
 
 def _check_descriptors(error: OSError) -> None:

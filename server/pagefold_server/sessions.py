@@ -415,7 +415,7 @@ def kept(said: _Message) -> _Message:
 
 
 def _book_mappings(session: Session) -> None:
-    """Books the mappings that a client says it has, but no more than it can have: one a page, and the kernel's limit."""
+    """Books the mappings that a client says it has, as far as it can have them: one a page, and the kernel's limit."""
     pages = sum(segment.pages for segment in session.segments.values())
     counted = min(session.gauges.mappings, pages, most_mappings())
     session.domain.tenant.mappings += counted - session.mappings

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
+from pagefold._names import SHM
 from pagefold._version import __version__
 from pagefold_proto.v1 import admin_pb2 as pb
 from pagefold_proto.v1 import memory_pb2
@@ -15,7 +16,6 @@ from pagefold_proto.v1 import memory_pb2
 from pagefold_server.domain import Domain, Domains
 from pagefold_server.engine import EngineCounters
 from pagefold_server.pacing import Pacer
-from pagefold_server.segment import SHM
 from pagefold_server.session import Session
 from pagefold_server.sessions import PROTOCOL, Sessions
 from pagefold_server.settings import Configuration

@@ -17,8 +17,7 @@ from typing import Final
 
 import structlog
 from pagefold import _names
-
-from pagefold_server.segment import SHM
+from pagefold._names import SHM
 
 YOUNG: Final = 5.0
 """Seconds for which a doorbell without a lease is left alone."""
@@ -71,7 +70,7 @@ def _sweep_object(name: str) -> bool:
     if not any(_names.is_name(kind, name) for kind in _LOCKED):
         return False
     try:
-        fd = os.open(SHM + name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = _names.look(name)
     except OSError:
         return False
     try:

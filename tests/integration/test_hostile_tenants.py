@@ -5,6 +5,7 @@ Times are no measurements here: a call that waited for a stranger took 45 s, and
 
 from __future__ import annotations
 
+import ast
 import fcntl
 import os
 import secrets
@@ -17,11 +18,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
+import posix_ipc
 import pytest
 from google.protobuf.unknown_fields import UnknownFieldSet
 from pagefold import _names, _slots
+from pagefold._pools import Pools
+from pagefold_core import Doorbell
 from pagefold_proto.v1 import memory_pb2 as pb
-from pagefold_server import engines, pool_file, sessions
+from pagefold_server import doorbell, engines, pool_file, sessions
+from pagefold_server.doorbell import PosixBell
 from pagefold_server.engine import EngineOptions
 from pagefold_server.errors import Refusals
 from pagefold_server.memory import MAX_EVENT_PAGES
@@ -34,6 +39,7 @@ from support.server import Server
 FOR_ALL = (pb.EVENT_KIND_WRITTEN, pb.EVENT_KIND_EXCLUDED, pb.EVENT_KIND_INCLUDED)
 """Events of which each costs the same, however many pages it is about."""
 
+ROOT = Path(__file__).parents[2]
 HANGS = 5.0
 """Seconds after which an answer counts as one that waits for somebody else."""
 
@@ -144,6 +150,56 @@ def test_a_file_lease_on_a_pool_that_was_made_up_is_not_waited_for(
     fcntl.fcntl(pool.fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
     assert pool_file.find_orphan(os.geteuid(), tag) is None
     fcntl.fcntl(pool.fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+
+
+@pytest.mark.usefixtures("deaf", "quick")
+def test_a_file_lease_on_a_doorbell_is_refused_and_not_waited_for(server: Server) -> None:
+    with Raw(server.address) as raw:
+        raw.bell.close()
+        fd = os.open(doorbell.path_of(raw.doorbell), os.O_RDWR | os.O_CLOEXEC)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        with pytest.raises(grpc.RpcError) as caught:
+            raw.hello()
+        assert reason(caught.value) == "REASON_NOT_A_SEGMENT"
+        assert "file lease" in str(caught.value.details())
+        for make in (Doorbell, PosixBell):
+            with pytest.raises(BlockingIOError):
+                make(raw.doorbell)
+        os.close(fd)
+        raw.hello()
+        raw.bell = posix_ipc.Semaphore(raw.doorbell)
+
+
+class NoSpace:
+    def add_pool(self, pool: int, fd: int, /) -> None:
+        raise AssertionError("it was opened")
+
+    def drop_pool(self, pool: int, /) -> bool:
+        return True
+
+
+@pytest.mark.usefixtures("deaf", "quick")
+def test_a_client_does_not_wait_for_a_file_lease_on_a_pool(
+    planted: Callable[..., _names.LockedObject], caplog: pytest.LogCaptureFixture
+) -> None:
+    made = planted(_names.tag_of("here", os.geteuid(), "leased"))
+    fcntl.fcntl(made.fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    assert not Pools(NoSpace()).add(1, made.name), "it may work later"
+    assert "file lease" in caplog.text
+    fcntl.fcntl(made.fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+
+
+def test_nothing_is_opened_in_a_way_that_its_owner_can_delay() -> None:
+    """shm_open and sem_open know no O_NONBLOCK: they are for what is made. All else says O_NONBLOCK."""
+    told = []
+    for path in [*(ROOT / "client").rglob("*.py"), *(ROOT / "server").rglob("*.py")]:
+        for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
+            words = ast.unparse(call)
+            if words.startswith(("posix_ipc.SharedMemory(", "posix_ipc.Semaphore(")) and "O_CREX" not in words:
+                told.append(f"{path.name}: {words}")
+            if words.startswith("os.open(") and not any(fine in words for fine in ("NONBLOCK", "O_PATH", "/proc/")):
+                told.append(f"{path.name}: {words}")
+    assert told == []
 
 
 @pytest.mark.usefixtures("quick")
