@@ -304,7 +304,7 @@ class Domain:
         if self.pool.is_held_only_by(reported):
             self.past = False
             self.engine.bury()
-            _log.info("all mappings from before are accounted for", domain=str(self), pool=self.pool.name)
+            _log.info("all mappings from before are accounted for", uid=self.uid, label=self.label, pool=self.pool.name)
 
     def close(self, stopping: bool = False) -> None:
         """Lets the pool go. Views that map its frames keep them.

@@ -29,7 +29,6 @@ text for people.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable
 from functools import wraps
 from typing import Any, TypeVar
@@ -168,33 +167,6 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception) -
     await context.abort(status, text, trailing_metadata=((REASON_KEY, reason),))
 
 
-class Refusals:
-    """How many refused calls are logged: strangers can be refused as often as they like, and a log is somebody's disk.
-
-    Args:
-        most: lines in a second; the next line says how many were left out.
-        clock: the time in seconds.
-    """
-
-    def __init__(self, most: int = 10, clock: Callable[[], float] = time.monotonic) -> None:
-        self._most, self._clock = most, clock
-        self._second, self._told, self._left_out = 0, 0, 0
-
-    def untold(self) -> int | None:
-        """How many were left out before this one. None: this one is left out, too."""
-        second = int(self._clock())
-        if second != self._second:
-            self._second, self._told = second, 0
-        if self._told >= self._most:
-            self._left_out += 1
-            return None
-        self._told += 1
-        left_out, self._left_out = self._left_out, 0
-        return left_out
-
-
-_refusals = Refusals()
-
 _Servicer = TypeVar("_Servicer")
 _Request = TypeVar("_Request")
 _Reply = TypeVar("_Reply")
@@ -213,10 +185,7 @@ def answered(method: _Method[_Servicer, _Request, _Reply]) -> _Method[_Servicer,
             if told(error)[0] is StatusCode.INTERNAL:
                 _log.exception("call failed", method=name)
             else:
-                if (untold := _refusals.untold()) is not None:
-                    _log.info(
-                        "call refused", method=name, reason=told(error)[1], detail=str(error)[:500], untold=untold
-                    )
+                _log.info("call refused", method=name, reason=told(error)[1], detail=str(error)[:500])
             await abort(context, error)
             raise  # not reached: abort raises
 

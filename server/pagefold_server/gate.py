@@ -20,6 +20,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
+import structlog
+
 from pagefold_server.tenants import STRANGERS, Tenant, Tenants
 
 CREDIT: Final = 0.01
@@ -57,6 +59,7 @@ class Gate:
         """
         tenant.waiting += 1
         self._tenants.note(tenant)
+        structlog.contextvars.bind_contextvars(uid=tenant.uid)  # whom all that is logged in this call is about
         try:
             async with tenant.turn:
                 await self._pass(tenant)

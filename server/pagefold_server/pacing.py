@@ -136,7 +136,7 @@ class Pacer:
                 step = domain.scan(pages, pause, quiet, threads)
                 domain.ring()
             except Exception as error:
-                _log.exception("a domain cannot be scanned", domain=str(domain))
+                _log.exception("a domain cannot be scanned", uid=domain.uid, label=domain.label)
                 domain.fail(error)
                 return
             took, cpu = time.monotonic() - began, clock() - cpu

@@ -186,6 +186,8 @@ class Server:
 
     def _tend(self) -> None:
         """What is due about twice a second."""
+        for uid, lines in log.limit.left_out().items():
+            _log.warning("lines left out", uid=uid, lines=lines)
         self._sessions.reap()
         for domain in self._domains:
             domain.engine.flush()

@@ -138,7 +138,7 @@ class Sessions:
         self._by_client[session.client] = session
         self._by_token[session.token] = session
         self.empty_since = None
-        _log.info("session opened", client=session.client, pid=said.pid, program=said.program, uid=lease.uid)
+        _log.info("session opened", uid=lease.uid, client=session.client, pid=said.pid, program=said.program)
         return session
 
     def add_segment(
@@ -367,7 +367,9 @@ class Sessions:
     def _excluded(self, session: Session, error: Exception) -> Exception:
         self._depart(session)
         session.state = "excluded"
-        _log.warning("session excluded", client=session.client, pid=session.hello.pid, why=str(error))
+        _log.warning(
+            "session excluded", uid=session.lease.uid, client=session.client, pid=session.hello.pid, why=str(error)
+        )
         return error
 
     def _depart(self, session: Session) -> None:
@@ -394,7 +396,7 @@ class Sessions:
         tenant.pages -= sum(segment.pages for segment in session.segments.values())
         tenant.mappings -= session.mappings
         session.close()
-        _log.info("session over", client=session.client, pid=session.hello.pid, why=why)
+        _log.info("session over", uid=session.lease.uid, client=session.client, pid=session.hello.pid, why=why)
         if domain.members:
             domain.answered()
         else:

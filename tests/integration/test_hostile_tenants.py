@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import fcntl
+import json
 import os
 import secrets
 import signal
@@ -20,6 +21,7 @@ from pathlib import Path
 import grpc
 import posix_ipc
 import pytest
+import structlog
 from google.protobuf.unknown_fields import UnknownFieldSet
 from pagefold import _names, _slots
 from pagefold._pools import Pools
@@ -28,13 +30,15 @@ from pagefold_proto.v1 import memory_pb2 as pb
 from pagefold_server import doorbell, engines, pool_file, sessions
 from pagefold_server.doorbell import PosixBell
 from pagefold_server.engine import EngineOptions
-from pagefold_server.errors import Refusals
+from pagefold_server.log import Limit
 from pagefold_server.memory import MAX_EVENT_PAGES
 from pagefold_server.native import NativeEngine
 from support.engine_pools import NativeStore
 from support.engine_world import columns
 from support.raw import PAGE, Raw, reason
 from support.server import Server
+from support.tenancy import ALICE, BOB, tenants_server
+from support.waiting import until
 
 FOR_ALL = (pb.EVENT_KIND_WRITTEN, pb.EVENT_KIND_EXCLUDED, pb.EVENT_KIND_INCLUDED)
 """Events of which each costs the same, however many pages it is about."""
@@ -386,12 +390,56 @@ def test_tokens_that_were_made_up_fill_no_log(server: Server) -> None:
     assert 0 < told <= 10 * (HANGS + 1)
 
 
-def test_what_is_left_out_of_the_log_is_counted() -> None:
+def test_what_is_left_out_of_the_log_is_counted_and_hides_nobody_else() -> None:
     now = [100.0]
-    refusals = Refusals(2, lambda: now[0])
-    assert [refusals.untold() for _ in range(5)] == [0, 0, None, None, None]
+    limit = Limit(2, 3, lambda: now[0])
+
+    def passes(**event: object) -> bool:
+        try:
+            return limit(None, "info", event) is event
+        except structlog.DropEvent:
+            return False
+
+    assert [passes(uid=1) for _ in range(5)] == [True, True, False, False, False]
+    assert passes(uid=2), "another user"
+    assert all(passes() for _ in range(99)), "nobody's"
+    assert limit.left_out() == {}, "the second is not over"
     now[0] += 1
-    assert [refusals.untold() for _ in range(3)] == [3, 0, None]
+    assert limit.left_out() == {1: 3}
+    assert limit.left_out() == {}
+    assert [passes(uid=uid) for uid in (1, 1, 1, 2, 3)] == [True, True, False, True, True]
+    assert [passes(uid=uid) for uid in (4, 5, 6)] == [True, True, False], "there is no room to tell them apart"
+    now[0] += 1
+    assert limit.left_out() == {1: 1, -1: 1}
+    assert len(limit._told) <= 4
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: to be two users")
+def test_a_flood_of_sessions_of_one_user_fills_no_log_and_hides_no_other_user(tmp_path: Path) -> None:
+    """Hello and Bye in a loop: 400 kB of log a second, in which nothing else could be found."""
+    with tenants_server(tmp_path / "server") as (server, address), Raw(address) as alice, Raw(address) as bob:
+        for raw, uid in ((alice, ALICE), (bob, BOB)):
+            os.chown(f"/dev/shm{raw.lease.name}", uid, uid)
+            os.chown(doorbell.path_of(raw.doorbell), uid, uid)
+        began = time.monotonic()
+        for _ in range(100):
+            alice.hello()
+            alice.bye()
+        seconds = int(time.monotonic() - began) + 2
+        bob.hello()
+        bob.bye()
+
+        def lines() -> list[dict[str, object]]:
+            return [json.loads(line) for line in server.log.read_text().splitlines() if line.startswith("{")]
+
+        def told(uid: int) -> list[str]:
+            return [str(line["event"]) for line in lines() if line.get("uid") == uid]
+
+        assert {"session opened", "domain opened", "session over", "domain closed"} <= set(told(BOB))
+        until(lambda: "lines left out" in told(ALICE), what="the number of lines left out")
+        assert len(told(ALICE)) <= 10 * (seconds + 2)
+        left_out = sum(int(str(line["lines"])) for line in lines() if line["event"] == "lines left out")
+        assert left_out + len(told(ALICE)) >= 400
 
 
 def test_no_error_tells_what_another_process_has_open(server: Server) -> None:
