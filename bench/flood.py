@@ -28,7 +28,7 @@ _PAGES = 64
 _PAUSE = 0.001  # before it asks again for what the server has not decided yet
 _LARGE = (1 << 18) - 4096  # bytes, and events: what a server just takes
 _EVENTS = 1 << 13
-_EVENT_PAGES = 1 << 25  # of all events together
+_EVENT_PAGES = 1 << 20  # of all events together
 
 
 class Session:

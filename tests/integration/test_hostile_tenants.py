@@ -44,7 +44,7 @@ FOR_ALL = (pb.EVENT_KIND_WRITTEN, pb.EVENT_KIND_EXCLUDED, pb.EVENT_KIND_INCLUDED
 """Events of which each costs the same, however many pages it is about."""
 
 ROOT = Path(__file__).parents[2]
-HANGS = 5.0
+HANGS = 15.0
 """Seconds after which an answer counts as one that waits for somebody else."""
 
 

@@ -436,7 +436,7 @@ def test_who_floods_is_put_off_and_whoever_else_wants_something_is_not(house: Ho
         for raw, uid in ((flood, ALICE), (other, BOB)):
             give_away(raw, uid)
             raw.hello()
-        number, pages = give(flood, ALICE, 1024), 1024
+        number, pages = give(flood, ALICE, 128), 128
         length = 1 << 13
         events = pb.Events(
             kind=[pb.EVENT_KIND_INCLUDED] * length,
