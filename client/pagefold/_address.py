@@ -9,9 +9,12 @@ Client, server and command line read addresses here and nowhere else. Standard l
 from __future__ import annotations
 
 import os
+import socket
 import stat
+import struct
 from dataclasses import dataclass
 from typing import Literal
+from urllib.parse import quote
 
 MAX_SOCKET_PATH = 107
 """Bytes in the path of a Unix socket: sun_path has 108, the last of which is a zero."""
@@ -48,8 +51,8 @@ class Address:
 
     @property
     def grpc_target(self) -> str:
-        """The address as grpc wants it."""
-        return f"unix:{self.path}" if self.scheme == "unix" else self._hostport
+        """The address as grpc wants it: the path of a socket is a part of a URI there."""
+        return f"unix:{quote(os.fsencode(self.path))}" if self.scheme == "unix" else self._hostport
 
 
 def parse(address: str) -> Address:
@@ -83,6 +86,20 @@ def parse(address: str) -> Address:
 def grpc_target(address: str | Address) -> str:
     """The address as grpc wants it."""
     return (parse(address) if isinstance(address, str) else address).grpc_target
+
+
+def listener(path: str) -> int | None:
+    """Who listens at a Unix socket: a process's number, 0 if it is not visible here. None: nobody does."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(path)
+        except BlockingIOError:
+            return 0  # its queue is full: there is somebody, who is busy
+        except OSError:
+            return None
+        pid, _, _ = struct.unpack("iII", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        return int(pid)
 
 
 def default_address() -> str:
@@ -132,6 +149,10 @@ def _checked_path(path: str) -> str:
     if not path.startswith("/") or path.endswith("/") or "\0" in path:
         raise AddressError(
             f"unix:{path}: the path of a socket is absolute, as in unix:/run/user/1000/pagefold/server.sock"
+        )
+    if "," in path:
+        raise AddressError(
+            f"{path} has a comma in it, after which gRPC takes the rest for another address: choose another"
         )
     length = len(os.fsencode(path))
     if length > MAX_SOCKET_PATH:

@@ -11,7 +11,6 @@ import fcntl
 import importlib.util
 import os
 import select
-import socket
 import subprocess
 import sys
 import time
@@ -33,17 +32,7 @@ _DETACH: Final = "import os, sys\nif not os.fork():\n    os.execv(sys.argv[1], s
 
 def answers(address: Address) -> bool:
     """Whether something listens at a Unix socket. For TCP: True, the first call will tell."""
-    if address.scheme != "unix":
-        return True
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(address.path)
-        except BlockingIOError:
-            return True  # its queue is full: there is somebody, who is busy
-        except OSError:
-            return False
-        return True
+    return address.scheme != "unix" or _address.listener(address.path) is not None
 
 
 def ensure_server(address: Address, timeout: float) -> None:

@@ -59,7 +59,7 @@ def new_name(kind: Kind, tag: str = "") -> str:
 def tag_of(*parts: object) -> str:
     """16 hex digits that stand for these parts."""
     text = "".join(f"{len(str(part))}:{part}" for part in parts)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).hexdigest()
 
 
 def pool_number(name: str) -> int:

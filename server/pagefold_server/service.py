@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Final
 
 import grpc
@@ -31,8 +32,8 @@ from pagefold_server import log
 from pagefold_server.admin import AdminServicer
 from pagefold_server.auth import TokenInterceptor, read_token
 from pagefold_server.domain import Domains
-from pagefold_server.errors import BadConfig, StartError
-from pagefold_server.listen import Listener
+from pagefold_server.errors import AddressRefused, AlreadyRunning, BadConfig, StartError
+from pagefold_server.listen import Listener, address_of
 from pagefold_server.memory import MAX_MESSAGE_BYTES, MemoryServicer
 from pagefold_server.pacing import Pacer, every
 from pagefold_server.sessions import Sessions
@@ -43,12 +44,87 @@ from pagefold_server.tenants import Tenants
 
 _GRACE: Final = 2.0  # seconds for calls in flight
 _TEND_SECONDS: Final = 0.5
+_KEEP_SECONDS: Final = 0.5  # between two looks whether the addresses are still there
 _STREAMS: Final = 16  # calls that a connection may carry at a time; clients make one after the other
 _SERVICES: Final = tuple(
     file.DESCRIPTOR.services_by_name[name].full_name for file, name in ((memory_pb2, "Memory"), (admin_pb2, "Admin"))
 )
 
 _log = structlog.get_logger("pagefold.service")
+
+
+class _Entrance:
+    """One address, and the grpc server that answers there: another one, if the socket has gone.
+
+    Args:
+        settings: for the address.
+        address: where to listen.
+        add: gives a grpc server its services.
+        shared: users other than ours are to reach it.
+
+    Raises:
+        StartError: the address cannot be had.
+    """
+
+    def __init__(
+        self, settings: Settings, address: Address, add: Callable[[grpc.aio.Server], None], shared: bool = False
+    ) -> None:
+        self._settings = settings
+        self._add = add
+        self.server = _grpc_server(settings, address)
+        self.listener = Listener(self.server, settings, address, shared)
+        self._ending: set[asyncio.Task[None]] = set()
+        self._trouble = ""
+        self._stopping = False
+
+    async def start(self) -> None:
+        """Answers calls from now on."""
+        self._add(self.server)
+        await self.server.start()
+
+    async def keep(self) -> None:
+        """Makes again what somebody removed of directory, pid file and socket.
+
+        Raises:
+            AlreadyRunning: another server has the address by now.
+        """
+        if self._stopping:
+            return
+        try:
+            if not self.listener.is_claimed:
+                self.listener.claim()
+            if not self.listener.is_reachable:
+                await self._come_back()
+            self.listener.touch()
+            self._trouble = ""
+        except AlreadyRunning:
+            if not self.listener.is_reachable:
+                raise
+            # Somebody is just finding out that this server is there.
+        except (OSError, RuntimeError, AddressRefused) as error:
+            if str(error) != self._trouble:
+                _log.error("the address is lost, and cannot be had again yet", address=self.address, why=str(error))
+            self._trouble = str(error)
+
+    async def stop(self) -> None:
+        """Answers nobody new, and waits for calls in flight."""
+        self._stopping = True
+        await self.server.stop(_GRACE)
+
+    async def _come_back(self) -> None:
+        before, fresh = self.server, _grpc_server(self._settings, self.listener.address)
+        self.listener.listen(fresh)
+        self.server = fresh
+        await self.start()
+        _log.warning("somebody removed the socket; it is there again", address=self.address)
+        ending = asyncio.create_task(before.stop(_GRACE))  # clients that are connected come in by the new one
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
+
+    @property
+    def address(self) -> str:
+        """Where it is; with TCP, with the port that it really has."""
+        return str(self.listener.address)
 
 
 class Server:
@@ -61,9 +137,7 @@ class Server:
     def __init__(self, settings: Settings) -> None:
         self.configuration = Configuration(settings)
         self._ended = asyncio.Event()
-        self._listener: Listener | None = None
-        self._tenants_listener: Listener | None = None
-        self._servers: list[grpc.aio.Server] = []
+        self._entrances: list[_Entrance] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._domains, self._tenants = Domains(), Tenants()
         self._pacer = Pacer(self._domains, self._tenants, self.configuration)
@@ -74,8 +148,7 @@ class Server:
     @property
     def address(self) -> str:
         """Where it listens; with TCP, the port that it really has."""
-        assert self._listener is not None
-        return str(self._listener.address)
+        return self._entrances[0].address
 
     async def start(self) -> None:
         """Takes the address and answers calls from then on.
@@ -85,20 +158,29 @@ class Server:
         """
         settings = self.configuration.now
         _raise_descriptor_limit()
-        private = _grpc_server(settings, settings.listen)
-        self._listener = Listener(private, settings)
-        self._domains.address = self.address
         memory = MemoryServicer(self._sessions, self._tenants, self.configuration, secrets.token_bytes(16))
-        memory_pb2_grpc.add_MemoryServicer_to_server(memory, private)  # type: ignore[no-untyped-call]
-        self._add_operators_services(private)
-        self._servers = [private]
-        if settings.tenants_address:
-            self._serve_tenants(memory, settings)
-        for server in self._servers:
-            await server.start()
+
+        def add(server: grpc.aio.Server) -> None:
+            memory_pb2_grpc.add_MemoryServicer_to_server(memory, server)  # type: ignore[no-untyped-call]
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+
+        def add_all(server: grpc.aio.Server) -> None:
+            add(server)
+            admin_pb2_grpc.add_AdminServicer_to_server(self._admin, server)  # type: ignore[no-untyped-call]
+            reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+
+        self._entrances.append(_Entrance(settings, address_of(settings), add_all))
+        self._domains.address = self.address
+        observer = Observer(self.address, self._sessions, self._domains, self._tenants, self._pacer, self.configuration)
+        self._admin = AdminServicer(observer, self.configuration, self._sessions, self._domains, self._pacer)
+        if settings.tenants_address:  # nothing is there that is for operators, who see everybody and change everything
+            self._entrances.append(_Entrance(settings, parse(settings.tenants_address), add, shared=True))
+        for entrance in self._entrances:
+            await entrance.start()
         self._tasks = [
             asyncio.create_task(every(lambda: self.configuration.now.sweep_seconds, sweep_gently, "sweep")),
             asyncio.create_task(every(lambda: _TEND_SECONDS, self._tend, "tend")),
+            asyncio.create_task(every(lambda: _KEEP_SECONDS, self._keep_addresses, "addresses")),
             asyncio.create_task(self._scan()),
         ]
         for service in ("", *_SERVICES):
@@ -111,23 +193,7 @@ class Server:
     @property
     def tenants_address(self) -> str:
         """Where it listens for clients of other users; empty: nowhere."""
-        return str(self._tenants_listener.address) if self._tenants_listener is not None else ""
-
-    def _serve_tenants(self, memory: MemoryServicer, settings: Settings) -> None:
-        """Another way in, which leads to nothing that is for operators: they see everybody, and change everything."""
-        address = parse(settings.tenants_address)
-        shared = _grpc_server(settings, address)
-        self._tenants_listener = Listener(shared, settings, address, shared=True)
-        memory_pb2_grpc.add_MemoryServicer_to_server(memory, shared)  # type: ignore[no-untyped-call]
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, shared)
-        self._servers.append(shared)
-
-    def _add_operators_services(self, server: grpc.aio.Server) -> None:
-        observer = Observer(self.address, self._sessions, self._domains, self._tenants, self._pacer, self.configuration)
-        self._admin = AdminServicer(observer, self.configuration, self._sessions, self._domains, self._pacer)
-        admin_pb2_grpc.add_AdminServicer_to_server(self._admin, server)  # type: ignore[no-untyped-call]
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        return self._entrances[1].address if len(self._entrances) > 1 else ""
 
     def end(self) -> None:
         """Makes `serve` return."""
@@ -146,7 +212,7 @@ class Server:
         self._admin.stop()
         for domain in self._domains:
             domain.give_up()
-        await asyncio.gather(*(server.stop(_GRACE) for server in self._servers))
+        await asyncio.gather(*(entrance.stop() for entrance in self._entrances))
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -158,9 +224,8 @@ class Server:
         self._sessions.close()
         self._domains.close()
         sweep()  # names that were kept for clients that have gone meanwhile
-        for listener in (self._tenants_listener, self._listener):
-            if listener is not None:
-                listener.close()
+        for entrance in reversed(self._entrances):
+            entrance.listener.close()
 
     def reload(self) -> None:
         """Reads file and environment again (SIGHUP)."""
@@ -195,6 +260,15 @@ class Server:
         if limit and since is not None and time.monotonic() - since >= limit:
             _log.info("nobody has been here for long, ending", seconds=limit)
             self.end()
+
+    async def _keep_addresses(self) -> None:
+        for entrance in self._entrances:
+            try:
+                await entrance.keep()
+            except AlreadyRunning as error:
+                # The next one takes over the frames, and the clients come to it, once this one is gone.
+                _log.error("another server has the address by now: this one ends", why=str(error))
+                self.end()
 
     async def _scan(self) -> None:
         while True:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from pagefold._names import SHM
+from pagefold._text import printable
 from pagefold._version import __version__
 from pagefold_proto.v1 import admin_pb2 as pb
 from pagefold_proto.v1 import memory_pb2
@@ -63,7 +64,7 @@ class Observer:
             protocol=PROTOCOL,
             pid=os.getpid(),
             uptime_seconds=time.monotonic() - self._started,
-            address=self._address,
+            address=printable(self._address),
             engine=self._configuration.now.engine,
             run=self._configuration.now.run,
             page_size=PAGE,

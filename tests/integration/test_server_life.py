@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import grpc
+import pagefold
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -19,6 +21,7 @@ from pagefold_proto.v1 import admin_pb2, admin_pb2_grpc
 from support import kernel
 from support.raw import Raw, noise, reason
 from support.server import Server
+from support.tenancy import tenants_server
 from support.waiting import until
 
 Serve = Callable[..., Server]
@@ -59,6 +62,107 @@ def test_a_second_server_names_the_first_and_leaves_it_alone(serve: Serve) -> No
     assert second.returncode == 3
     assert f"pid {server.pid}" in second.stderr
     assert server.status().pid == server.pid
+
+
+# What somebody removes
+
+
+def connects(server: Server) -> bool:
+    """Whether a client that comes now gets a session."""
+    try:
+        with Raw(server.address) as raw:
+            raw.hello()
+            raw.bye()
+    except grpc.RpcError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("gone", [["sock"], ["pid"], ["sock", "pid"], []], ids=" and ".join)
+def test_what_is_removed_is_there_again_and_keeps_a_second_server_out(serve: Serve, gone: list[str]) -> None:
+    """Cleaners of /tmp remove the socket of a server that lives: no program could connect until it ended. Without the
+    pid file a second server took the socket, which the first one unlinked when it ended."""
+    server = serve()
+    files = {name: server.directory / f"server.{name}" for name in ("sock", "pid")}
+    with Raw(server.address) as early:
+        early.hello()
+        if gone:
+            for name in gone:
+                files[name].unlink()
+        else:
+            shutil.rmtree(server.directory)
+        if len(gone) != 1:  # else a second server may be faster: see the next test but one
+            until(lambda: connects(server), what="the socket being there again")
+        second = attempt("--address", server.address)
+        assert (second.returncode, "another server" in second.stderr) == (3, True)
+        until(lambda: connects(server), what="the socket being there again")
+        until(lambda: files["pid"].exists(), what="the pid file being there again")
+        assert files["pid"].read_text() == f"{server.pid}\n"
+        assert files["sock"].stat().st_mode & 0o077 == 0
+        assert server.directory.stat().st_mode & 0o077 == 0
+        early.give(noise(1))
+        assert early.settle().settled, "who was connected goes on"
+    server.stop()
+    assert not files["sock"].exists()
+    assert not files["pid"].exists()
+
+
+@pytest.mark.needs("root")
+def test_the_socket_for_other_users_is_there_again_too(tmp_path: Path) -> None:
+    with tenants_server(tmp_path / "server") as (server, address):
+        directory = Path(address.removeprefix("unix:")).parent
+        for path in (*directory.iterdir(), directory):
+            path.rmdir() if path.is_dir() else path.unlink()
+        until(lambda: (directory / "server.sock").is_socket(), what="the socket being there again")
+        assert (directory / "server.sock").stat().st_mode & 0o777 == 0o666
+        assert directory.stat().st_mode & 0o777 == 0o755
+        assert server.status().pid == server.pid
+
+
+def test_a_server_that_lost_its_address_ends_and_leaves_the_files_and_frames_to_the_next(serve: Serve) -> None:
+    first = serve()
+    with Raw(first.address) as raw:
+        raw.hello()
+        pool = raw.exchange().pools[0].name
+        assert first.process is not None
+        first.process.send_signal(signal.SIGSTOP)  # it does not see what happens for now
+        for name in ("sock", "pid"):
+            (first.directory / f"server.{name}").unlink()
+        second = serve(address=first.address)
+        first.process.send_signal(signal.SIGCONT)
+        assert first.process.wait(20) == 0
+        assert (first.directory / "server.pid").read_text() == f"{second.pid}\n"
+        assert connects(second)
+        assert "another server has the address" in first.log.read_text()
+        until(lambda: pool[1:] not in kernel.names(), what="the first one's pool going, which nobody maps")
+
+
+def test_what_another_put_in_the_place_is_not_unlinked(serve: Serve) -> None:
+    server = serve()
+    assert server.process is not None
+    server.process.send_signal(signal.SIGSTOP)
+    kept = server.directory / "server.sock"
+    kept.unlink()
+    kept.write_text("dear diary")
+    server.process.send_signal(signal.SIGCONT)
+    until(lambda: "cannot be had again yet" in server.log.read_text(), what="the server saying so")
+    server.stop()
+    assert kept.read_text() == "dear diary"
+
+
+@pytest.mark.parametrize("name", ["a%2Fb", "a#b", "a?b", "a%25b", "a b;c&d=e@f[g]", "caf\u00e9", "caf\udce9", "a\\b"])
+def test_a_path_means_the_same_to_server_client_and_command_line(tmp_path: Path, name: str) -> None:
+    """grpc takes a path for a part of a URI: the server was at a/b, and the client looked for a%2Fb."""
+    tmp_path.chmod(0o700)
+    address = f"unix:{tmp_path}/{name}"
+    with Server(tmp_path / "log", address=address):
+        assert os.fsencode(name) in os.listdir(os.fsencode(tmp_path))
+        with pagefold.connect(address, autostart=False) as client:
+            assert client.stats().connected
+        env = {k: v for k, v in os.environ.items() if not k.startswith("PAGEFOLD_")} | {"PAGEFOLD_ADDRESS": address}
+        told = subprocess.run([sys.executable, "-m", "pagefold.cli", "status", "--json"], env=env, capture_output=True)
+        assert told.returncode == 0, told.stderr
+    assert sorted(os.listdir(tmp_path)) == ["log"]
 
 
 def test_a_killed_server_is_succeeded_at_once(serve: Serve) -> None:

@@ -35,6 +35,7 @@ def test_forms(text: str, address: Address, target: str) -> None:
         "unix:/run/\0",
         "unix:/" + "x" * 107,
         "unix:/" + "é" * 54,
+        "unix:/run/a,b",
         "tcp:",
         "tcp:localhost",
         "tcp:localhost:",
