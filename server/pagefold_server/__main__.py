@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from pagefold_server import service, settings
+from pagefold_server import log, service, settings
 from pagefold_server.errors import BadConfig
 
 EXIT_BAD_CONFIG = 2
@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         loaded = settings.load(flags, file)
     except BadConfig as error:
-        print(f"pagefold: {error}", file=sys.stderr)
+        log.say(str(error))
         return EXIT_BAD_CONFIG
     return service.run(loaded)
 

@@ -1,20 +1,36 @@
-"""The server's log: structlog to stderr, for people on a terminal, as JSON lines elsewhere."""
+"""The server's log: what is told, of whom how much, and where it goes. Nothing depends on a line.
+
+    line --level--> Limit, for each user --form: people on a terminal, else JSON--> Sink: a file, or stderr
+
+Lines are for people and machines: names of strangers are escaped in both forms.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
-import sys
+import os
+import re
+import select
+import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import structlog
+from pagefold._text import printable
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from pagefold_server.settings import Settings
 
 _OTHERS: Final = -1  # as the strangers in `tenants`
+_STDERR: Final = 2
+_STANDARD: Final = (0, 1, _STDERR)
+_KEPT: Final = re.compile(r"(\x1b\[[0-9;]*m|\n)")  # in a line: colours, and the breaks of a traceback
+_AT_ONCE: Final = select.PIPE_BUF  # so many bytes go into a pipe that has room for any, without waiting
 
 
 class Limit:
@@ -69,25 +85,157 @@ class _Told:
     left_out: int = 0
 
 
+class Sink:
+    """Where lines go: a file, or stderr.
+
+    To write neither raises nor waits. A line that cannot be written (the disk is full, the reader of a pipe is gone, or
+    reads no more) is lost, and counted. The file is bounded: beyond `most` bytes it becomes FILE.1, in place of the one
+    before. It may be renamed or removed at any time, as logrotate does: the next line goes into a new one.
+
+    Attributes:
+        lost: lines.
+        why: the last of them was lost.
+    """
+
+    def __init__(self) -> None:
+        self.lost, self.why = 0, ""
+        self._path: Path | None = None
+        self._most = 0
+        self._fd = _STDERR  # -1: it is closed
+        self._opened: os.stat_result | None = None  # the file
+        self._cut = False  # the last line is not whole
+
+    def __str__(self) -> str:
+        return "stderr" if self._path is None else printable(str(self._path))
+
+    def set(self, path: Path | None, most: int) -> None:
+        """Says where lines go, None: to stderr, and looks whether they can."""
+        self._path, self._most = path, most
+        try:
+            self._ready(0)
+        except OSError as error:
+            say(f"the log {self} cannot be opened, lines are lost until it can: {error.strerror}")
+
+    def closed(self) -> None:
+        """There is no stderr."""
+        self._fd = -1
+
+    def msg(self, line: str) -> None:
+        """Writes a line. Whatever is in it, a terminal sees nothing but colours."""
+        parts = _KEPT.split(("\n" if self._cut else "") + line)
+        text = "".join(part if n % 2 else printable(part) for n, part in enumerate(parts)) + "\n"
+        data = text.encode(errors="backslashreplace")
+        size = len(data)
+        try:
+            self._ready(size)
+            while data:
+                self._check_room()
+                data = data[os.write(self._fd, data[:_AT_ONCE]) :]
+            self._cut = False
+        except OSError as error:
+            self.lost += 1
+            self.why = error.strerror or str(error)
+            self._cut |= len(data) < size
+
+    debug = info = warning = error = critical = msg
+
+    def _ready(self, more: int) -> None:
+        """Opens the file, or the next one if it has gone, or is full."""
+        if self._path is None:
+            return
+        before, old = self._opened, self._fd
+        if before is not None and self._is_at(self._path, before):
+            if not stat.S_ISREG(before.st_mode) or os.fstat(old).st_size + more <= self._most:
+                return
+            try:
+                os.replace(self._path, f"{self._path}.1")
+            except OSError:
+                os.ftruncate(old, 0)
+                return
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        self._fd = os.open(self._path, flags | os.O_NONBLOCK, 0o600)
+        self._opened = os.fstat(self._fd)
+        if before is not None:
+            # What others write to stderr (grpc's own messages, say) goes along, or the old file would grow.
+            for fd in (1, _STDERR):
+                if os.path.samestat(before, os.fstat(fd)):
+                    os.dup2(self._fd, fd)
+            os.close(old)
+
+    @staticmethod
+    def _is_at(path: Path, known: os.stat_result) -> bool:
+        try:
+            return os.path.samestat(known, path.stat())
+        except FileNotFoundError:
+            return False
+
+    def _check_room(self) -> None:
+        """Whether a pipe, socket or terminal takes a short line now. Raises OSError: it does not."""
+        if self._fd < 0:
+            raise OSError(errno.EBADF, "stderr is closed")
+        if self._opened is None or not stat.S_ISREG(self._opened.st_mode):
+            waiting = select.poll()
+            waiting.register(self._fd, select.POLLOUT)
+            if not waiting.poll(0):
+                raise BlockingIOError(errno.EAGAIN, "its reader does not read")
+
+
 limit: Final = Limit()
+sink: Final = Sink()
+
+
+def claim_standard_descriptors() -> None:
+    """Opens 0, 1 and 2 onto nothing, if they are closed.
+
+    Else the next file gets such a number, a frame pool's say, and what is written to stderr is written into it.
+    """
+    for fd in _STANDARD:
+        try:
+            os.fstat(fd)
+        except OSError:
+            if fd == _STDERR:
+                sink.closed()
+            opened = os.open(os.devnull, os.O_RDWR | os.O_NONBLOCK)
+            if opened != fd:
+                os.dup2(opened, fd)
+                os.close(opened)
+
+
+def say(text: str) -> None:
+    """A line for whoever started this process, on stderr; lost if nobody is there."""
+    with contextlib.suppress(OSError):
+        os.write(_STDERR, f"pagefold: {printable(text)}\n".encode(errors="backslashreplace"))
 
 
 def configure(settings: Settings) -> None:
-    """Sets level and form. Called again when the level changes."""
-    for_people = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
+    """Sets level, form and place. Called again when settings change."""
+    sink.set(settings.log_file, settings.log_max_bytes)
+    terminal = settings.log_file is None and _is_terminal()
     processors: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         limit,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    if for_people:
-        processors.append(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()))
+    if settings.log_format == "console" or (settings.log_format == "auto" and terminal):
+        processors += [_escaped, structlog.dev.ConsoleRenderer(colors=terminal)]
     else:
         processors += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, settings.log_level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=lambda *_: sink,
         cache_logger_on_first_use=False,
     )
+
+
+def _escaped(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    """What JSON does by itself."""
+    return {key: printable(value) if isinstance(value, str) else value for key, value in event.items()}
+
+
+def _is_terminal() -> bool:
+    try:
+        return os.isatty(_STDERR)
+    except OSError:
+        return False

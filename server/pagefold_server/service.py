@@ -14,7 +14,6 @@ import os
 import resource
 import secrets
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -240,7 +239,7 @@ class Server:
 
     def _configure(self, old: Settings, new: Settings) -> None:
         changed = {key: getattr(new, key) for key in Settings.model_fields if getattr(old, key) != getattr(new, key)}
-        if "log_level" in changed:
+        if changed.keys() & {"log_level", "log_max_bytes"}:
             log.configure(new)
         if changed:
             _log.info("settings changed", **{key: str(value) for key, value in changed.items()})
@@ -284,11 +283,12 @@ def run(settings: Settings) -> int:
 
     Exit codes: 0 ended as asked, 3 another server has the address, 4 the address cannot be used.
     """
+    log.claim_standard_descriptors()
     log.configure(settings)
     try:
         return asyncio.run(_main(settings))
     except StartError as error:
-        print(f"pagefold: {error}", file=sys.stderr)
+        log.say(str(error))
         return error.exit_code
 
 

@@ -67,6 +67,13 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "console", "json"] = Field(
         "auto", description="auto: console on a terminal, else JSON lines"
     )
+    log_file: Path | None = Field(None, description="file for the log; empty: stderr")
+    log_max_bytes: int = Field(
+        8 << 20,
+        ge=1 << 12,
+        description="size of that file from which on it is renamed to FILE.1, in place of the one before",
+        json_schema_extra=_LIVE,
+    )
     ready_fd: int = Field(-1, ge=-1, description="descriptor that gets a line once the server answers; -1: none")
     idle_exit_seconds: float = Field(
         0, ge=0, description="exit after so long without any session; 0: never", json_schema_extra=_LIVE

@@ -14,6 +14,7 @@ from pagefold._version import __version__
 from pagefold_proto.v1 import admin_pb2 as pb
 from pagefold_proto.v1 import memory_pb2
 
+from pagefold_server import log
 from pagefold_server.domain import Domain, Domains
 from pagefold_server.engine import EngineCounters
 from pagefold_server.pacing import Pacer
@@ -80,6 +81,9 @@ class Observer:
             settling=sum(len(domain.settlers) for domain in self._domains),
             trouble="; ".join(self._trouble(sessions)),
             memfd_segments=sum(map(_memfd_segments, sessions)),
+            log=str(log.sink),
+            log_lines_lost=log.sink.lost,
+            log_trouble=printable(log.sink.why),
         )
 
     def clients(self) -> list[pb.ClientInfo]:

@@ -53,7 +53,7 @@ def embedded_server(**settings: object) -> Iterator[str]:
 
 
 def _start(address: str, log: Path, settings: dict[str, object]) -> subprocess.Popen[bytes]:
-    flags = {"idle_exit_seconds": _IDLE_EXIT_SECONDS, "log_format": "json", **settings}
+    flags = {"idle_exit_seconds": _IDLE_EXIT_SECONDS, "log_format": "json", "log_file": log, **settings}
     # Settings come from here alone, and what steers clients in this environment is not meant for the server.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PAGEFOLD_")}
     ready, tell = os.pipe()

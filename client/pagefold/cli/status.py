@@ -86,7 +86,7 @@ def line(found: pb.Status) -> str:
 
 def render(found: pb.Status) -> RenderableType:
     """The status for people."""
-    size, counters = found.page_size, found.counters
+    size, counters, lost = found.page_size, found.counters, found.log_lines_lost
     parts: list[RenderableType] = [
         facts(
             {
@@ -97,6 +97,7 @@ def render(found: pb.Status) -> RenderableType:
                 + (f" ({found.memfd_segments} in memfd)" if found.memfd_segments else "")
                 + f", {count(found.domains, 'domain')}"
                 + (f"; {found.departed} departed with memory in use" if found.departed else ""),
+                "log": found.log + (f"; {count(lost, 'line')} lost: {found.log_trouble}" if lost else ""),
                 "cpu": f"{found.scan_cpu_percent:.1f} % of a core for scanning, {found.cpu_seconds:.1f} s in all",
             }
         ),

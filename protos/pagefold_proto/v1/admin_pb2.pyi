@@ -89,7 +89,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Status(_message.Message):
-    __slots__ = ("version", "protocol", "pid", "uptime_seconds", "address", "engine", "run", "page_size", "clients", "departed", "segments", "domains", "counters", "saved_bytes", "pool_bytes", "cpu_seconds", "scan_cpu_percent", "settling", "trouble", "memfd_segments")
+    __slots__ = ("version", "protocol", "pid", "uptime_seconds", "address", "engine", "run", "page_size", "clients", "departed", "segments", "domains", "counters", "saved_bytes", "pool_bytes", "cpu_seconds", "scan_cpu_percent", "settling", "trouble", "memfd_segments", "log", "log_lines_lost", "log_trouble")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
@@ -110,6 +110,9 @@ class Status(_message.Message):
     SETTLING_FIELD_NUMBER: _ClassVar[int]
     TROUBLE_FIELD_NUMBER: _ClassVar[int]
     MEMFD_SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    LOG_FIELD_NUMBER: _ClassVar[int]
+    LOG_LINES_LOST_FIELD_NUMBER: _ClassVar[int]
+    LOG_TROUBLE_FIELD_NUMBER: _ClassVar[int]
     version: str
     protocol: int
     pid: int
@@ -130,7 +133,10 @@ class Status(_message.Message):
     settling: int
     trouble: str
     memfd_segments: int
-    def __init__(self, version: _Optional[str] = ..., protocol: _Optional[int] = ..., pid: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., address: _Optional[str] = ..., engine: _Optional[str] = ..., run: _Optional[int] = ..., page_size: _Optional[int] = ..., clients: _Optional[int] = ..., departed: _Optional[int] = ..., segments: _Optional[int] = ..., domains: _Optional[int] = ..., counters: _Optional[_Union[Counters, _Mapping]] = ..., saved_bytes: _Optional[int] = ..., pool_bytes: _Optional[int] = ..., cpu_seconds: _Optional[float] = ..., scan_cpu_percent: _Optional[float] = ..., settling: _Optional[int] = ..., trouble: _Optional[str] = ..., memfd_segments: _Optional[int] = ...) -> None: ...
+    log: str
+    log_lines_lost: int
+    log_trouble: str
+    def __init__(self, version: _Optional[str] = ..., protocol: _Optional[int] = ..., pid: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., address: _Optional[str] = ..., engine: _Optional[str] = ..., run: _Optional[int] = ..., page_size: _Optional[int] = ..., clients: _Optional[int] = ..., departed: _Optional[int] = ..., segments: _Optional[int] = ..., domains: _Optional[int] = ..., counters: _Optional[_Union[Counters, _Mapping]] = ..., saved_bytes: _Optional[int] = ..., pool_bytes: _Optional[int] = ..., cpu_seconds: _Optional[float] = ..., scan_cpu_percent: _Optional[float] = ..., settling: _Optional[int] = ..., trouble: _Optional[str] = ..., memfd_segments: _Optional[int] = ..., log: _Optional[str] = ..., log_lines_lost: _Optional[int] = ..., log_trouble: _Optional[str] = ...) -> None: ...
 
 class ListClientsRequest(_message.Message):
     __slots__ = ()
@@ -314,6 +320,16 @@ class SetConfigReply(_message.Message):
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
     settings: _containers.RepeatedCompositeFieldContainer[Setting]
     def __init__(self, settings: _Optional[_Iterable[_Union[Setting, _Mapping]]] = ...) -> None: ...
+
+class StopRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StopReply(_message.Message):
+    __slots__ = ("pid",)
+    PID_FIELD_NUMBER: _ClassVar[int]
+    pid: int
+    def __init__(self, pid: _Optional[int] = ...) -> None: ...
 
 class ScanNowRequest(_message.Message):
     __slots__ = ("timeout_seconds",)

@@ -79,6 +79,11 @@ class AdminStub(object):
                 request_serializer=pagefold__proto_dot_v1_dot_admin__pb2.FsckRequest.SerializeToString,
                 response_deserializer=pagefold__proto_dot_v1_dot_admin__pb2.FsckNews.FromString,
                 _registered_method=True)
+        self.Stop = channel.unary_unary(
+                '/pagefold.v1.Admin/Stop',
+                request_serializer=pagefold__proto_dot_v1_dot_admin__pb2.StopRequest.SerializeToString,
+                response_deserializer=pagefold__proto_dot_v1_dot_admin__pb2.StopReply.FromString,
+                _registered_method=True)
 
 
 class AdminServicer(object):
@@ -149,6 +154,13 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Stop(self, request, context):
+        """Ends the server as SIGTERM does: it answers, finishes calls in flight, and goes. Clients keep their memory.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -196,6 +208,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Fsck,
                     request_deserializer=pagefold__proto_dot_v1_dot_admin__pb2.FsckRequest.FromString,
                     response_serializer=pagefold__proto_dot_v1_dot_admin__pb2.FsckNews.SerializeToString,
+            ),
+            'Stop': grpc.unary_unary_rpc_method_handler(
+                    servicer.Stop,
+                    request_deserializer=pagefold__proto_dot_v1_dot_admin__pb2.StopRequest.FromString,
+                    response_serializer=pagefold__proto_dot_v1_dot_admin__pb2.StopReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -441,6 +458,33 @@ class Admin(object):
             '/pagefold.v1.Admin/Fsck',
             pagefold__proto_dot_v1_dot_admin__pb2.FsckRequest.SerializeToString,
             pagefold__proto_dot_v1_dot_admin__pb2.FsckNews.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Stop(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pagefold.v1.Admin/Stop',
+            pagefold__proto_dot_v1_dot_admin__pb2.StopRequest.SerializeToString,
+            pagefold__proto_dot_v1_dot_admin__pb2.StopReply.FromString,
             options,
             channel_credentials,
             insecure,
