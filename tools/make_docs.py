@@ -67,6 +67,19 @@ Arguments of `pagefold.connect()` win over these.
 The command line also takes `PAGEFOLD_TOKEN_FILE` (a file with the token) and `PAGEFOLD_CA` (the certificate to check
 the server's with).
 
+## Where things are
+
+| what | where |
+|---|---|
+| socket of a user's own server | `/dev/shm/pagefold-UID/server.sock`, whatever the environment says |
+| pid file, whose lock is the server's claim | beside the socket: `server.pid` |
+| log of a server that a program started | `/var/tmp/pagefold-UID/server.log`; with another address, beside the socket |
+| log of `pagefold serve` | stderr, or `log_file` |
+
+`pagefold status` and `pagefold doctor` say where a server, its socket and its log are; `pagefold stop` ends it. If
+somebody else has made `/dev/shm/pagefold-UID`, the place is `/dev/shm/pagefold-UID-` and random digits. A sandbox or
+container with a /dev/shm of its own has a server of its own.
+
 ## An example
 
 ```toml

@@ -1,7 +1,7 @@
 """Where a server listens: the two forms of an address, and the one that is used when nobody says otherwise.
 
-    unix:/run/user/1000/pagefold/server.sock     a Unix socket
-    tcp:HOST:PORT                                TCP; an IPv6 host goes in brackets, tcp:[::1]:7000
+    unix:/run/pagefold/server.sock     a Unix socket
+    tcp:HOST:PORT                      TCP; an IPv6 host goes in brackets, tcp:[::1]:7000
 
 Client, server and command line read addresses here and nowhere else. Standard library only.
 """
@@ -9,6 +9,7 @@ Client, server and command line read addresses here and nowhere else. Standard l
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import stat
 import struct
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import quote
 
+SHM = "/dev/shm"  # noqa: S108 - where POSIX shared memory lives
 MAX_SOCKET_PATH = 107
 """Bytes in the path of a Unix socket: sun_path has 108, the last of which is a zero."""
 
@@ -103,14 +105,18 @@ def listener(path: str) -> int | None:
 
 
 def default_address() -> str:
-    """The address of this user's own server: in $XDG_RUNTIME_DIR if that is ours, else in /tmp.
+    """The address of this user's own server. Creates nothing.
 
-    Computes and creates nothing.
+    It is in /dev/shm, where frames are: all processes of a user that can share memory find the same server there,
+    whatever their environment says, and a sandbox with a /dev/shm of its own has a server of its own.
     """
-    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    if runtime.startswith("/") and _is_our_directory(runtime):
-        return f"unix:{runtime.rstrip('/')}/pagefold/server.sock"
-    return f"unix:/tmp/pagefold-{os.geteuid()}/server.sock"
+    plain = f"pagefold-{os.geteuid()}"
+    if not _is_anothers(f"{SHM}/{plain}"):
+        return f"unix:{SHM}/{plain}/server.sock"
+    # Somebody made it, so that this user should have none. A name that nobody can guess is not taken before.
+    like = (name for name in os.listdir(SHM) if name.startswith(f"{plain}-"))
+    ours = min((name for name in like if not _is_anothers(f"{SHM}/{name}")), default=f"{plain}-{secrets.token_hex(8)}")
+    return f"unix:{SHM}/{ours}/server.sock"
 
 
 def verify_directory(directory: str) -> None:
@@ -135,21 +141,18 @@ def verify_directory(directory: str) -> None:
         )
 
 
-def _is_our_directory(path: str) -> bool:
+def _is_anothers(path: str) -> bool:
     try:
-        found = os.stat(path)
+        return os.lstat(path).st_uid != os.geteuid()
     except OSError:
         return False
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
 
 
 def _checked_path(path: str) -> str:
     if path.startswith("///"):  # unix:///path is grpc's other way to write an absolute path
         path = path[2:]
     if not path.startswith("/") or path.endswith("/") or "\0" in path:
-        raise AddressError(
-            f"unix:{path}: the path of a socket is absolute, as in unix:/run/user/1000/pagefold/server.sock"
-        )
+        raise AddressError(f"unix:{path}: the path of a socket is absolute, as in unix:/run/pagefold/server.sock")
     if "," in path:
         raise AddressError(
             f"{path} has a comma in it, after which gRPC takes the rest for another address: choose another"

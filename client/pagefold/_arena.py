@@ -31,12 +31,12 @@ from typing import Any, Final, Protocol, TypeVar
 from sortedcontainers import SortedDict
 
 from pagefold import _backing, _names
+from pagefold._address import SHM
 from pagefold._backing import Backing, Place, Room
 from pagefold._descriptor import Descriptor
 from pagefold._errors import ClientClosed, OutOfSharedMemory
 from pagefold._extents import Extents
 from pagefold._fork import Kin
-from pagefold._names import SHM
 from pagefold._reports import human
 
 PAGE: Final = mmap.PAGESIZE

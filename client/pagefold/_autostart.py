@@ -1,4 +1,4 @@
-"""Starts a per-user server where none answers: detached, in a session of its own, with a log beside the socket.
+"""Starts a per-user server where none answers: detached, in a session of its own, with a log on disk.
 
 Of several processes that find no server, one starts it and the others wait for that: they take turns at a file lock.
 (Should two servers be started all the same, the second one sees the first one's lock and exits.)
@@ -24,6 +24,8 @@ from pagefold._errors import ServerUnavailable
 IDLE_EXIT_SECONDS: Final = 60
 _NEEDED: Final = ("pagefold_server", "grpc_health", "grpc_reflection", "pydantic_settings", "structlog", "xxhash")
 _LOG_TAIL: Final = 2000
+_LOG_BYTES: Final = 8 << 20
+_LOG_BYTES_IN_MEMORY: Final = 256 << 10
 _FASTER_ONE_SECONDS: Final = 2.0
 
 # Forks and lets its first half exit, so that the server is nobody's child here: no zombie, no surprise for os.wait().
@@ -83,14 +85,18 @@ def _turn(address: Address, deadline: float) -> Iterator[None]:
 
 
 def _start(address: Address, deadline: float) -> None:
-    log = address.path.removesuffix(".sock") + ".log"
+    log, most = log_of(address)
     ready, tell = os.pipe()
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-        log_fd = os.open(log, flags | os.O_NONBLOCK, 0o600)
+        try:
+            log_fd = os.open(log, flags | os.O_NONBLOCK, 0o600)
+        except OSError:  # the disk is full, say: the server does without
+            log_fd = os.open(os.devnull, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             server = [sys.executable, "-m", "pagefold_server", "--address", str(address)]
             server += ["--idle-exit-seconds", str(IDLE_EXIT_SECONDS), "--ready-fd", str(tell)]
+            server += ["--log-file", log, "--log-max-bytes", str(most)]
             launched = subprocess.run(  # noqa: S603 - our own interpreter and module
                 [sys.executable, "-I", "-S", "-c", _DETACH, *server],
                 stdin=subprocess.DEVNULL,
@@ -118,6 +124,21 @@ def _start(address: Address, deadline: float) -> None:
         os.close(ready)
         if tell >= 0:
             os.close(tell)
+
+
+def log_of(address: Address) -> tuple[str, int]:
+    """Where the log of a server is that is started here, and its most bytes: beside the socket, but not in memory."""
+    beside = address.path.removesuffix(".sock") + ".log"
+    if not beside.startswith(f"{_address.SHM}/"):
+        return beside, _LOG_BYTES
+    directory = f"/var/tmp/pagefold-{os.geteuid()}"  # noqa: S108 - checked below
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(directory, 0o700)
+        _address.verify_directory(directory)
+    except (OSError, ValueError):
+        return beside, _LOG_BYTES_IN_MEMORY
+    return f"{directory}/server.log", _LOG_BYTES
 
 
 def _is_ready(fd: int, deadline: float) -> bool:

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
 from pagefold import _names
+from pagefold._address import SHM
 from pagefold._descriptor import Descriptor
-from pagefold._names import SHM
 
 Place = Literal["shm", "memfd"]
 Backing = Literal["auto", "shm", "memfd"]

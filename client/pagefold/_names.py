@@ -24,6 +24,7 @@ from typing import Final, Literal
 
 import posix_ipc
 
+from pagefold._address import SHM
 from pagefold._descriptor import Descriptor
 
 Kind = Literal["s", "l", "p", "d"]
@@ -34,7 +35,6 @@ LEASE: Final = "l"
 POOL: Final = "p"
 DOORBELL: Final = "d"
 
-SHM: Final = "/dev/shm"  # noqa: S108 - where POSIX shared memory lives
 PROOF_BYTES: Final = 32
 """A lease begins with so many random bytes. Who shows them may read it, and so is its owner, or root."""
 

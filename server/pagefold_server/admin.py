@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
 
 import grpc
@@ -37,6 +38,7 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
         sessions: to audit.
         domains: to scan now, and to audit.
         pacer: to wake for that.
+        end: has the server end.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
         sessions: Sessions,
         domains: Domains,
         pacer: Pacer,
+        end: Callable[[], None],
     ) -> None:
         self._observer = observer
         self._sessions = sessions
@@ -53,6 +56,7 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
         self._configuration = configuration
         self._domains = domains
         self._pacer = pacer
+        self._end = end
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
@@ -117,6 +121,13 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
             for domain in domains:
                 domain.give_up_one(key)
         return pb.ScanNowReply(report=_sum(reports))
+
+    @answered
+    async def Stop(self, request: pb.StopRequest, context: _Context) -> pb.StopReply:  # noqa: N802
+        """Ends the server, once this is answered."""
+        _log.info("an operator ends the server")
+        self._end()
+        return pb.StopReply(pid=os.getpid())
 
     async def WatchStatus(  # noqa: N802
         self, request: pb.WatchStatusRequest, context: _Context

@@ -18,7 +18,7 @@ from typing import Final, Protocol
 import posix_ipc
 import structlog
 from pagefold import _names
-from pagefold._names import SHM
+from pagefold._address import SHM
 from pagefold_core import Doorbell
 
 from pagefold_server.errors import NotASegment, WrongOwner

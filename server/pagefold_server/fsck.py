@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
-from pagefold._names import SHM
+from pagefold._address import SHM
 from pagefold_proto.v1 import admin_pb2 as pb
 
 from pagefold_server import inventory

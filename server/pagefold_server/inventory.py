@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from pagefold import _names
-from pagefold._names import SHM
+from pagefold._address import SHM
 
 from pagefold_server.mappings import Key
 from pagefold_server.sweep import YOUNG

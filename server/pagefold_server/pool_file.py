@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from pagefold import _names, _slots
-from pagefold._names import SHM
+from pagefold._address import SHM
 
 _CANDIDATES: Final = 64
 """Pools of a user's with a domain's tag that are opened: there is one, or a few after crashes. Others' do not count."""

@@ -22,7 +22,7 @@ from functools import cache
 from typing import Final
 
 from pagefold import _names
-from pagefold._names import SHM
+from pagefold._address import SHM
 
 from pagefold_server.errors import BadName, BadSize, LeaseNotHeld, LimitReached, NotASegment, WrongOwner
 
@@ -155,6 +155,11 @@ def _open(name: str) -> int:
         return _names.look(name)
     except BlockingIOError as error:
         raise file_lease(name) from error
+    except FileNotFoundError as error:
+        raise NotASegment(
+            f"{name} is not in the server's {SHM}: it has another one than the client, as containers and sandboxes do. "
+            "Share it, or run a server inside; without an address, each has its own"
+        ) from error
     except OSError as error:
         _check_descriptors(error)
         if error.errno in (errno.EACCES, errno.EPERM):

@@ -171,7 +171,7 @@ class Server:
         self._entrances.append(_Entrance(settings, address_of(settings), add_all))
         self._domains.address = self.address
         observer = Observer(self.address, self._sessions, self._domains, self._tenants, self._pacer, self.configuration)
-        self._admin = AdminServicer(observer, self.configuration, self._sessions, self._domains, self._pacer)
+        self._admin = AdminServicer(observer, self.configuration, self._sessions, self._domains, self._pacer, self.end)
         if settings.tenants_address:  # nothing is there that is for operators, who see everybody and change everything
             self._entrances.append(_Entrance(settings, parse(settings.tenants_address), add, shared=True))
         for entrance in self._entrances:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from pagefold._names import SHM
+from pagefold._address import SHM
 from pagefold._text import printable
 from pagefold._version import __version__
 from pagefold_proto.v1 import admin_pb2 as pb

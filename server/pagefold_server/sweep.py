@@ -17,7 +17,7 @@ from typing import Final
 
 import structlog
 from pagefold import _names
-from pagefold._names import SHM
+from pagefold._address import SHM
 
 YOUNG: Final = 5.0
 """Seconds for which a doorbell without a lease is left alone."""

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
@@ -17,6 +17,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from pagefold import _names
+from pagefold._address import default_address
 from pagefold_proto.v1 import admin_pb2, admin_pb2_grpc
 from support import kernel
 from support.raw import Raw, noise, reason
@@ -205,23 +206,92 @@ def test_a_path_that_is_too_long_is_refused(tmp_path: Path) -> None:
     assert (refused.returncode, "107" in refused.stderr) == (2, True)
 
 
-def test_the_default_address_is_the_users_own(tmp_path: Path) -> None:
-    tmp_path.chmod(0o700)
-    ready, tell = os.pipe()
-    env = {k: v for k, v in os.environ.items() if not k.startswith("PAGEFOLD_")} | {"XDG_RUNTIME_DIR": str(tmp_path)}
-    with subprocess.Popen(
-        [sys.executable, "-m", "pagefold_server", "--ready-fd", str(tell)],
-        env=env,
-        pass_fds=[tell],
-        stderr=subprocess.DEVNULL,
-    ) as process:
-        os.close(tell)
-        with open(ready, "rb") as pipe:
-            assert pipe.read() == b"1\n"
-        assert (tmp_path / "pagefold").stat().st_mode & 0o777 == 0o700
-        assert (tmp_path / "pagefold" / "server.sock").is_socket()
-        process.terminate()
-    assert process.returncode == 0
+@pytest.fixture
+def own_place() -> Iterator[Path]:
+    """This user's default directory; in a /dev/shm of the tests' own."""
+    place, logs = Path(default_address().removeprefix("unix:")).parent, Path(f"/var/tmp/pagefold-{os.geteuid()}")
+    there = logs.exists()
+    assert not place.exists()
+    yield place
+    for made in (place, logs) if not there else (place,):
+        shutil.rmtree(made, ignore_errors=True)
+
+
+SHARED_TABLE = """
+import os, sys, numpy, pagefold
+with pagefold.connect() as client:
+    table = client.array(numpy.arange(1 << 18))
+    print("ready", flush=True)
+    sys.stdin.readline()
+    print(client.settle(30).saved_bytes, flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.needs("root", "uffd")
+def test_programs_of_a_user_share_whatever_their_environment(own_place: Path, tmp_path: Path) -> None:
+    """One had XDG_RUNTIME_DIR (a login), the other had not (cron, sudo, a service): two servers, in silence."""
+    plain = {k: v for k, v in os.environ.items() if not k.startswith(("PAGEFOLD", "XDG", "HOME", "TMP"))}
+    login = plain | {"XDG_RUNTIME_DIR": str(tmp_path), "HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+    words = [sys.executable, "-c", SHARED_TABLE]
+    with (
+        subprocess.Popen(words, env=login, stdin=-1, stdout=-1, text=True) as one,
+        subprocess.Popen(words, env=plain, stdin=-1, stdout=-1, text=True) as two,
+    ):
+        for expected in ("ready", str(2 << 20)):
+            for program in (one, two):
+                assert program.stdout is not None
+                assert program.stdout.readline().strip() == expected
+            for program in (one, two):
+                assert program.stdin is not None
+                program.stdin.write("\n")
+                program.stdin.flush()
+    assert (one.returncode, two.returncode) == (0, 0)
+    pid = int((own_place / "server.pid").read_text())
+    with grpc.insecure_channel(f"unix:{own_place}/server.sock") as channel:
+        status = admin_pb2_grpc.AdminStub(channel).GetStatus(admin_pb2.GetStatusRequest(), timeout=10)
+    assert (status.pid, status.log) == (pid, f"/var/tmp/pagefold-{os.geteuid()}/server.log")
+    assert own_place.stat().st_mode & 0o777 == 0o700
+    os.kill(pid, signal.SIGTERM)
+    until(lambda: not Path(f"/proc/{pid}").exists(), what="the server's end")
+
+
+@pytest.mark.needs("root")
+def test_a_sandbox_with_its_own_shm_has_its_own_server_and_says_so_where_it_cannot(
+    own_place: Path, serve: Serve
+) -> None:
+    """The first program's sandbox started the user's server, and everybody outside was refused from then on."""
+    server = serve()
+    inside = subprocess.run(
+        [sys.executable, "-c", IN_A_SANDBOX, server.address],
+        cwd=Path(__file__).parents[1],
+        env={k: v for k, v in os.environ.items() if not k.startswith("PAGEFOLD")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert inside.returncode == 0, inside.stderr
+    pid = int(inside.stdout)
+    assert pid > 0
+    assert not own_place.exists(), "outside there is none"
+    os.kill(pid, signal.SIGTERM)
+    until(lambda: not Path(f"/proc/{pid}").exists(), what="the server's end")
+
+
+IN_A_SANDBOX = """
+import sys, pagefold
+from pathlib import Path
+from pagefold._address import default_address
+from support.namespace import own_shm
+assert own_shm("64m")
+try:
+    pagefold.connect(sys.argv[1])
+except pagefold.ServerRefused as error:
+    assert "it has another one than the client" in str(error), error
+with pagefold.connect() as client:
+    assert client.stats().connected
+print(Path(default_address().removeprefix("unix:").replace(".sock", ".pid")).read_text())
+"""
 
 
 # TCP

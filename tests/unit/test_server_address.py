@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from pagefold import _address
 from pagefold._address import Address, AddressError, default_address, grpc_target, parse, verify_directory
 
 
@@ -55,24 +56,33 @@ def test_the_longest_path() -> None:
     assert parse("unix:/" + "x" * 106)
 
 
-def test_the_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    assert default_address() == f"unix:{tmp_path}/pagefold/server.sock"
-    fallback = f"unix:/tmp/pagefold-{os.geteuid()}/server.sock"
-    for useless in ("", "relative", str(tmp_path / "none")):
-        monkeypatch.setenv("XDG_RUNTIME_DIR", useless)
-        assert default_address() == fallback
-    monkeypatch.delenv("XDG_RUNTIME_DIR")
-    assert default_address() == fallback
+def test_the_default_does_not_depend_on_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Programs of one user with and without XDG_RUNTIME_DIR (a login, cron) had a server each and shared nothing."""
+    monkeypatch.setattr(_address, "SHM", str(tmp_path))
+    ours = f"unix:{tmp_path}/pagefold-{os.geteuid()}/server.sock"
+    assert default_address() == ours
+    for name in ("XDG_RUNTIME_DIR", "HOME", "TMPDIR", "USER"):
+        monkeypatch.setenv(name, str(tmp_path / "elsewhere"))
+        assert default_address() == ours
+        monkeypatch.delenv(name)
+        assert default_address() == ours
 
 
 @pytest.mark.needs("root")
-def test_another_users_runtime_directory_is_not_ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    os.chown(tmp_path, 65534, 65534)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    assert default_address().startswith("unix:/tmp/")
+def test_nobody_can_take_the_default_away(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(_address, "SHM", str(tmp_path))
+    taken = tmp_path / f"pagefold-{os.geteuid()}"
+    taken.mkdir()
+    os.chown(taken, 65534, 65534)
     with pytest.raises(AddressError, match="belongs to uid 65534"):
-        verify_directory(str(tmp_path))
+        verify_directory(str(taken))
+    assert default_address() != default_address(), "it cannot be guessed"
+    for stranger in ("0", "f"):
+        (tmp_path / f"pagefold-{os.geteuid()}-{stranger}").mkdir()
+        os.chown(tmp_path / f"pagefold-{os.geteuid()}-{stranger}", 65534, 65534)
+    made = Path(default_address().removeprefix("unix:")).parent
+    made.mkdir()
+    assert default_address() == f"unix:{made}/server.sock", "once it is made, all find it"
 
 
 def test_directories(tmp_path: Path) -> None:

@@ -90,6 +90,10 @@ class Admin:
         request = pb.ScanNowRequest(timeout_seconds=timeout)
         return self._call("ScanNow", request, pb.ScanNowReply, timeout + _SECONDS).report
 
+    def stop(self) -> pb.StopReply:
+        """Ends the server."""
+        return self._call("Stop", pb.StopRequest(), pb.StopReply)
+
     def fsck(self, request: pb.FsckRequest) -> Iterator[pb.FsckNews]:
         """An audit's news as they come; the summary is the last."""
         yield from self._stream("Fsck", request, pb.FsckNews)

@@ -8,7 +8,7 @@ import typer
 
 from pagefold._errors import PagefoldError
 from pagefold._version import __version__
-from pagefold.cli import clients, config, demo, doctor, fsck, scan, serve, status
+from pagefold.cli import clients, config, demo, doctor, fsck, scan, serve, status, stop
 from pagefold.cli.exits import EXIT_CODES, CommandError, ExitCode
 from pagefold.cli.options import register
 from pagefold.cli.output import print_error
@@ -46,6 +46,7 @@ def pagefold(
 
 
 register(app, serve.serve, "serve")
+register(app, stop.stop, "stop")
 register(app, demo.demo, "demo")
 register(app, status.status, "status")
 register(app, clients.clients, "clients")

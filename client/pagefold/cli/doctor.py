@@ -89,6 +89,11 @@ def server(address: str, connect: Callable[[], Admin]) -> Check:
         return Check(name, "fail", told, f"its pages have {found.page_size} bytes", "run server and clients together")
     if found.trouble:
         return Check(name, "fail" if found.run != 1 else "warn", told, found.trouble, "see above")
+    told += f", log {found.log}"
+    if found.log_lines_lost:
+        lost = count(found.log_lines_lost, "log line")
+        meaning = f"{lost} could not be written ({found.log_trouble}); merging goes on"
+        return Check(name, "warn", told, meaning, "make room for the log, or give the server another log_file")
     return Check(name, "ok", told, f"serves {count(found.clients, 'client')} and merges")
 
 

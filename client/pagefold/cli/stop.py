@@ -1,0 +1,71 @@
+"""`pagefold stop`: ends a server."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from pagefold.cli.admin import Admin
+from pagefold.cli.exits import CommandError, ExitCode
+from pagefold.cli.options import AddressOption, CaOption, JsonOption, TokenFileOption
+from pagefold.cli.output import console, print_json
+
+_LOOK_SECONDS = 0.05
+
+
+def stop(
+    address: AddressOption = "",
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", min=0, help="Wait so long for its end.")] = 20,
+    as_json: JsonOption = False,
+    token_file: TokenFileOption = None,
+    ca: CaOption = None,
+) -> None:
+    """End a server, as SIGTERM does, and wait until it is gone.
+
+    Programs keep their memory, and what is merged stays merged. They come to the next server at the same address by
+    themselves; a program that connects anew starts one.
+
+    Example:
+      pagefold stop
+    """
+    with Admin(address, token_file, ca) as admin:
+        is_there = _is_there(admin)
+        pid = admin.stop().pid
+        deadline = time.monotonic() + timeout
+        while is_there():
+            if time.monotonic() > deadline:
+                text = f"the server at {admin.address} (pid {pid}) was told to stop, and has not ended in {timeout:g} s"
+                raise CommandError(text)
+            time.sleep(_LOOK_SECONDS)  # nothing tells of its end
+    if as_json:
+        print_json({"pid": pid, "stopped": True})
+    else:
+        console().print(f"the server at {admin.address} (pid {pid}) has ended")
+
+
+def _is_there(admin: Admin) -> Callable[[], bool]:
+    """Looks for the server that is there now. Its socket goes last of all; another one's may take its place."""
+    if admin.address.scheme == "unix":
+        known = _identity(admin.address.path)
+        return lambda: known is not None and _identity(admin.address.path) == known
+
+    def answers() -> bool:
+        try:
+            admin.status()
+        except CommandError as error:
+            return error.code is not ExitCode.NO_SERVER
+        return True
+
+    return answers
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
