@@ -28,6 +28,7 @@ from pagefold._client import PAGE, Client, Parts
 from pagefold._conversation import Conversation
 from pagefold._errors import BarrierUnavailable, ServerUnavailable, TrackerUnavailable
 from pagefold._session import Session, Wiring
+from pagefold._text import printable
 from pagefold._transport import GrpcTransport, Transport
 from pagefold._version import __version__
 
@@ -108,6 +109,8 @@ def _connect(wanted: Wanted, parent: Parts | None = None) -> Client:
     domain, barrier, tracker, transport = wanted.domain, wanted.barrier, wanted.tracker, wanted.transport
     if len(domain) > MAX_DOMAIN:
         raise ValueError(f"domain has {len(domain)} characters; {MAX_DOMAIN} are the most")
+    if not domain.isprintable():
+        raise ValueError(f"domain is {domain!r}: it takes characters that can be shown")
     asked = barrier if barrier is not None else os.environ.get("PAGEFOLD_BARRIER") or None
     asked_tier = None if asked is None else _tier.checked(asked)
     disabled = [name for name in os.environ.get("PAGEFOLD_DISABLE", "").replace(" ", "").split(",") if name]
@@ -233,7 +236,7 @@ def _hello_request(
         protocol=PROTOCOL,
         page_size=PAGE,
         pid=os.getpid(),
-        program=os.path.basename(sys.argv[0] if sys.argv else "")[:255],
+        program=printable(os.path.basename(sys.argv[0] if sys.argv else ""))[:255],
         version=__version__,
         label=domain,
         lease=lease,

@@ -26,6 +26,7 @@ from pagefold._errors import (
     ServerUnavailable,
     SessionLost,
 )
+from pagefold._text import printable
 
 Q = TypeVar("Q", bound=Message)
 R = TypeVar("R", bound=Message)
@@ -200,6 +201,7 @@ def translate(status: grpc.StatusCode, reason: str, details: str, address: str) 
         details: text for people.
         address: of the server, for the text.
     """
+    details = printable(details)
     if not reason and status in _NOBODY:
         return ServerUnavailable(f"no server answers at {address}: {details}")
     number = pb.Reason.Value(reason) if reason in pb.Reason.keys() else pb.REASON_UNSPECIFIED  # noqa: SIM118

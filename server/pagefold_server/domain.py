@@ -14,6 +14,7 @@ from typing import Final, Protocol
 import structlog
 from pagefold import _names
 from pagefold._backing import spare_pages
+from pagefold._text import printable
 from pagefold_proto.v1 import memory_pb2 as pb
 
 from pagefold_server import engines
@@ -124,7 +125,7 @@ class Domain:
         self._looked = 0  # of the last that was complete when the pass under way began
 
     def __str__(self) -> str:
-        return f"{self.uid}/{self.label}" if self.label else str(self.uid)
+        return f"{self.uid}/{printable(self.label)}" if self.label else str(self.uid)
 
     # Scanning
 

@@ -36,6 +36,7 @@ from typing import Any, TypeVar
 import grpc
 import structlog
 from grpc import StatusCode
+from pagefold._text import printable
 from pagefold_proto.v1 import memory_pb2 as pb
 
 from pagefold_server.engine import ProtocolViolation
@@ -152,7 +153,7 @@ def told(error: Exception) -> tuple[StatusCode, str, str]:
     for kind in type(error).__mro__:
         if kind in TABLE:
             status, reason = TABLE[kind]
-            return status, pb.Reason.Name(reason), str(error)
+            return status, pb.Reason.Name(reason), printable(str(error))
     status, reason = TABLE[InternalError]
     return (
         status,

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from pagefold import _names
+from pagefold._text import printable
 from pagefold_proto.v1 import memory_pb2 as pb
 
 from pagefold_server.domain import Domain
@@ -82,7 +83,7 @@ class Session:
     report: pb.SettleReport | None = None
 
     def __str__(self) -> str:
-        return f"client {self.client} ({self.hello.program or '?'}, pid {self.hello.pid})"
+        return f"client {self.client} ({printable(self.hello.program) or '?'}, pid {self.hello.pid})"
 
     def is_silent(self, now: float) -> bool:
         """Whether it has had work for so long that nobody waits for it any more."""

@@ -166,6 +166,24 @@ def test_a_path_means_the_same_to_server_client_and_command_line(tmp_path: Path,
     assert sorted(os.listdir(tmp_path)) == ["log"]
 
 
+def test_a_program_with_a_name_that_is_no_text_connects_and_is_shown(server: Server, tmp_path: Path) -> None:
+    """Its name is not UTF-8: connect() raised UnicodeEncodeError. And a raw client may say what it likes."""
+    code = "import pagefold, sys\nwith pagefold.connect(sys.argv[1]): print('connected', flush=True); sys.stdin.read()"
+    program = os.fsencode(tmp_path) + b"/\xe9t\xe9\x1b[2J.py"
+    with open(program, "w") as file:
+        file.write(code)
+    words = [os.fsencode(sys.executable), program, os.fsencode(server.address)]
+    with subprocess.Popen(words, stdin=-1, stdout=-1, text=True) as running, Raw(server.address) as raw:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "connected\n"
+        raw.hello(program="\x1b[31mred\nnew line", label="\x1b]0;x\x07")
+        programs = {client.program for client in server.clients()}
+        assert programs == {"\\udce9t\\udce9\\x1b[2J.py", "\x1b[31mred\nnew line"}
+        running.communicate(timeout=20)
+    assert running.returncode == 0
+    assert all(line.isprintable() for line in server.log.read_text().split("\n"))
+
+
 def test_a_killed_server_is_succeeded_at_once(serve: Serve) -> None:
     server = serve()
     with Raw(server.address) as raw:

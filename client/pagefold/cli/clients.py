@@ -53,7 +53,7 @@ def _show_clients(found: list[pb.ClientInfo], page_size: int) -> None:
     listed = table(*numbers[:2], *texts, *numbers[2:], right=numbers, wrap=(*texts, *numbers[2:]))
     for info in found:
         gauges = info.gauges
-        listed.add_row(
+        listed.row(
             str(info.client),
             str(info.pid),
             info.program or "-",
@@ -81,7 +81,7 @@ def _show_segments(reply: pb.ListSegmentsReply, as_json: bool) -> None:
     numbers = ("client", "segment", "pages", "allocated", "merged", "zero", "copied")
     listed = table(*numbers, "backing", "name", right=numbers, wrap=("name",))
     for segment in reply.segments:
-        listed.add_row(
+        listed.row(
             str(segment.client),
             str(segment.segment),
             f"{segment.pages:,}",

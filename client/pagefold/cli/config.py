@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from pagefold_proto.v1 import admin_pb2 as pb
 
+from pagefold._text import printable
 from pagefold.cli.admin import Admin
 from pagefold.cli.exits import EXIT_CODES, CommandError, ExitCode
 from pagefold.cli.options import AddressOption, CaOption, JsonOption, TokenFileOption, register
@@ -39,7 +40,7 @@ def get(
         if as_json:
             print_json(plain(settings[0]))
         else:
-            print(settings[0].value)
+            print(printable(settings[0].value))
         return
     _show(settings, as_json)
 
@@ -70,7 +71,7 @@ def _show(settings: list[pb.Setting], as_json: bool) -> None:
         return
     listed = table("setting", "value", "from", "default", "live", "meaning", wrap=("value", "meaning"))
     for setting in settings:
-        listed.add_row(
+        listed.row(
             setting.key,
             setting.value or '""',
             setting.origin,

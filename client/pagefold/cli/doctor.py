@@ -16,6 +16,7 @@ from rich.text import Text
 
 from pagefold import _address
 from pagefold._autostart import _NEEDED as SERVER_NEEDS
+from pagefold._text import printable
 from pagefold._version import __version__
 from pagefold.cli.admin import Admin, parse_address
 from pagefold.cli.checks import Check, Machine, machine_checks
@@ -155,13 +156,13 @@ def _show(checks: list[Check], able: bool) -> None:
     out = console()
     listed = table("check", "", "found", _WORDS, wrap=("found", _WORDS))
     for check in checks:
-        words = Text(check.meaning)
+        words = Text(printable(check.meaning))
         if check.remedy and check.remedy != "see above":
-            words.append(f"\n-> {check.remedy}", style="cyan")
-        listed.add_row(check.name, Text(check.state, style=_STYLES[check.state]), check.found, words)
+            words.append(f"\n-> {printable(check.remedy)}", style="cyan")
+        listed.row(check.name, Text(check.state, style=_STYLES[check.state]), check.found, words)
     out.print(listed)
     if able:
         out.print("this machine can merge", style="bold green")
     else:
         failed = ", ".join(check.name for check in checks if check.state == "fail")
-        out.print(f"nothing can be merged here: see {failed}", style="bold red")
+        out.print(f"nothing can be merged here: see {printable(failed)}", style="bold red")

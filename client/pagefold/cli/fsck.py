@@ -11,6 +11,7 @@ from pagefold_proto.v1 import admin_pb2 as pb
 from rich.console import Console
 from rich.text import Text
 
+from pagefold._text import printable
 from pagefold.cli.admin import Admin
 from pagefold.cli.exits import CommandError, ExitCode
 from pagefold.cli.options import AddressOption, CaOption, JsonOption, TokenFileOption
@@ -88,11 +89,11 @@ def _with_progress(news: Iterable[pb.FsckNews]) -> Iterator[pb.FsckNews]:
     if not sys.stderr.isatty():
         yield from (told for told in news if not told.HasField("progress"))
         return
-    with Console(stderr=True).status("looking") as status:
+    with Console(stderr=True, markup=False, emoji=False).status("looking") as status:
         for told in news:
             if told.HasField("progress"):
                 at = told.progress
-                status.update(f"looking at {_UNITS.get(at.stage, at.stage)}: {at.done:,} of {at.total:,}")
+                status.update(f"looking at {_UNITS.get(at.stage, printable(at.stage))}: {at.done:,} of {at.total:,}")
             else:
                 yield told
 
@@ -106,7 +107,7 @@ def _word(kind: int) -> str:
 def _show(finding: pb.FsckFinding) -> None:
     style = "yellow" if finding.kind >= _BLIND else "bold red"
     more = f" (and the {finding.count - 1:,} that follow)" if finding.count > 1 else ""
-    console().print(Text.assemble((_word(finding.kind), style), f": {finding.text}{more}"), soft_wrap=True)
+    console().print(Text.assemble((_word(finding.kind), style), f": {printable(finding.text)}{more}"), soft_wrap=True)
 
 
 def _conclude(summary: pb.FsckSummary) -> None:

@@ -1,4 +1,7 @@
-"""What commands print: tables for people, JSON for scripts. Results go to stdout, everything else to stderr."""
+"""What commands print: tables for people, JSON for scripts. Results go to stdout, everything else to stderr.
+
+Names come from strangers: what people are shown is escaped, and no markup in it means anything. JSON escapes by itself.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,10 @@ from google.protobuf.message import Message
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pagefold._reports import human
+from pagefold._text import printable
 
 _PIPE_WIDTH: Final = 160
 """Columns where nobody says how many there are: a log, a pipe."""
@@ -22,7 +27,7 @@ _PIPE_WIDTH: Final = 160
 def console() -> Console:
     """Standard output, for people."""
     unknown = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return Console(highlight=False, width=_PIPE_WIDTH if unknown else None)
+    return Console(highlight=False, markup=False, emoji=False, width=_PIPE_WIDTH if unknown else None)
 
 
 def print_json(value: object, one_line: bool = False) -> None:
@@ -32,7 +37,7 @@ def print_json(value: object, one_line: bool = False) -> None:
 
 def print_error(text: str) -> None:
     """One line on stderr, with the program's name in front."""
-    print(f"pagefold: {text}", file=sys.stderr)
+    print(f"pagefold: {printable(text)}", file=sys.stderr)
 
 
 def plain(message: Message) -> dict[str, Any]:
@@ -62,9 +67,17 @@ def enum_word(enum: str, name: str) -> str:
     return name.removeprefix(f"{enum.upper()}_").lower()
 
 
-def table(*columns: str, right: Iterable[str] = (), wrap: Iterable[str] = ()) -> Table:
+class Rows(Table):
+    """A table whose cells show what they are given, and nothing else."""
+
+    def row(self, *cells: str | Text) -> None:
+        """Adds a row. Text is put together here, strings are anybody's."""
+        self.add_row(*(Text(printable(cell)) if isinstance(cell, str) else cell for cell in cells))
+
+
+def table(*columns: str, right: Iterable[str] = (), wrap: Iterable[str] = ()) -> Rows:
     """An empty table with a head; columns named in `right` hold numbers, those in `wrap` may take several lines."""
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    made = Rows(box=box.SIMPLE_HEAD, pad_edge=False)
     numbers, texts = set(right), set(wrap)
     for column in columns:
         justify: Literal["left", "right"] = "right" if column in numbers else "left"
@@ -72,13 +85,13 @@ def table(*columns: str, right: Iterable[str] = (), wrap: Iterable[str] = ()) ->
     return made
 
 
-def facts(values: Mapping[str, str]) -> Table:
+def facts(values: Mapping[str, str]) -> Rows:
     """Names and values, one below the other."""
-    made = Table(box=None, show_header=False)
+    made = Rows(box=None, show_header=False)
     made.add_column(style="dim", no_wrap=True)
     made.add_column(overflow="fold")
     for name, value in values.items():
-        made.add_row(name, value)
+        made.row(name, value)
     return made
 
 

@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 from pagefold._reports import human
+from pagefold._text import printable
 from pagefold.cli.admin import Admin
 from pagefold.cli.exits import CommandError, ExitCode
 from pagefold.cli.options import AddressOption, CaOption, JsonOption, TokenFileOption
@@ -80,7 +81,7 @@ def line(found: pb.Status) -> str:
         f"shared {counters.pages_shared} sharing {counters.pages_sharing} zero {counters.zero_pages}, "
         f"scanned {counters.pages_scanned} in {count(counters.full_scans, 'pass', 'passes')}, "
         f"{count(found.clients, 'client')}, scan cpu {found.scan_cpu_percent:.1f} %"
-        + (f", trouble: {found.trouble}" if found.trouble else "")
+        + (f", trouble: {printable(found.trouble)}" if found.trouble else "")
     )
 
 
@@ -118,7 +119,7 @@ def render(found: pb.Status) -> RenderableType:
         ),
     ]
     if found.trouble:
-        parts.append(Text(f"\n trouble: {found.trouble}", style="bold yellow"))
+        parts.append(Text(f"\n trouble: {printable(found.trouble)}", style="bold yellow"))
     return Group(*parts)
 
 
@@ -126,7 +127,7 @@ def _domains(listed: pb.ListDomainsReply, size: int) -> RenderableType:
     numbers = ("clients", "segments", "shared", "sharing", "zero", "pool")
     made = table("domain", *numbers, "pool name", right=numbers, wrap=("pool name",))
     for domain in listed.domains:
-        made.add_row(
+        made.row(
             f"{domain.uid}/{domain.label}" if domain.label else str(domain.uid),
             str(domain.clients),
             str(domain.segments),
@@ -144,7 +145,7 @@ def _tenants(listed: pb.ListDomainsReply) -> RenderableType:
     numbers = ("sessions", "domains", "segments", "bytes", "mappings", "scan cpu", "call cpu", "delayed", "pools")
     made = table("user", *numbers, right=numbers)
     for tenant in listed.tenants:
-        made.add_row(
+        made.row(
             str(tenant.uid),
             str(tenant.sessions),
             str(tenant.domains),

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from pagefold._text import printable
 from pagefold.cli.admin import Admin
 from pagefold.cli.exits import CommandError, ExitCode
 from pagefold.cli.options import AddressOption, CaOption, JsonOption, TokenFileOption
@@ -44,7 +45,7 @@ def stop(
     if as_json:
         print_json({"pid": pid, "stopped": True})
     else:
-        console().print(f"the server at {admin.address} (pid {pid}) has ended")
+        console().print(f"the server at {printable(str(admin.address))} (pid {pid}) has ended")
 
 
 def _is_there(admin: Admin) -> Callable[[], bool]:
