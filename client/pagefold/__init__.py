@@ -26,6 +26,7 @@ from pagefold._errors import (
     ServerRefused,
     ServerUnavailable,
     SessionLost,
+    TlsFailed,
     TrackerUnavailable,
 )
 from pagefold._reports import SettleReport, Stats
@@ -50,6 +51,7 @@ __all__ = [
     "SessionLost",
     "SettleReport",
     "Stats",
+    "TlsFailed",
     "TrackerUnavailable",
     "Transport",
     "__version__",

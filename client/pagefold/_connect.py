@@ -20,13 +20,13 @@ import posix_ipc
 from pagefold_core import Doorbell, Space
 from pagefold_proto.v1 import memory_pb2 as pb
 
-from pagefold import _address, _autostart, _backing, _fork, _names, _tier, _tracker
+from pagefold import _address, _autostart, _backing, _fork, _names, _tier, _tls, _tracker
 from pagefold._address import Address
 from pagefold._arena import Arena, no_segment
 from pagefold._buffer import Buffer
 from pagefold._client import PAGE, Client, Parts
 from pagefold._conversation import Conversation
-from pagefold._errors import BarrierUnavailable, ServerUnavailable, TrackerUnavailable
+from pagefold._errors import BarrierUnavailable, ServerUnavailable, TlsFailed, TrackerUnavailable
 from pagefold._session import Session, Wiring
 from pagefold._text import printable
 from pagefold._transport import GrpcTransport, Transport
@@ -74,6 +74,7 @@ def connect(
 
     Raises:
         ServerUnavailable: no server answers, and none could be started.
+        TlsFailed: somebody answers, but not with a certificate that `ca` vouches for.
         ServerRefused: the server does not want this client; its subclasses say what to do.
         BarrierUnavailable: the barrier that was asked for cannot be had.
         TrackerUnavailable: the tracker that was asked for cannot be had.
@@ -121,6 +122,7 @@ def _connect(wanted: Wanted, parent: Parts | None = None) -> Client:
     way = _tracker.choose(asked_tracker, features, tier)
     where_from = _backing.checked(wanted.backing or os.environ.get("PAGEFOLD_BACKING") or "auto")
     budget = _budget(wanted.mapping_budget, features.max_map_count)
+    token = _tls.checked_token(wanted.token or os.environ.get("PAGEFOLD_TOKEN") or "")
     named = wanted.address or os.environ.get("PAGEFOLD_ADDRESS") or None
     where = _address.parse(named or _address.default_address())
     if named is None and transport is None:
@@ -152,12 +154,18 @@ def _connect(wanted: Wanted, parent: Parts | None = None) -> Client:
         _fork.register(kin)
         undo.callback(kin.detach)
         with kin.session():
-            used = transport or GrpcTransport(where, wanted.token or os.environ.get("PAGEFOLD_TOKEN"), wanted.ca)
+            used = transport or GrpcTransport(where, token, wanted.ca)
             forget = [used.forget, release.forget]
             kin.in_child = lambda at_once: [act() for act in (forget if at_once else forget[:1])]
         undo.callback(_close_locked, kin, used)
         conversation = Conversation(space, used, bell.ring)
-        _hello(kin, conversation, where, _hello_request(lease.name, proof, tier, way, domain), autostart)
+        try:
+            _hello(kin, conversation, where, _hello_request(lease.name, proof, tier, way, domain), autostart)
+        except ServerUnavailable as error:
+            why = _tls.why_not(where, wanted.ca) if transport is None else ""
+            if why:
+                raise TlsFailed(f"somebody listens at {where}, but {why}: check ca=") from error
+            raise
         arena = Arena(kin, space, conversation, Buffer, backing=where_from)
         forget += [arena.forget, conversation.forget]
         conversation.watch(arena)

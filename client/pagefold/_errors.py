@@ -2,6 +2,7 @@
 
     PagefoldError
      |-- ServerUnavailable       (ConnectionError)  nobody answers, or the server is stopping
+     |-- TlsFailed               (ConnectionError)  somebody answers, but not with the certificate that was asked for
      |-- ServerRefused                              the server said no; `reason` is its name for why
      |    |-- IncompatibleServer                    another protocol, another page size: install matching versions
      |    |-- AccessDenied                          a wrong token, or memory of another user
@@ -27,6 +28,10 @@ class PagefoldError(Exception):
 
 class ServerUnavailable(PagefoldError, ConnectionError):
     """No server answers at the address. The text says how to start one."""
+
+
+class TlsFailed(PagefoldError, ConnectionError):
+    """Somebody listens at the TCP address, and no connection comes about that can be trusted: see `connect(ca=...)`."""
 
 
 class ServerRefused(PagefoldError):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
+from pagefold._tls import checked_token
 
 from pagefold_server.errors import AddressRefused, BadToken, abort
 
@@ -34,7 +35,10 @@ def read_token(path: Path) -> bytes:
         raise AddressRefused(f"token_file {path} is open to others: chmod 600 {path}")
     if len(token) < _LEAST:
         raise AddressRefused(f"token_file {path} has fewer than {_LEAST} characters: openssl rand -hex 32 > {path}")
-    return token
+    try:
+        return checked_token(token.decode()).encode()
+    except ValueError as error:
+        raise AddressRefused(f"token_file {path}: {error}") from error
 
 
 class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only

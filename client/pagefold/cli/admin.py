@@ -18,6 +18,7 @@ from pagefold_proto.v1 import admin_pb2 as pb
 from pagefold_proto.v1.memory_pb2 import SettleReport
 
 from pagefold import _address
+from pagefold._tls import checked_token, why_not
 from pagefold._transport import REASON_KEY
 from pagefold.cli.exits import CommandError, ExitCode
 
@@ -43,10 +44,15 @@ class Admin:
     def __init__(self, address: str = "", token_file: Path | None = None, ca: Path | None = None) -> None:
         self.address = parse_address(address)
         self._metadata: tuple[tuple[str, str], ...] = ()
+        self._ca = ca
         options = (("grpc.enable_http_proxy", 0),)
         if self.address.scheme == "tcp":
-            token = _read(token_file).decode("ascii", "replace") if token_file else os.environ.get("PAGEFOLD_TOKEN", "")
-            self._metadata = (("authorization", f"Bearer {token.strip()}"),) if token.strip() else ()
+            text = _read(token_file).decode(errors="replace") if token_file else os.environ.get("PAGEFOLD_TOKEN", "")
+            try:
+                token = checked_token(text)
+            except ValueError as error:
+                raise CommandError(str(error), ExitCode.USAGE) from error
+            self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
         if self.address.scheme == "tcp" and ca is not None:
             credentials = grpc.ssl_channel_credentials(_read(ca))
             self._channel = grpc.secure_channel(self.address.grpc_target, credentials, options)
@@ -124,10 +130,11 @@ class Admin:
         code, details = error.code(), error.details() or ""
         reason = next((value for key, value in error.trailing_metadata() or () if key == REASON_KEY), "")
         if code in _NOBODY and not reason:
-            how = "" if self.address.scheme == "unix" else " (a server with TLS wants --ca)"
+            why = why_not(self.address, self._ca)
+            if why:
+                return CommandError(f"somebody listens at {self.address}, but {why}: check --ca")
             return CommandError(
-                f"no server answers at {self.address}{how}: start one with  pagefold serve  "
-                "or name another with --address",
+                f"no server answers at {self.address}: start one with  pagefold serve  or name another with --address",
                 ExitCode.NO_SERVER,
             )
         if reason == "REASON_SHUTTING_DOWN":
