@@ -6,7 +6,6 @@ import errno
 import os
 from typing import Any
 
-import posix_ipc
 import pytest
 from pagefold import _names
 from pagefold._arena import Segment
@@ -261,15 +260,15 @@ def test_a_pool_that_cannot_be_opened_yet_is_opened_later(
 ) -> None:
     # It was given up for good: a client short of descriptors for a moment declined every merge from then on.
     made = _names.create_locked(_names.POOL, 0o400, 0)
-    real = posix_ipc.SharedMemory
-    refusals = [OSError("This process already has the maximum number of files open")] * 2
+    real = _names.look
+    refusals = [OSError(errno.EMFILE, "Too many open files")] * 2
 
-    def open_(*args: Any, **kwargs: Any) -> Any:
+    def look(name: str) -> int:
         if refusals:
             raise refusals.pop()
-        return real(*args, **kwargs)
+        return real(name)
 
-    monkeypatch.setattr(posix_ipc, "SharedMemory", open_)
+    monkeypatch.setattr(_names, "look", look)
     bed.server.replies.append(pb.ExchangeReply(pools=[pb.PoolInfo(pool=1, name=made.name)]))
     for _ in range(5):
         bed.conversation.turn()
