@@ -8,7 +8,6 @@ memory and descriptors have to be near what they were. Times are reported here; 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import stat
@@ -36,8 +35,6 @@ GROWTH: Final = 32 << 20
 """Bytes of its own that the server may have more in the end: allocators keep some of what was freed."""
 DESCRIPTORS: Final = 4
 """That it may have more: of connections that are just being closed, and of segments that victims add."""
-POOLS: Final = 64
-"""Pools without a name that it may have open: a closed domain's stays until Python collects garbage, which is known."""
 _AUDITED: Final = 10  # rounds between two audits
 _LOOKED_AT: Final = 64  # kinds of findings from here on say that something could not be looked at
 
@@ -66,7 +63,6 @@ class Report:
     audits: int = 0
     grown: int = 0
     descriptors: tuple[int, int] = (0, 0)
-    pools_kept: int = 0
     losses: list[str] = field(default_factory=list)
     leaks: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
@@ -84,7 +80,7 @@ class Report:
             f"{self.verified >> 20} MiB verified in {self.settled} settles, {len(self.losses)} losses; "
             f"{self.asked} status calls, longest {self.longest * 1000:.0f} ms, {len(self.slow)} above the bound; "
             f"longest answer to a fuzzer {self.longest_call * 1000:.0f} ms; server grew {self.grown >> 10} KiB, "
-            f"descriptors {self.descriptors[0]} -> {self.descriptors[1]}, and {self.pools_kept} of pools that are gone"
+            f"descriptors {self.descriptors[0]} -> {self.descriptors[1]}"
         )
 
 
@@ -138,7 +134,7 @@ class Campaign:
         for victim in self._victims:
             until(lambda v=victim: v.told().get("rounds", 0) >= 2, 60, "a victim's first rounds")  # type: ignore[misc]
         clients, pid = server.status().clients, server.pid
-        memory, descriptors = kernel.private_bytes(pid), _descriptors(server)[0]
+        memory, descriptors = kernel.private_bytes(pid), _descriptors(server)
         prober = Prober(server.address)
         try:
             while goes_on(report.rounds) and not self._troubled(prober):
@@ -214,12 +210,9 @@ class Campaign:
     def _leave(self, server: Server, memory: int, descriptors: int) -> None:
         """The victims end, and what the server has grown by is looked at while they are there."""
         report = self.report
-        until(lambda: _descriptors(server)[0] <= descriptors + DESCRIPTORS, 20, "descriptors going")
-        after, report.pools_kept = _descriptors(server)
+        until(lambda: _descriptors(server) <= descriptors + DESCRIPTORS, 20, "descriptors going")
         report.grown = kernel.private_bytes(server.pid) - memory
-        report.descriptors = (descriptors, after)
-        if report.pools_kept > POOLS:
-            report.leaks.append(f"the server has {report.pools_kept} pools open that are gone")
+        report.descriptors = (descriptors, _descriptors(server))
         if report.grown > GROWTH:
             report.leaks.append(f"the server has {report.grown >> 20} MiB more than before")
         for victim in self._victims:
@@ -247,14 +240,8 @@ class Campaign:
             self.report.faults.append(f"in the server's log: {log[max(0, at - 1000) : at + 3000]}")
 
 
-def _descriptors(server: Server) -> tuple[int, int]:
-    """How many the server has open, those of pools without a name left out; and how many these are."""
-    targets = []
-    for fd in os.listdir(f"/proc/{server.pid}/fd"):
-        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-            targets.append(os.readlink(f"/proc/{server.pid}/fd/{fd}"))
-    pools = sum("/pagefold-p-" in target and target.endswith("(deleted)") for target in targets)
-    return len(targets) - pools, pools
+def _descriptors(server: Server) -> int:
+    return len(os.listdir(f"/proc/{server.pid}/fd"))
 
 
 def _remove_what_no_server_sweeps() -> None:
