@@ -14,7 +14,7 @@ pub fn bytes(pages: usize) -> usize {
 }
 
 /// Neighbouring pages of one view, or frames of one pool.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Run {
     /// The first page.
     pub first: usize,

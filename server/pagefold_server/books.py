@@ -188,7 +188,14 @@ class Books:
         self._cancel(table, first, count)
         event.book.proposed -= count
         self._declined += count
-        if event.detail == CHANGED and table.tracked:
+        if event.detail == CHANGED and event.pool == ZERO_POOL:
+            # Memory that is reserved and was never written, as a rule: it reads as zeros, and is not to be had. What
+            # was written is reported, or found to be of another content.
+            if table.tracked:
+                table.clear_flag(first, count, PENDING)
+            else:
+                self._rest(table, first, count, WAITING, RETRY_PASSES)
+        elif event.detail == CHANGED and table.tracked:
             table.set_flag(first, count, WRITTEN)  # as it will be reported, too late for this proposal
         elif event.detail == CHANGED:
             # No page has the digest 0, but for one in 2**64: the next reading is a change, and a fresh one.

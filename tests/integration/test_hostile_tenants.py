@@ -6,6 +6,7 @@ Times are no measurements here: a call that waited for a stranger took 45 s, and
 from __future__ import annotations
 
 import ast
+import ctypes
 import fcntl
 import json
 import os
@@ -14,6 +15,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,7 +31,7 @@ from pagefold_core import Doorbell
 from pagefold_proto.v1 import memory_pb2 as pb
 from pagefold_server import doorbell, engines, pool_file, sessions
 from pagefold_server.doorbell import PosixBell
-from pagefold_server.engine import EngineOptions
+from pagefold_server.engine import EngineOptions, ProtocolViolation
 from pagefold_server.log import Limit
 from pagefold_server.memory import MAX_EVENT_PAGES
 from pagefold_server.native import NativeEngine
@@ -309,10 +311,10 @@ def test_room_for_mappings_is_not_looked_for_page_by_page() -> None:
     store = NativeStore()
     engine = store.engine = NativeEngine(store)
     engine.add_client(1)
-    fd, pairs = sparse(1 << 28), 4096
+    fd, pairs = sparse(1 << 24), 4096
     for page in range(2 * pairs):
         os.pwrite(fd, b"x" * PAGE, page * PAGE)
-    engine.add_segment(1, 1, fd, 1 << 28)
+    engine.add_segment(1, 1, fd, 1 << 24)
     for _ in range(3):
         while engine.scan(1 << 20).finished is None:
             pass
@@ -365,6 +367,94 @@ def test_what_is_said_of_holes_takes_neither_memory_nor_time() -> None:
         assert resident() - before < 64 << 20
     for client in clients:
         engine.remove_client(client)
+    os.close(fd)
+    store.close(unlink=True)
+
+
+@pytest.mark.needs("uffd")
+@pytest.mark.usefixtures("quick")
+def test_who_writes_to_a_segment_for_ever_is_not_waited_for() -> None:
+    """A write holds its object's lock while it waits for the page that it writes from, and SEEK_DATA waits for that."""
+    store = NativeStore()
+    engine = store.engine = NativeEngine(store)
+    fd = sparse(64)
+    os.pwrite(fd, b"x" * PAGE, 5 * PAGE)
+    if not _tells_presence(fd):
+        pytest.skip("this kernel cannot say what is present without that lock (cachestat, Linux 6.5)")
+    engine.add_client(1)
+    engine.add_segment(1, 1, fd, 64)
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    missing = libc.mmap(None, ctypes.c_size_t(PAGE), 3, 0x22, -1, ctypes.c_long(0))
+    held = libc.syscall(323, os.O_CLOEXEC)  # userfaultfd
+    fcntl.ioctl(held, 0xC018AA3F, bytearray(struct.pack("QQQ", 0xAA, 0, 0)))  # UFFDIO_API
+    fcntl.ioctl(held, 0xC020AA00, bytearray(struct.pack("QQQQ", missing, PAGE, 1, 0)))  # UFFDIO_REGISTER
+    arguments = (fd, ctypes.c_void_p(missing), ctypes.c_size_t(PAGE), ctypes.c_long(0))
+    writer = threading.Thread(target=libc.pwrite, args=arguments)
+    writer.start()
+    try:
+        time.sleep(0.1)
+        scanner = threading.Thread(target=lambda: [engine.scan(1000) for _ in range(3)], daemon=True)
+        scanner.start()
+        scanner.join(HANGS / 3)
+        assert not scanner.is_alive(), "the scan waits for the writer"
+        assert writer.is_alive()
+    finally:
+        os.close(held)
+        writer.join()
+        libc.munmap(ctypes.c_void_p(missing), ctypes.c_size_t(PAGE))
+        os.close(fd)
+    assert engine.counters().pages_unshared == 1
+    store.close(unlink=True)
+
+
+def _tells_presence(fd: int) -> bool:
+    told = (ctypes.c_uint64 * 5)()
+    asked = (ctypes.c_uint64 * 2)(0, PAGE)
+    return ctypes.CDLL(None).syscall(451, fd, asked, told, 0) == 0
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("kind", [pb.EVENT_KIND_WRITTEN, pb.EVENT_KIND_EXCLUDED, pb.EVENT_KIND_RESUMED])
+def test_what_is_said_of_single_pages_takes_no_more_memory_than_they_do(kind: int) -> None:
+    """One page in each block of holes: two sessions took 1.1 GiB, and status calls 3 s."""
+    store = NativeStore()
+    engine = store.engine = NativeEngine(store)
+    fd, pages, before = sparse(1 << 28), 1 << 28, resident()
+    engine.add_client(1)
+    engine.add_segment(1, 1, fd, pages, tracked=True)
+
+    def say() -> None:
+        for first in range(5, pages, 1024 * 4096):
+            engine.apply(1, columns(*((kind, 1, first + 1024 * n, 1, 0, 0, 0) for n in range(4096))))
+
+    with pytest.raises(ProtocolViolation, match="as much as the memory that it is about"):
+        say()
+    assert resident() - before < 32 << 20
+    engine.remove_client(1)
+    os.close(fd)
+    store.close(unlink=True)
+
+
+def test_what_an_honest_client_says_of_single_pages_is_taken() -> None:
+    """Pages that stand alone are as large as what is kept of them."""
+    store = NativeStore()
+    engine = store.engine = NativeEngine(store)
+    fd, pages = sparse(1 << 24), 1 << 24
+    engine.add_client(1)
+    engine.add_segment(1, 1, fd, pages, tracked=True)
+    alone = range(5, pages, 1024)
+    for page in alone:
+        os.pwrite(fd, page.to_bytes(8, "little") * (PAGE // 8), page * PAGE)
+    for detail in (0, 1, 0):
+        for n in range(0, len(alone), 8192):
+            engine.apply(
+                1, columns(*((pb.EVENT_KIND_WRITTEN, 1, page, 1, 0, 0, detail) for page in alone[n : n + 8192]))
+            )
+        for _ in range(3):
+            while engine.scan(1 << 16).finished is None:
+                pass
+    assert engine.counters().pages_unshared == len(alone)
     os.close(fd)
     store.close(unlink=True)
 

@@ -5,7 +5,7 @@
 //! pages are in it only after this pass has read them; tracked pages are chosen by flags that no decision changes.
 
 use super::digest::Digester;
-use super::segment::Segment;
+use super::segment::{Data, Segment};
 use super::state::{READING, WRITTEN};
 use super::tables::{TableId, Tables};
 use crate::page::{Run, bytes, page_size};
@@ -35,11 +35,17 @@ pub fn next(segment: &Segment, page: usize) -> Next {
 fn next_untracked(segment: &Segment, page: usize) -> Next {
     let (table, end) = (&segment.table, segment.table.pages());
     let owned = table.next_owned(page);
-    let Some((owned, first)) = owned.and_then(|owned| Some((owned, segment.next_data(owned)?))) else {
-        return Next::End { holes: Run { first: page, count: end.saturating_sub(page) } };
+    let nothing = Next::End { holes: Run { first: page, count: end.saturating_sub(page) } };
+    let Some(owned) = owned else { return nothing };
+    let (first, is_data) = match segment.next_data(owned) {
+        Data::At(first) => (first, true),
+        Data::NotBefore(first) => (first, false),
     };
     let holes = Run { first: owned, count: first - owned };
-    if !table.is_owned(first) {
+    if first == end {
+        return nothing;
+    }
+    if !is_data || !table.is_owned(first) {
         return Next::Skip { holes, page: first };
     }
     let bits = table.owned_among(Run { first, count: CHUNK.min(end - first) });
@@ -51,9 +57,10 @@ fn next_tracked(segment: &Segment, page: usize) -> Next {
     let (table, end) = (&segment.table, segment.table.pages());
     let nothing = Run { first: page, count: 0 };
     let Some(first) = table.find_flagged(page, end, READING) else { return Next::End { holes: nothing } };
-    let data = segment.next_data(first).unwrap_or(end);
-    if data > first {
-        return Next::Skip { holes: Run { first, count: data - first }, page: data };
+    if let Data::At(page) | Data::NotBefore(page) = segment.next_data(first)
+        && page > first
+    {
+        return Next::Skip { holes: Run { first, count: page - first }, page };
     }
     let (mut last, most) = (first, end.min(first + CHUNK));
     while let Some(more) = table.find_flagged(last, most.min(last + GAP), READING) {

@@ -70,6 +70,11 @@ impl Client {
         *count = run.count.max(*count);
     }
 
+    /// What it takes to know them, about.
+    pub fn claims(&self) -> usize {
+        self.over_budget.len() * 2 * size_of::<((TableId, usize), usize)>()
+    }
+
     /// Takes out where pages may be that rest until there is room for mappings.
     pub fn take_over_budget(&mut self) -> impl Iterator<Item = (TableId, Run)> + use<> {
         let taken = std::mem::take(&mut self.over_budget);

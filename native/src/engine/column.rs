@@ -1,4 +1,4 @@
-//! A column of a page table: a byte a page, in blocks of 1,024 pages, of which each is one value for all of its pages or a
+//! A column of a page table: a byte a page, in blocks of 512 pages, of which each is one value for all of its pages or a
 //! byte for each.
 //!
 //! Segments are large and sparse, and what is said of them is said of long runs. So what a column takes, and what going
@@ -8,9 +8,11 @@ use crate::page::Run;
 use crate::sys::zeroed::zeroed;
 
 /// Pages in a block.
-const BLOCK: usize = 1024;
+const BLOCK: usize = 512;
 /// Numbers below this in `Column::blocks` are values.
 const VALUES: u32 = 256;
+/// What the allocator takes for a block besides its bytes, about.
+pub const HEAD: usize = 24;
 const WORD: usize = 8;
 
 type Bytes = Box<[u8; BLOCK]>;
@@ -130,11 +132,20 @@ impl Column {
         (0..self.blocks.len()).map(of_block).sum()
     }
 
+    /// What it takes because pages differ: all but what stands for its blocks.
+    pub fn claims(&self) -> usize {
+        (self.bytes.len() - self.free.len()) * (BLOCK + HEAD)
+    }
+
     pub fn bookkeeping_bytes(&self) -> usize {
-        let used = self.bytes.len() - self.free.len();
         4 * (self.blocks.len() + self.free.capacity())
             + size_of::<Option<Bytes>>() * self.bytes.capacity()
-            + used * BLOCK
+            + (self.bytes.len() - self.free.len()) * BLOCK
+    }
+
+    /// Keeps no bytes for blocks of which all pages have one value.
+    pub fn compact(&mut self) {
+        (0..self.blocks.len()).for_each(|block| self.join(block));
     }
 
     fn block(&self, block: usize) -> Piece<'_> {
@@ -268,7 +279,11 @@ mod tests {
         column.map(whole, |value| value | 4, |_, _| ());
         assert_eq!(column.bookkeeping_bytes(), empty);
         column.set(pages / 2, 5);
-        assert!(column.bookkeeping_bytes() > empty);
+        assert!(column.bookkeeping_bytes() > empty && column.claims() > 0);
+        column.set(pages / 2, 4);
+        column.compact();
+        assert_eq!(column.claims(), 0);
+        column.set(pages / 2, 5);
         let middle = Run { first: pages / 2 - 700, count: 1400 };
         column.fill(middle, 7, |_, _| ());
         assert_eq!(column.next(0, pages, |value| value != 4), Some(middle));

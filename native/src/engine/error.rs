@@ -24,6 +24,8 @@ pub enum Violation {
     Resumed(i64, i64, i64),
     /// Written pages are reported by a client that does not track them.
     Untracked,
+    /// The books take so many bytes, of so many that they may.
+    Claims(usize, usize),
 }
 
 impl fmt::Display for Violation {
@@ -43,6 +45,12 @@ impl fmt::Display for Violation {
             Violation::Resumed(first, count, frame) => {
                 write!(f, "pages {first}+{count} cannot map frames from {frame} on")
             }
+            Violation::Claims(claims, most) => write!(
+                f,
+                "what is said of single pages takes {} KiB of the server's memory, and may take {}: as much as the memory that it is about",
+                claims >> 10,
+                most >> 10
+            ),
             Violation::Untracked => f.write_str("written pages are reported by a client that does not track them"),
         }
     }

@@ -5,9 +5,10 @@
 use super::books::Books;
 use super::clients::ClientKey;
 use super::error::{Result, Violation};
+use super::segment::Segment;
 use super::state::{MAPPED, PENDING, READING, State, UNHELD, UNWANTED, WRITTEN};
 use super::tables::TableId;
-use crate::page::Run;
+use crate::page::{Run, bytes};
 
 // Numbers of EventKind, DeclineReason and Released.detail in memory.proto.
 const MERGED: i64 = 1;
@@ -25,6 +26,12 @@ const DISCARDED: i64 = 1;
 const MAY_HAVE_BEEN: i64 = 1;
 const GIVEN_BACK: i64 = 2;
 const ZERO_POOL: i64 = 0;
+
+/// Bytes that the books may take because of what is said of single pages, besides as many as these pages have: clients
+/// may say what they like of memory that they do not have.
+const CLAIMS: usize = 4 << 20;
+/// So many pages of a frame that was there before the books count as memory.
+const SHARING: usize = 16;
 
 /// Passes after which a page is proposed, or asked for, once more, when the client could not do it.
 const RETRY_PASSES: u64 = 8;
@@ -76,6 +83,7 @@ impl Books {
         if !self.clients.get(key).listening {
             return Err(Violation::Departed.into());
         }
+        let (mut claims, mut most) = (self.claims(), CLAIMS);
         for n in 0..events.kind.len() {
             let (segment, first, count) = (events.segment[n], events.first[n], events.count[n]);
             let id = self.clients.get(key).segment(segment).ok_or(Violation::Segment(segment))?;
@@ -84,9 +92,42 @@ impl Books {
             let run = run.filter(|run| run.fits(self.tables.table(id).pages()));
             let run = run.ok_or(Violation::Outside(segment, first, count))?;
             let (pool, frame, detail) = (events.pool[n], events.frame[n], events.detail[n]);
+            let before = self.claims_of(key, id);
             self.book(events.kind[n], &Event { key, id, segment, run, pool, frame, detail })?;
+            claims = (claims + self.claims_of(key, id)).saturating_sub(before);
+            if claims > most {
+                (claims, most) = self.check_claims()?;
+            }
         }
         Ok(())
+    }
+
+    /// What the books take because of what is said of single pages, and what they may take; in bytes.
+    fn check_claims(&mut self) -> std::result::Result<(usize, usize), Violation> {
+        let most = CLAIMS + self.backing();
+        if self.claims() > most {
+            self.tables.compact();
+        }
+        let claims = self.claims();
+        if claims > most { Err(Violation::Claims(claims, most)) } else { Ok((claims, most)) }
+    }
+
+    fn claims(&self) -> usize {
+        let clients: usize = self.clients.iter().map(|(_, book)| book.claims()).sum();
+        self.tables.iter().map(|(_, segment)| segment.table.claims()).sum::<usize>() + self.calendar.claims() + clients
+    }
+
+    /// The part of `claims` that an event may change.
+    fn claims_of(&self, key: ClientKey, id: TableId) -> usize {
+        self.tables.table(id).claims() + self.calendar.claims() + self.clients.get(key).claims()
+    }
+
+    /// The memory that the books are about, in bytes: of segments, of frames (which many pages may share), and what was
+    /// merged of it.
+    fn backing(&self) -> usize {
+        let pages = |segment: &Segment| bytes(segment.table.genuine()) + segment.allocated();
+        let segments: usize = self.tables.iter().map(|(_, segment)| pages(segment)).sum();
+        segments + SHARING * bytes(self.frames.shared)
     }
 
     fn book(&mut self, kind: i64, event: &Event) -> std::result::Result<(), Violation> {
@@ -147,6 +188,7 @@ impl Books {
         self.clients.get_mut(event.key).proposed -= run.count;
         self.declined += run.count as u64;
         match event.detail {
+            CHANGED if event.pool == ZERO_POOL => self.leave_zeros(id, run),
             // As it will be reported, too late for this proposal.
             CHANGED if self.tables.table(id).tracked => self.tables.table_mut(id).set_flag(run, WRITTEN),
             CHANGED => self.tables.table_mut(id).forget_digests(run),
@@ -157,6 +199,16 @@ impl Books {
             _ => self.rest(id, run, State::Refused, RETRY_PASSES),
         }
         Ok(())
+    }
+
+    /// Pages that read as zeros are not to be had: memory that is reserved and was never written, as a rule. What was
+    /// written is reported, or found to be of another content.
+    fn leave_zeros(&mut self, id: TableId, run: Run) {
+        if self.tables.table(id).tracked {
+            self.tables.table_mut(id).clear_flag(run, PENDING);
+        } else {
+            self.rest(id, run, State::Waiting, RETRY_PASSES);
+        }
     }
 
     fn book_copied(&mut self, event: &Event) -> std::result::Result<(), Violation> {
@@ -262,15 +314,10 @@ impl Books {
             return Err(misfit());
         }
         self.unstable.remove(&mut self.tables, event.id, event.run);
-        let table = self.tables.table_mut(event.id);
-        if event.pool == ZERO_POOL {
-            table.hold_zeros(event.run);
-        } else {
-            for (page, frame) in (event.run.first..event.run.end()).zip(frames) {
-                table.hold(page, Some(frame as u32));
-                table.set_state(page, State::Merged);
-                self.frames.resume(frame as u32);
-            }
+        let first = (event.pool != ZERO_POOL).then_some(event.frame as u32);
+        self.tables.table_mut(event.id).resume(event.run, first);
+        if first.is_some() {
+            frames.for_each(|frame| self.frames.resume(frame as u32));
         }
         if self.unmerging {
             self.ask_adopt(event.key, event.id, event.run);

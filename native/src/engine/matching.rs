@@ -34,7 +34,7 @@ impl Engine {
             return;
         }
         let digest = self.chunks[chunk].digests[at];
-        let is_hole = digest == self.digester.zero && segment.next_data(page) != Some(page); // a hole reads as zeros
+        let is_hole = digest == self.digester.zero && !segment.has_data(page); // a hole reads as zeros
         let table = self.books.tables.table_mut(id);
         if is_hole {
             table.end_streak(page);
@@ -65,7 +65,7 @@ impl Engine {
             self.books.unstable.remove(&mut self.books.tables, id, Run { first: page, count: 1 });
         }
         let digest = self.chunks[chunk].digests[at];
-        if digest == self.digester.zero && self.books.tables.segment(id).next_data(page) != Some(page) {
+        if digest == self.digester.zero && !self.books.tables.segment(id).has_data(page) {
             return;
         }
         current.visited += 1;

@@ -6,7 +6,7 @@
 //! compares bytes, for the client compares them anyhow, with writes held (M4).
 //!
 //! ```text
-//!   column, state, table, queues, calendar, allocator, tree, places pure books
+//!   column, values, state, table, queues, calendar, allocator, tree, places pure books
 //!   segment, store                                                   a table, an allocator, and their descriptors
 //!   tables, stable, frames, unstable, clients                        all of a kind
 //!   books (events, adopts)                                           what events do to them
@@ -45,6 +45,7 @@ mod table;
 mod tables;
 mod tree;
 mod unstable;
+mod values;
 
 #[cfg(test)]
 mod tests;

@@ -14,7 +14,7 @@ use super::state::{READING, State};
 use super::store::Store;
 use super::tables::TableId;
 use crate::page::{Run, page_size};
-use crate::sys::zeroed::give_back_heap;
+use crate::sys::zeroed::{give_back_heap, keep_large_apart};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, PoisonError};
@@ -54,6 +54,7 @@ pub struct Engine {
 impl Engine {
     /// Takes over the pool's descriptor, open for reading and writing, of an empty object or of one to `inherit`.
     pub fn new(pool: OwnedFd, options: Options, seed: u64, limit: u32, number: u16) -> Engine {
+        keep_large_apart();
         let digester = Digester::new(seed);
         Engine {
             books: Books::new(Frames::new(Store::new(pool, limit)), options, digester.zero, number),

@@ -1,7 +1,7 @@
 //! What pages are doing: the states of a page table, sets of them, and flags. The table has a picture of them.
 
 /// What a page is doing. Owned is 0: columns begin as zeros.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum State {
     Owned = 0,

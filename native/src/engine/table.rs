@@ -22,10 +22,10 @@
 use super::column::Column;
 use super::error::{Error, Result};
 use super::state::{
-    ADOPT_QUEUED, ADOPT_SENT, HELD, IN_RUN, MAPPED, PENDING, READING, STATES, State, UNHELD, UNWANTED, WRITTEN,
+    ADOPT_QUEUED, ADOPT_SENT, HELD, IN_RUN, LISTED, MAPPED, PENDING, READING, STATES, State, UNHELD, UNWANTED, WRITTEN,
 };
+use super::values::Values;
 use crate::page::Run;
-use crate::sys::zeroed::zeroed;
 
 /// 2**6 = 64 passes is the longest wait.
 const MAX_BREAKS: u8 = 6;
@@ -46,8 +46,9 @@ pub struct PageTable {
     flags: Column,
     breaks: Column,
     streaks: Column,
-    values: Vec<u64>, // zeroed: written where a page was read, or holds a frame
+    values: Values,
     counts: [usize; STATES],
+    resumed: usize, // pages that were held before the books began, as it was said
     pub tracked: bool,
 }
 
@@ -62,8 +63,9 @@ impl PageTable {
             flags: column()?,
             breaks: column()?,
             streaks: column()?,
-            values: zeroed(pages).ok_or(Error::NoMemory)?,
+            values: Values::new(pages).ok_or(Error::NoMemory)?,
             counts,
+            resumed: 0,
             tracked,
         })
     }
@@ -91,18 +93,18 @@ impl PageTable {
     /// The digest of a page that holds no frame; 0 before it was read.
     pub fn digest(&self, page: usize) -> u64 {
         debug_assert!(UNHELD >> self.states.get(page) & 1 != 0);
-        self.values[page]
+        self.values.get(page)
     }
 
     pub fn set_digest(&mut self, page: usize, digest: u64) {
         debug_assert!(UNHELD >> self.states.get(page) & 1 != 0);
-        self.values[page] = digest;
+        self.values.set(page, digest);
     }
 
     /// The frame of a page that holds one; None is the zero page.
     pub fn frame(&self, page: usize) -> Option<u32> {
         debug_assert!(HELD >> self.states.get(page) & 1 != 0);
-        u32::try_from(self.values[page].wrapping_sub(1)).ok()
+        u32::try_from(self.values.get(page).wrapping_sub(1)).ok()
     }
 
     /// The frame of a page that a run may go on from.
@@ -113,19 +115,34 @@ impl PageTable {
     /// The page is proposed for a frame, None for the zero page.
     pub fn hold(&mut self, page: usize, frame: Option<u32>) {
         self.set_state(page, State::Queued);
-        self.values[page] = frame.map_or(ZERO_FRAME, standing);
+        self.values.set(page, frame.map_or(ZERO_FRAME, standing));
     }
 
-    /// The pages have mapped the zero page since before the books began.
-    pub fn hold_zeros(&mut self, run: Run) {
+    /// Pages that hold frames, or the zero page, because their bytes were read. In doubt fewer.
+    pub fn genuine(&self) -> usize {
+        let held = State::ALL.iter().filter(|state| HELD & state.bit() != 0).map(|state| self.count(*state));
+        held.sum::<usize>().saturating_sub(self.resumed)
+    }
+
+    /// The pages have held this frame, or a run from it on, since before the books began; None: the zero page.
+    pub fn resume(&mut self, run: Run, frame: Option<u32>) {
+        self.resumed += run.count;
+        let Some(first) = frame else { return self.hold_zeros(run) };
+        for (page, frame) in (run.first..run.end()).zip(first..) {
+            self.values.set(page, standing(frame));
+        }
+        self.set_states(run, State::Merged);
+    }
+
+    fn hold_zeros(&mut self, run: Run) {
         self.set_states(run, State::Zero);
-        self.clear_values(run);
+        self.values.clear(run);
     }
 
     /// The page lets go of its frame, which has this digest. Its state is to be changed next.
     pub fn let_go(&mut self, page: usize, digest: u64) {
-        if self.values[page] != ZERO_BEFORE {
-            self.values[page] = digest;
+        if self.values.get(page) != ZERO_BEFORE {
+            self.values.set(page, digest);
         }
     }
 
@@ -291,14 +308,7 @@ impl PageTable {
 
     /// The next reading of these pages is a change. No page has the digest 0, but for one in 2**64.
     pub fn forget_digests(&mut self, run: Run) {
-        self.clear_values(run);
-    }
-
-    fn clear_values(&mut self, run: Run) {
-        // What was never written costs no memory, as long as it is only read.
-        for value in self.values[run.first..run.end()].iter_mut().filter(|value| **value != 0) {
-            *value = 0;
-        }
+        self.values.clear(run);
     }
 
     /// The pages from here on, up to `end` at most, that broke as often as this one; and how often that was.
@@ -324,8 +334,29 @@ impl PageTable {
 
     /// What the columns take.
     pub fn bookkeeping_bytes(&self) -> usize {
-        let columns = [&self.states, &self.flags, &self.breaks, &self.streaks].map(Column::bookkeeping_bytes);
-        columns.iter().sum::<usize>() + 8 * self.values.capacity() + size_of::<PageTable>()
+        let columns = self.columns().map(Column::bookkeeping_bytes);
+        columns.iter().sum::<usize>() + self.values.bookkeeping_bytes() + size_of::<PageTable>()
+    }
+
+    /// What the columns take because pages differ, or something is known of them.
+    pub fn claims(&self) -> usize {
+        self.columns().map(Column::claims).iter().sum::<usize>() + self.values.claims()
+    }
+
+    /// Lets go of what can be done without: nothing of what clients hold or said is forgotten, only what was read.
+    pub fn compact(&mut self) {
+        for column in [&mut self.states, &mut self.flags, &mut self.breaks, &mut self.streaks] {
+            column.compact();
+        }
+        let (states, flags) = (&self.states, &self.flags);
+        self.values.compact(|first, end| {
+            states.find(first, end, |state| HELD >> state & 1 != 0).is_some()
+                || flags.find(first, end, |flags| flags & LISTED != 0).is_some()
+        });
+    }
+
+    fn columns(&self) -> [&Column; 4] {
+        [&self.states, &self.flags, &self.breaks, &self.streaks]
     }
 
     /// Counts again, and looks whether flags and frames stand where they should.
@@ -337,7 +368,7 @@ impl PageTable {
             let (here, set) = (self.state(page), 1u16 << state);
             let held = set & HELD != 0;
             let asked = flags & (ADOPT_QUEUED | ADOPT_SENT);
-            let text = if held && self.values[page] > 1 << 32 && self.values[page] != ZERO_FRAME {
+            let text = if held && self.values.get(page) > 1 << 32 && self.values.get(page) != ZERO_FRAME {
                 "holds a frame that does not exist"
             } else if here == State::Zero && self.frame(page).is_some() {
                 "is on the zero page and on a frame"

@@ -61,6 +61,11 @@ impl Tables {
         &mut self.segments.get_mut(&id).expect("the segment is there").table
     }
 
+    /// Lets go of what can be done without.
+    pub fn compact(&mut self) {
+        self.segments.values_mut().for_each(|segment| segment.table.compact());
+    }
+
     pub fn locate(&self, place: u32) -> (TableId, usize) {
         self.places.locate(place)
     }

@@ -51,6 +51,19 @@ pub fn next_data(object: BorrowedFd<'_>, offset: usize) -> io::Result<Option<usi
     seek(object, offset, libc::SEEK_DATA)
 }
 
+/// Whether there is memory in a range, without a lock that somebody else could hold. Memory that was reserved and never
+/// written counts, where `next_data` takes it for a hole. None: this kernel does not tell (before 6.5, or a filter).
+///
+/// `next_data` waits for whoever writes to the object at this moment, and that takes as long as the writer wants.
+pub fn is_present(object: BorrowedFd<'_>, offset: usize, bytes: usize) -> Option<bool> {
+    const CACHESTAT: libc::c_long = 451; // as on all architectures
+    let range = [offset as u64, bytes as u64];
+    let mut pages = [0u64; 5]; // in the cache, dirty, under writeback, evicted (swapped out), evicted lately
+    // SAFETY: the kernel reads the two numbers of the range and writes the five of the answer.
+    let result = unsafe { libc::syscall(CACHESTAT, object.as_raw_fd(), range.as_ptr(), pages.as_mut_ptr(), 0) };
+    (result == 0).then_some(pages[0] + pages[3] > 0)
+}
+
 /// Where the first hole is from `offset` on, which may be the end; None from the end on.
 pub fn next_hole(object: BorrowedFd<'_>, offset: usize) -> io::Result<Option<usize>> {
     seek(object, offset, libc::SEEK_HOLE)
@@ -153,6 +166,20 @@ mod tests {
     use super::*;
     use std::os::fd::AsFd;
     use std::os::unix::fs::MetadataExt;
+
+    #[test]
+    fn presence_is_told_without_waiting_for_a_writer() {
+        let page = crate::page::page_size();
+        let object = anonymous();
+        resize(object.as_fd(), 1 << 40).unwrap();
+        write(object.as_fd(), &[IoSlice::new(&vec![7; page])], 1 << 39).unwrap();
+        if is_present(object.as_fd(), 0, page).is_none() {
+            return; // the kernel is older
+        }
+        let told = |offset: usize, bytes: usize| is_present(object.as_fd(), offset, bytes);
+        assert_eq!((told(0, 1 << 39), told(0, (1 << 39) + page)), (Some(false), Some(true)));
+        assert_eq!((told(1 << 39, page), told((1 << 39) + page, 1 << 39)), (Some(true), Some(false)));
+    }
 
     #[test]
     fn pieces_tell_data_from_holes_and_allocate_nothing() {

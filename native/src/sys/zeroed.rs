@@ -31,6 +31,16 @@ pub fn zeroed<T: Number>(count: usize) -> Option<Vec<T>> {
     Some(unsafe { Vec::from_raw_parts(memory, count, count) })
 }
 
+/// Has large columns stand apart from the heap from now on. The C library learns by what is freed to take them from there,
+/// where it writes the zeros itself: then they cost memory at once.
+pub fn keep_large_apart() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: changes how memory is found, under the allocator's own locks.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 18)
+    };
+}
+
 /// Gives memory of the heap that is free back to the kernel, where the C library can.
 pub fn give_back_heap() {
     #[cfg(target_env = "gnu")]
