@@ -110,8 +110,8 @@ def _connect(wanted: Wanted, parent: Parts | None = None) -> Client:
     domain, barrier, tracker, transport = wanted.domain, wanted.barrier, wanted.tracker, wanted.transport
     if len(domain) > MAX_DOMAIN:
         raise ValueError(f"domain has {len(domain)} characters; {MAX_DOMAIN} are the most")
-    if not domain.isprintable():
-        raise ValueError(f"domain is {domain!r}: it takes characters that can be shown")
+    if any("\ud800" <= character <= "\udfff" for character in domain):
+        raise ValueError(f"domain is {domain!r}, and a part of it is no text: bytes that are not UTF-8")
     asked = barrier if barrier is not None else os.environ.get("PAGEFOLD_BARRIER") or None
     asked_tier = None if asked is None else _tier.checked(asked)
     disabled = [name for name in os.environ.get("PAGEFOLD_DISABLE", "").replace(" ", "").split(",") if name]

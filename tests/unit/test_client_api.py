@@ -32,6 +32,11 @@ def test_the_version_is_that_of_the_distribution() -> None:
     assert pagefold.__version__ == project["version"]
 
 
+def test_a_domain_that_is_no_text_is_refused_with_words() -> None:
+    with pytest.raises(ValueError, match="is no text"):
+        pagefold.connect("unix:/nowhere/x.sock", domain="caf\udce9")
+
+
 def test_importing_it_imports_nothing_heavy() -> None:
     # grpc imports its companions, where they are installed, all by itself.
     code = f"import sys, grpc; had = set(sys.modules); import pagefold; print({{*{HEAVY}}} & set(sys.modules) - had)"
