@@ -167,7 +167,8 @@ class Client:
         """This client's memory as it is now, by the kernel's word and the server's last answer."""
         parts = self._open()
         parts.arena.sweep()
-        parts.space.harvest(tracked=False)
+        with contextlib.suppress(OSError):  # the program closed the descriptor for it: what was copied since is missing
+            parts.space.harvest(tracked=False)
         counts, windows = parts.space.counts(), parts.space.windows()
         totals, session = parts.conversation.totals, parts.session
         mappings = totals.pages_shared + totals.pages_sharing

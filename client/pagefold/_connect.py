@@ -26,7 +26,13 @@ from pagefold._arena import Arena, no_segment
 from pagefold._buffer import Buffer
 from pagefold._client import PAGE, Client, Parts
 from pagefold._conversation import Conversation
-from pagefold._errors import BarrierUnavailable, ServerUnavailable, TlsFailed, TrackerUnavailable
+from pagefold._errors import (
+    BarrierUnavailable,
+    DescriptorsClosed,
+    ServerUnavailable,
+    TlsFailed,
+    TrackerUnavailable,
+)
 from pagefold._session import Session, Wiring
 from pagefold._text import printable
 from pagefold._transport import GrpcTransport, Transport
@@ -75,6 +81,7 @@ def connect(
     Raises:
         ServerUnavailable: no server answers, and none could be started.
         TlsFailed: somebody answers, but not with a certificate that `ca` vouches for.
+        DescriptorsClosed: (a ServerUnavailable) the program has closed gRPC's descriptors.
         ServerRefused: the server does not want this client; its subclasses say what to do.
         BarrierUnavailable: the barrier that was asked for cannot be had.
         TrackerUnavailable: the tracker that was asked for cannot be had.
@@ -154,7 +161,7 @@ def _connect(wanted: Wanted, parent: Parts | None = None) -> Client:
         _fork.register(kin)
         undo.callback(kin.detach)
         with kin.session():
-            used = transport or GrpcTransport(where, token, wanted.ca)
+            used = transport or _open_channel(where, token, wanted.ca)
             forget = [used.forget, release.forget]
             kin.in_child = lambda at_once: [act() for act in (forget if at_once else forget[:1])]
         undo.callback(_close_locked, kin, used)
@@ -177,6 +184,15 @@ def _connect(wanted: Wanted, parent: Parts | None = None) -> Client:
         undo.pop_all()
     again = functools.partial(_connect, replace(wanted, address=named))
     return Client(Parts(kin, space, arena, conversation, session, trouble, way), again if transport is None else None)
+
+
+def _open_channel(where: Address, token: str, ca: Any) -> GrpcTransport:
+    try:
+        return GrpcTransport(where, token, ca)
+    except OSError as error:
+        if error.errno in _EXHAUSTED:
+            raise no_segment(PAGE, error) from error
+        raise
 
 
 def _make_space(
@@ -265,6 +281,8 @@ def _hello(
         try:
             with kin.session():
                 conversation.hello(request)
+        except DescriptorsClosed:
+            raise
         except ServerUnavailable as error:
             # With autostart it answered a moment ago: it may be stopping, or not be quite there yet.
             if not autostart or time.monotonic() > deadline:

@@ -2,6 +2,7 @@
 
     PagefoldError
      |-- ServerUnavailable       (ConnectionError)  nobody answers, or the server is stopping
+     |    `-- DescriptorsClosed                      the program closed gRPC's descriptors: exec, or start anew
      |-- TlsFailed               (ConnectionError)  somebody answers, but not with the certificate that was asked for
      |-- ServerRefused                              the server said no; `reason` is its name for why
      |    |-- IncompatibleServer                    another protocol, another page size: install matching versions
@@ -32,6 +33,10 @@ class ServerUnavailable(PagefoldError, ConnectionError):
 
 class TlsFailed(PagefoldError, ConnectionError):
     """Somebody listens at the TCP address, and no connection comes about that can be trusted: see `connect(ca=...)`."""
+
+
+class DescriptorsClosed(ServerUnavailable):
+    """The program has closed the descriptors of gRPC, so this process can reach no server any more. Memory goes on."""
 
 
 class ServerRefused(PagefoldError):

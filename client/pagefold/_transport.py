@@ -2,22 +2,30 @@
 
 A transport has three methods, so that a test can bring its own (`LocalTransport`). This file is also the client's
 half of the error table: reason -> exception. Nothing here retries, knows sessions, or starts servers.
+
+gRPC keeps descriptors of its own, and writes, polls and closes by their numbers whatever is behind these. A program
+that closes all descriptors (daemon libraries do) closes gRPC's, and its next files get the numbers. So beside each
+channel a *witness* is open: if that was closed, gRPC is not called any more in this process, nor in its children. And
+nothing is asked of gRPC that it would do by itself between calls: its threads sleep then, and touch no descriptor.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 import grpc
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from pagefold_proto.v1 import memory_pb2 as pb
 
 from pagefold._address import Address
+from pagefold._descriptor import Descriptor
 from pagefold._errors import (
     AccessDenied,
+    DescriptorsClosed,
     IncompatibleServer,
     LimitReached,
     PagefoldError,
@@ -32,7 +40,16 @@ Q = TypeVar("Q", bound=Message)
 R = TypeVar("R", bound=Message)
 
 REASON_KEY: Final = "pagefold-reason"
-MAX_MESSAGE_BYTES: Final = 64 << 20
+MAX_MESSAGE_BYTES: Final = 4 << 20
+"""What a server may send at once: three times the largest reply. Requests are far below."""
+WITNESS: Final = "pagefold-witness"
+MAX_DETAILS: Final = 1000
+"""Characters of a server's text that are kept."""
+_CLOSED: Final = (
+    "this program has closed descriptors that are not its own, gRPC's among them: no server can be reached from this "
+    "process any more, and nothing is merged; memory keeps its bytes. Close descriptors before pagefold.connect(), or "
+    "exec afterwards"
+)
 
 ERRORS: Final[dict[int, type[PagefoldError]]] = {
     pb.REASON_UNSPECIFIED: ServerFault,
@@ -61,8 +78,8 @@ _NOBODY: Final = (
     grpc.StatusCode.CANCELLED,
 )
 
-# Channels of parents, in children: closing or finalizing one there would touch grpc's threads, which do not exist.
-_forgotten: list[object] = []
+# Of all channels that this process has, or has inherited.
+_witnesses: dict[object, Descriptor] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +152,10 @@ class GrpcTransport:
         address: where the server listens.
         token: sent with every call, as a bearer token; TCP only.
         ca: file with the certificate that the server's was signed with. Without it, TCP is not encrypted.
+
+    Raises:
+        DescriptorsClosed: gRPC's descriptors were closed in this process.
+        OSError: there is no descriptor left.
     """
 
     def __init__(self, address: Address, token: str | None = None, ca: str | os.PathLike[str] | None = None) -> None:
@@ -143,17 +164,25 @@ class GrpcTransport:
             ("grpc.enable_http_proxy", 0),  # the server is on this machine
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.http2.bdp_probe", 0),  # a ping, some time after a call
             ("grpc.initial_reconnect_backoff_ms", 50),
             ("grpc.min_reconnect_backoff_ms", 50),
             ("grpc.max_reconnect_backoff_ms", 2000),
         )
         self._address = address
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        if not _is_intact():
+            raise DescriptorsClosed(_CLOSED)
+        certificate = b""
+        if ca is not None:
+            with open(ca, "rb") as file:
+                certificate = file.read()
+        self._key = object()
+        _witnesses[self._key] = Descriptor(os.memfd_create(WITNESS, os.MFD_CLOEXEC))
         if ca is None:
             channel = grpc.insecure_channel(address.grpc_target, options)
         else:
-            with open(ca, "rb") as file:
-                credentials = grpc.ssl_channel_credentials(file.read())
+            credentials = grpc.ssl_channel_credentials(certificate)
             channel = grpc.secure_channel(address.grpc_target, credentials, options)
         self._channel: grpc.Channel | None = channel
         self._calls: dict[str, Callable[..., Any]] = {}
@@ -161,30 +190,40 @@ class GrpcTransport:
     def call(self, method: Method[Q, R], request: Q, timeout: float) -> R:
         """See `Transport`."""
         channel = self._channel
+        if not _is_intact():
+            self.forget()
+            raise DescriptorsClosed(_CLOSED)
         if channel is None:
             raise ServerUnavailable("the connection was closed")
         call = self._calls.get(method.name)
         if call is None:
-            call = channel.unary_unary(method.path, method.request.SerializeToString, method.reply.FromString)
+            call = channel.unary_unary(method.path, method.request.SerializeToString, bytes)
             self._calls[method.name] = call
         try:
-            reply: R = call(request, timeout=timeout, metadata=self._metadata)
+            reply: bytes = call(request, timeout=timeout, metadata=self._metadata)
         except grpc.RpcError as error:
             raise self._translated(error) from error
         except ValueError as error:  # grpc's word for a channel that another thread has closed
             raise ServerUnavailable(f"the connection was closed: {error}") from error
-        return reply
+        try:
+            return method.reply.FromString(reply)  # here: gRPC would print a traceback on the program's stderr
+        except DecodeError as error:
+            raise ServerFault("INTERNAL", f"an answer makes no sense: {error} (server at {self._address})") from error
 
     def close(self) -> None:
         """See `Transport`."""
+        if not _is_intact():
+            self.forget()
         channel, self._channel = self._channel, None
         self._calls.clear()
         if channel is not None:
             channel.close()
+            if witness := _witnesses.pop(self._key, None):
+                witness.close()
 
     def forget(self) -> None:
-        """See `Transport`."""
-        _forgotten.append((self._channel, self._calls))
+        """See `Transport`. What is forgotten is never finalized, not even at exit: gRPC's threads or files are gone."""
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object((self._channel, self._calls)))
         self._channel, self._calls = None, {}
 
     def _translated(self, error: Any) -> PagefoldError:
@@ -201,7 +240,7 @@ def translate(status: grpc.StatusCode, reason: str, details: str, address: str) 
         details: text for people.
         address: of the server, for the text.
     """
-    details = printable(details)
+    details = printable(details[:MAX_DETAILS])
     if not reason and status in _NOBODY:
         return ServerUnavailable(f"no server answers at {address}: {details}")
     number = pb.Reason.Value(reason) if reason in pb.Reason.keys() else pb.REASON_UNSPECIFIED  # noqa: SIM118
@@ -209,3 +248,9 @@ def translate(status: grpc.StatusCode, reason: str, details: str, address: str) 
     if issubclass(kind, ServerRefused):
         return kind(reason or status.name, f"{details} (server at {address})")
     return kind(f"{details} (server at {address})")
+
+
+def _is_intact() -> bool:
+    """Whether gRPC's descriptors are gRPC's still, as far as can be told."""
+    # In this order: one that another thread closes is taken out first.
+    return all(witness.is_there or key not in _witnesses for key, witness in list(_witnesses.items()))
