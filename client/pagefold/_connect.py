@@ -186,7 +186,7 @@ def _connect(wanted: Wanted, parent: Parts | None = None) -> Client:
     return Client(Parts(kin, space, arena, conversation, session, trouble, way), again if transport is None else None)
 
 
-def _open_channel(where: Address, token: str, ca: Any) -> GrpcTransport:
+def _open_channel(where: Address, token: str, ca: str | os.PathLike[str] | None) -> GrpcTransport:
     try:
         return GrpcTransport(where, token, ca)
     except OSError as error:

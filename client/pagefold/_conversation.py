@@ -7,6 +7,8 @@ What holds:
   number, before anything else is said; so the server's books are a replay of the journal, whatever gets lost.
 * A segment is announced before the first event that concerns it is sent, and dropped after the last one.
 * Nothing that the server says is trusted with content: the native half compares bytes before it switches a page.
+* Nothing that the server says makes this client's memory or descriptors grow beyond a bound, and `earned` says what a
+  turn brought, so that the session's thread gives it no more time than that is worth (`_patience`).
 
 Everything runs under the session lock, but `added`, `dropped` and the settles, which any thread may use.
 """
@@ -15,22 +17,24 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import logging
+import math
 import os
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from pagefold_proto.v1 import memory_pb2 as pb
 
-from pagefold import _backing
+from pagefold import _backing, _names
 from pagefold._arena import Arena, Segment
-from pagefold._errors import OutOfSharedMemory, ServerFault, ServerRefused, SessionLost
-from pagefold._pools import Pools
+from pagefold._errors import IncompatibleServer, OutOfSharedMemory, ServerFault, ServerRefused, SessionLost
+from pagefold._pools import MOST_POOLS, Pools
 from pagefold._reports import human
 from pagefold._settling import Settles
 from pagefold._space import ConversationSpace, SpaceEvents
@@ -42,8 +46,22 @@ EVENT_BYTES: Final = 36
 """What an event takes in a message, at most: seven varints of up to five bytes, and a share of the headers."""
 ADOPT_PAGES: Final = 16384
 DROP_AGAIN_SECONDS: Final = 0.5
+DROP_TRIES: Final = 8
+LEAST_EVENTS: Final = 1024
+"""A server that takes fewer events in a message would have them pile up here."""
+MOST_INSTRUCTED: Final = 1 << 15
+"""Pages that a reply has merged, and pages that it has adopted, at most: as the server's max_batch_pages."""
+MOST_OWED: Final = 1 << 21
+"""Answers to instructions that may wait to be sent: twice what a server leaves unanswered (max_outstanding)."""
+MOST_TOKEN: Final = 64
+EVENT_SECONDS: Final = 1e-6
+"""Processor time that it takes to find an event and say it, with some room."""
+COME_BACK_SECONDS: Final = 10.0
+"""A server that was started anew is worth all the work of coming back to it; one that is so all the time is not."""
 
 _COLUMNS: Final = ("kind", "segment", "first", "count", "pool", "frame", "detail")
+_ANSWERS: Final = (pb.EVENT_KIND_DECLINED, pb.EVENT_KIND_NOT_ADOPTED)
+"""Events that a server gets as many of as it asks for."""
 _SHORT_OF_MEMORY: Final = (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT)
 _MORE_ROOM: Final = "Free memory, or make /dev/shm larger (mount -o remount,size=SIZE /dev/shm)"
 _MORE_MAPPINGS: Final = (
@@ -61,6 +79,7 @@ class _Dropping:
     segment: Segment
     after_events: int
     not_before: float = 0.0
+    refusals: int = 0
 
 
 class Conversation:
@@ -75,6 +94,7 @@ class Conversation:
     Attributes:
         announced: set while the server has been told of all segments.
         refused: segments that the server does not take, and why.
+        earned: seconds of processor time that the turns since it was set to 0 were worth; infinite: real work was done.
         totals: the domain's, as of the last reply.
     """
 
@@ -91,6 +111,7 @@ class Conversation:
         self.refused: dict[int, str] = {}
         self.announced = threading.Event()
         self.announced.set()
+        self.earned = 0.0
         self._space = space
         self._transport = transport
         self._arena: weakref.ref[Arena] | None = None
@@ -104,11 +125,14 @@ class Conversation:
         self._max_events = MAX_EVENTS
         self._sequence = 0
         self._request: pb.ExchangeRequest | None = None
-        self._unopened: list[pb.PoolInfo] = []  # announced, and not opened yet
+        self._unopened: list[tuple[int, str]] = []  # announced, and not opened yet
         # Events taken out of the journal and not sent yet; how many rows of it the request under way carries.
         self._outbox: deque[Any] = deque()
         self._outbox_sent = 0
         self._drained = self._sent = 0
+        self._owed = 0  # events that instructions led to, and that were not sent yet: at most
+        self._failed: set[str] = set()  # kinds of failures that were told
+        self._came_back = -math.inf
         # Looks that the server has asked for, made, and been told of; how much of the journal the last one left behind.
         self._look_wanted = self._look_made = self._look_told = 0
         self._look_mark = 0
@@ -147,11 +171,15 @@ class Conversation:
 
     def _greet(self, timeout: float) -> None:
         reply = self._transport.call(HELLO, self._greeting, timeout)
+        if len(reply.session) > MOST_TOKEN:
+            raise _excess(f"its session has a token of {len(reply.session)} bytes")
+        pool = reply.pool if _names.is_name(_names.POOL, reply.pool) else ""
         if self._greeted:
-            self._come_back(reply.pool)
-        self._greeted, self._pool = True, reply.pool
+            self._come_back(pool)
+        self._greeted, self._pool = True, pool
         self._session = reply.session
-        self._max_events = max(1, min(MAX_EVENTS, (reply.max_message_bytes or 1 << 20) // EVENT_BYTES))
+        events = (reply.max_message_bytes or 1 << 20) // EVENT_BYTES
+        self._max_events = max(LEAST_EVENTS, min(MAX_EVENTS, events))
         self.poll_seconds = min(max(reply.poll_millisecs / 1000, 0.01), 60.0)
 
     def has_work(self) -> bool:
@@ -168,6 +196,11 @@ class Conversation:
         )
 
     @property
+    def is_pressed(self) -> bool:
+        """Whether the program waits for a turn, or will soon."""
+        return bool(self._added) or not self.settles.is_current
+
+    @property
     def is_dropping(self) -> bool:
         """Whether segments wait to be dropped."""
         return bool(self._dropping)
@@ -177,14 +210,19 @@ class Conversation:
 
         Raises:
             ServerUnavailable, ServerFault: make the same turn again, later.
-            ServerRefused: the server is done with this client.
+            ServerRefused: the server is done with this client, or answers what no server would.
         """
         if not self._session:
             self._greet(timeout)
         if self._request is None:
             self._request = self._next_request(timeout)
-        carried, looked = len(self._request.events.kind), self._request.looked
+        kinds, looked = self._request.events.kind, self._request.looked
+        carried = len(kinds)
         reply = self._transport.call(EXCHANGE, self._request, timeout)
+        _check(reply.merges.count, reply.merges.segment, reply.merges.first, reply.merges.pool, reply.merges.frame)
+        _check(reply.adopts.count, reply.adopts.segment, reply.adopts.first)
+        self.earned += EVENT_SECONDS * sum(kind not in _ANSWERS for kind in kinds)
+        self._owed = max(0, self._owed - self._outbox_sent)
         self._sequence = self._request.sequence
         self._request = None
         self._sent += self._outbox_sent
@@ -244,8 +282,11 @@ class Conversation:
         """
         self._request = None
         self._outbox.clear()
-        self._outbox_sent = self._drained = self._sent = self._sequence = 0
+        self._outbox_sent = self._drained = self._sent = self._sequence = self._owed = 0
         self._unopened.clear()
+        last, self._came_back = self._came_back, time.monotonic()
+        if self._came_back - last > COME_BACK_SECONDS:
+            self.earned = math.inf
         for segment in self.leftovers():
             segment.discard()  # whoever it was to be dropped from is gone
         if pool != self._pool and not self._pools.has(pool):
@@ -323,7 +364,7 @@ class Conversation:
 
     def leftovers(self) -> list[Segment]:
         """Takes out the segments that were to be dropped; the caller discards them."""
-        segments = [dropping.segment for dropping in self._dropping]
+        segments = [dropping.segment for dropping in self._dropping if not dropping.refusals]
         self._dropping.clear()
         while self._dropped:
             segments.append(self._dropped.popleft())
@@ -336,7 +377,9 @@ class Conversation:
     # Inside
 
     def _next_request(self, timeout: float) -> pb.ExchangeRequest:
-        number, _ = self.settles.number()
+        number, is_new = self.settles.number()
+        if is_new:
+            self.earned = math.inf
         self._look()
         gauges = self._gauges()
         while self._dropped:
@@ -367,7 +410,7 @@ class Conversation:
         try:
             self._space.harvest(asked)
         except OSError as error:  # short of memory, say: what was not found is found by a later look
-            _log.warning("looking for written pages: %s", error)
+            _log.log(self._loudness("look", logging.WARNING), "looking for written pages: %s", error)
             return
         if asked:
             self._look_made = self._look_wanted
@@ -410,9 +453,13 @@ class Conversation:
                 # its frames; while some cannot, the server is not told that all was told, and keeps them.
                 self.refused[segment.number] = str(error)
                 self._unclaimed[segment.number] = segment.pages
-                if segment.number in self._returning:
+                returning = segment.number in self._returning
+                if returning:
                     self._leave_frames(segment)
-                _log.warning("the server does not take %s: %s", human(segment.pages * _page_size()), error)
+                level = logging.DEBUG if returning else logging.WARNING  # a server could be told it again and again
+                _log.log(level, "the server does not take %s: %s", human(segment.pages * _page_size()), error)
+            if segment.number not in self._returning:
+                self.earned = math.inf
             self._known[segment.number] = self._added.popleft()
         self.announced.set()
 
@@ -429,20 +476,33 @@ class Conversation:
                 except ServerRefused as error:
                     if isinstance(error, (SessionLost, ServerFault)):
                         raise
-                    if error.reason == pb.Reason.Name(pb.REASON_SEGMENT_IN_USE):
-                        dropping.not_before = now + DROP_AGAIN_SECONDS  # a proposal is on its way: answer it first
+                    in_use = error.reason == pb.Reason.Name(pb.REASON_SEGMENT_IN_USE)
+                    if in_use and dropping.refusals < DROP_TRIES:  # a proposal is on its way: answer it first
+                        if not dropping.refusals:
+                            self._known.pop(number, None)
+                            dropping.segment.discard()  # whatever the server says: nothing here needs it any more
+                        dropping.not_before = now + DROP_AGAIN_SECONDS * 2**dropping.refusals
+                        dropping.refusals += 1
                         continue
                     _log.warning("the server does not drop a segment: %s", error)
+            self.earned = math.inf
             self.refused.pop(number, None)
-            self._known.pop(number, None)
             self._dropping.remove(dropping)
-            dropping.segment.discard()
+            if not dropping.refusals:
+                self._known.pop(number, None)
+                dropping.segment.discard()
 
     def _carry_out(self, reply: pb.ExchangeReply) -> bool:
         # One that could not be opened (no descriptor left, say) is tried again: the server announces it only once.
-        self._unopened = [pool for pool in (*self._unopened, *reply.pools) if not self._pools.add(pool.pool, pool.name)]
-        self.totals = reply.totals
+        announced = ((pool.pool, pool.name) for pool in reply.pools)
+        named = itertools.islice(itertools.chain(self._unopened, announced), MOST_POOLS)
+        self._unopened = [pool for pool in named if not self._pools.add(*pool)]
+        totals = reply.totals  # which the message's other fields would live on with
+        self.totals = pb.DomainTotals(
+            pages_shared=totals.pages_shared, pages_sharing=totals.pages_sharing, zero_pages=totals.zero_pages
+        )
         merges, adopts = reply.merges, reply.adopts
+        before = self._drained + self._space.pending()
         if merges.count:
             length = len(merges.count)
             runs = [merges.segment, merges.first, merges.count, merges.pool, merges.frame]
@@ -451,16 +511,28 @@ class Conversation:
             length = len(adopts.count)
             runs = [adopts.segment, adopts.first, adopts.count]
             self._attempt(self._space.adopt, [*(_filled(column, length) for column in runs), _backing.spare_pages()])
-        if reply.HasField("settle_report"):
-            self.settles.answer(reply.settle_report)
+        self._owed += self._drained + self._space.pending() - before
+        if self._owed > MOST_OWED:
+            raise _excess(f"{self._owed} answers wait for it, and it goes on asking")
+        if reply.HasField("settle_report") and self.settles.answer(reply.settle_report):
+            self.earned = math.inf
         return bool(merges.count or adopts.count or reply.more)
 
     def _attempt(self, act: Callable[..., int], arguments: list[Any]) -> None:
         try:
-            act(*arguments)
+            if act(*arguments):
+                self.earned = math.inf
         except (OSError, ValueError, OverflowError):
             # What was done is in the journal, whatever happened: the books stay right.
-            _log.exception("carrying out the server's instructions failed")
+            level = self._loudness("attempt", logging.ERROR)
+            _log.log(level, "carrying out the server's instructions failed", exc_info=True)
+
+    def _loudness(self, what: str, level: int) -> int:
+        """Of the first failure of a kind; the others are for those who debug: there may be one each turn, for ever."""
+        if what in self._failed:
+            return logging.DEBUG
+        self._failed.add(what)
+        return level
 
     def _gauges(self) -> pb.Gauges:
         counts, windows = self._space.counts(), self._space.windows()
@@ -488,6 +560,23 @@ def _filled(column: Iterable[int], length: int) -> list[int]:
     """A column of a message as a list; one that is all zero may have been left out."""
     values = list(column)
     return values or [0] * length
+
+
+def _check(count: Sequence[int], *columns: Sequence[int]) -> None:
+    """Whether a batch is one that a server of this version sends.
+
+    Raises:
+        IncompatibleServer: it is not.
+    """
+    if len(count) > MOST_INSTRUCTED or sum(count) > MOST_INSTRUCTED:
+        raise _excess(f"{sum(count)} pages in one batch; {MOST_INSTRUCTED} are the most")
+    if any(column and len(column) != len(count) for column in columns):
+        raise _excess("columns of different lengths in one batch")
+
+
+def _excess(what: str) -> IncompatibleServer:
+    text = f"the server answers what no server of this version does ({what}): install the same version on both sides"
+    return IncompatibleServer(pb.Reason.Name(pb.REASON_PROTOCOL_MISMATCH), text)
 
 
 def _page_size() -> int:

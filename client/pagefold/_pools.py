@@ -3,6 +3,8 @@
 It locks each pool twice, through the descriptor that it maps frames through: the whole of it, so that its name is not
 swept, and a byte of its own, its slot, by which a server that was started anew sees who may map frames (`_slots`). The
 kernel keeps both locks as long as a mapping is left, in forked children too.
+
+A server may name what it likes: it gets a few descriptors and a few lines of the log, and the client waits for nobody.
 """
 
 from __future__ import annotations
@@ -12,10 +14,14 @@ import errno
 import fcntl
 import logging
 import os
-from typing import Protocol
+import stat
+from typing import Final, Protocol
 
 from pagefold import _names, _slots
 from pagefold._descriptor import Descriptor
+
+MOST_POOLS: Final = 4
+"""Pools that a client has at a time. An honest server names one, the domain's."""
 
 _log = logging.getLogger("pagefold")
 
@@ -44,7 +50,7 @@ class Pools:
         self.before: frozenset[str] = frozenset()
         self._held: dict[str, tuple[int, Descriptor]] = {}  # name -> number, descriptor that it maps through
         self._owner = 0
-        self._tried: set[str] = set()  # in vain
+        self._told: set[str] = set()  # what was said of some names, a few
 
     def add(self, number: int, name: str) -> bool:
         """Makes a pool known to the space. False if that did not work, and may when it is tried again.
@@ -54,31 +60,39 @@ class Pools:
         if name in self._held:
             return True
         if not _names.is_name(_names.POOL, name):
-            _log.error("the server names a pool %r: its proposals will be declined", name)
+            self._tell(name, "the server names a pool %r: its proposals will be declined", name[:80])
             return True
-        loudness = logging.DEBUG if name in self._tried else logging.ERROR
-        self._tried.add(name)
+        if len(self._held) >= MOST_POOLS:
+            self._tell(name, "the server names more than %d pools: proposals of %s will be declined", MOST_POOLS, name)
+            return True
         try:
             fd = _open(name, self.slot)
         except OSError as error:
             leased = isinstance(error, BlockingIOError)
             why = "there is a file lease on it (F_SETLEASE): release that" if leased else error
-            _log.log(loudness, "nothing merges until the pool %s can be opened: %s", name, why)
+            self._tell(name, "nothing merges until the pool %s can be opened: %s", name, why)
             return False
         try:
             self._space.add_pool(number, fd)
         except OSError as error:
             fd.close()
-            _log.log(loudness, "nothing merges until the pool %s can be used: %s", name, error)
+            self._tell(name, "nothing merges until the pool %s can be used: %s", name, error)
             return False
         except (ValueError, OverflowError) as error:
             fd.close()
-            _log.error("the pool %s cannot be used, so nothing will merge: %s", name, error)
+            self._tell(name, "the pool %s cannot be used, so nothing will merge: %s", name, error)
             return True
         self._held[name] = number, fd
-        self._tried.discard(name)
+        self._told.discard(name)
         self.expect(name)
         return True
+
+    def _tell(self, name: str, text: str, *values: object) -> None:
+        """Says it once, where people see it; and of the first names only, for a server could go on for ever."""
+        loud = name not in self._told and len(self._told) < MOST_POOLS
+        if loud:
+            self._told.add(name)
+        _log.log(logging.ERROR if loud else logging.DEBUG, text, *values)
 
     def has(self, name: str) -> bool:
         """Whether it is known, and so may be mapped."""
@@ -132,6 +146,8 @@ def _discard(name: str, fd: Descriptor) -> None:
 def _open(name: str, slot: int) -> Descriptor:
     fd = _names.look(name)
     try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "it is no shared-memory object", name)
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # refused while somebody removes it
         _slots.hold(fd, slot)
         removed = not os.fstat(fd).st_nlink

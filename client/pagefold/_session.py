@@ -8,7 +8,8 @@ The session lock is held for a turn at a time and never while waiting: a fork, o
 server does not answer, local work goes on and the same call is made again, later and later, for ever. When it does not
 know this client any more, it was started anew: the next turn opens a session there, and reports how everything is. A
 client with nothing to say notices by the lock on its pool that its server is gone. Only a server that does not want
-this client ends the session for good: memory goes on, nothing merges.
+this client, or that breaks the protocol, and a program that closes gRPC's descriptors end the session for good: memory
+goes on, nothing merges. Turns that bring nothing get a small share of a core (`_patience`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from typing import Any, Final, Protocol
 from pagefold._arena import Arena
 from pagefold._conversation import Conversation
 from pagefold._errors import (
+    DescriptorsClosed,
+    IncompatibleServer,
     OutOfSharedMemory,
     PagefoldError,
     ServerFault,
@@ -32,6 +35,7 @@ from pagefold._errors import (
     SessionLost,
 )
 from pagefold._fork import GENERATION_POLL, Kin, no_fork
+from pagefold._patience import Patience
 from pagefold._reports import SettleReport
 from pagefold._transport import Transport
 
@@ -41,6 +45,7 @@ BACKOFF_SECONDS: Final = (0.05, 5.0)
 GOODBYE_SECONDS: Final = 2.0
 ANNOUNCE_SECONDS: Final = 1.0
 _TICK: Final = 0.25
+_REST_TICK: Final = 0.01
 # What a server says that was started anew, or that has no room for so many clients just now.
 _COME_BACK: Final = ("REASON_UNKNOWN_SESSION", "REASON_LIMIT")
 
@@ -86,6 +91,8 @@ class Session:
         self._stopping = threading.Event()
         self._finished = threading.Event()
         self._failures = 0
+        self._patience = Patience()
+        self._rest_seconds = 0.0
         self._thread = threading.Thread(target=self._run, name="pagefold-session", daemon=True)
 
     def start(self) -> None:
@@ -175,6 +182,7 @@ class Session:
             while not self._stopping.is_set():
                 try:
                     talk = self._step(talk)
+                    self._rest()
                 except Exception:  # the thread lives on: freed memory is still taken back
                     _log.exception("pagefold's session failed: memory works, and nothing is merged any more")
                     self._lose("a fault of the client library's own; see the log", logging.DEBUG)
@@ -193,8 +201,10 @@ class Session:
         elif talk or w.conversation.has_work():
             w.kin.yield_session()
             try:
-                with w.kin.session_lock:
-                    talk = w.conversation.turn()
+                talk = self._turn()
+            except DescriptorsClosed as error:
+                self._lose(str(error), logging.WARNING)
+                return False
             except (ServerUnavailable, ServerFault, OutOfSharedMemory) as error:
                 self._back_off(error)
                 return True
@@ -204,18 +214,33 @@ class Session:
                         w.conversation.lose_session()
                     self._back_off(error)
                     return True
-                excluded = error.reason == "REASON_PROTOCOL_VIOLATION"
-                self._lose(
-                    f"the server excluded this client: {error}"
-                    if excluded
-                    else f"the server does not know this client any more: {error}",
-                    logging.ERROR if excluded else logging.WARNING,
-                )
+                if error.reason == "REASON_PROTOCOL_VIOLATION":
+                    self._lose(f"the server excluded this client: {error}", logging.ERROR)
+                elif isinstance(error, IncompatibleServer):
+                    self._lose(str(error), logging.ERROR)
+                else:
+                    self._lose(f"the server does not know this client any more: {error}", logging.WARNING)
                 return False
             self._failures, self.trouble = 0, ""
             if talk:
                 return True
         return self._wait()
+
+    def _turn(self) -> bool:
+        w = self._w
+        began, w.conversation.earned = time.thread_time(), 0.0
+        try:
+            with w.kin.session_lock:
+                return w.conversation.turn()
+        finally:
+            self._rest_seconds = self._patience.rest(time.thread_time() - began, w.conversation.earned)
+
+    def _rest(self) -> None:
+        """Until the last turn is paid for, or the program needs one."""
+        until, self._rest_seconds = time.monotonic() + self._rest_seconds, 0.0
+        while (left := until - time.monotonic()) > 0 and not self._w.conversation.is_pressed:
+            if self._stopping.wait(min(left, _REST_TICK)):
+                return
 
     def _tidy(self) -> None:
         w = self._w
@@ -236,6 +261,8 @@ class Session:
             _log.debug("waiting for the doorbell: %s", error)
             self._stopping.wait(_TICK)
             return True
+        if self.lost and woken == "rung":
+            self._stopping.wait(_TICK)  # nothing is to be said any more, however often it rings
         return woken == "rung" or (not self.lost and (settling or w.conversation.is_deserted))
 
     def _back_off(self, error: PagefoldError) -> None:

@@ -62,10 +62,12 @@ class Settles:
         """The server knows of none."""
         self._under_way = 0
 
-    def answer(self, report: pb.SettleReport) -> None:
-        """The server is done with a request."""
-        for number in [number for number in list(self._waiters) if number <= report.settling]:
+    def answer(self, report: pb.SettleReport) -> bool:
+        """The server is done with a request. Whether anybody waits for that."""
+        numbers = [number for number in list(self._waiters) if number <= report.settling]
+        for number in numbers:
             self._finish(number, report, "")
+        return bool(numbers)
 
     def fail(self, why: str) -> None:
         """There will be no answers."""

@@ -5,7 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
+from concurrent import futures
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -13,6 +18,8 @@ import pagefold
 import pytest
 from google.protobuf.message import Message
 from pagefold import _names
+from pagefold._transport import ADD_SEGMENT, BYE, DROP_SEGMENT, EXCHANGE, HELLO, REASON_KEY, Method
+from pagefold_core import Doorbell
 from pagefold_proto.v1 import memory_pb2 as pb
 from support.raw import Raw
 from support.server import Server
@@ -122,9 +129,13 @@ def test_a_flood_of_nonsense(server: Server, work: Work) -> None:
 
 
 class HostileServer:
-    """Answers the five calls; its exchanges propose what no honest server would."""
+    """Answers the five calls; its exchanges propose what no honest server would.
 
-    def __init__(self) -> None:
+    With `greedy`, more of it than a client looks at.
+    """
+
+    def __init__(self, greedy: bool) -> None:
+        self.greedy = greedy
         self.rng = random.Random(11)
         self.pool = _names.create_locked(_names.POOL, 0o600, PAGES * PAGE)
         os.pwrite(self.pool.fd, os.urandom(PAGES * PAGE), 0)  # none of it is what the client has
@@ -146,30 +157,126 @@ class HostileServer:
         names = [self.pool.name, "/pagefold-p-" + "0" * 32, "/etc/passwd", "../../etc/passwd", ""]
         reply.pools.append(pb.PoolInfo(pool=self.calls, name=names[(self.calls - 1) % len(names)]))
         odd = [0, 1, 2, 100, PAGES - 1, PAGES, 1 << 14, 1 << 31, (1 << 32) - 1]
+        counts = odd if self.greedy else odd[:6]
         for _ in range(20):
             reply.merges.segment.append(self.rng.choice([1, 1, 1, 2, 99]))
             reply.merges.first.append(self.rng.choice(odd))
-            reply.merges.count.append(self.rng.choice(odd))
+            reply.merges.count.append(self.rng.choice(counts))
             reply.merges.pool.append(self.rng.choice([0, 1, 1, 1, 3, 99]))
             reply.merges.frame.append(self.rng.choice(odd))
             reply.adopts.segment.append(self.rng.choice([1, 7]))
             reply.adopts.first.append(self.rng.choice(odd))
-            reply.adopts.count.append(self.rng.choice(odd))
+            reply.adopts.count.append(self.rng.choice(counts))
         return reply
 
 
-def test_a_hostile_servers_proposals_change_nothing_that_a_client_reads() -> None:
-    server = HostileServer()
+@pytest.mark.parametrize("greedy", [False, True])
+def test_a_hostile_servers_proposals_change_nothing_that_a_client_reads(greedy: bool) -> None:
+    server = HostileServer(greedy)
     try:
         with pagefold.connect(transport=pagefold.LocalTransport(server)) as client:
             buffer = client.allocate(PAGES * PAGE)
             buffer[:] = CONTENT
-            until(lambda: server.calls >= 40, what="the proposals")
+            until(lambda: not client.stats().connected if greedy else server.calls >= 40, what="the proposals")
             assert buffer[:] == CONTENT
             buffer[:] = CONTENT[::-1]
             assert buffer[:] == CONTENT[::-1]
-            assert pb.EVENT_KIND_DECLINED in server.outcomes
+            assert ("same version" in client.stats().trouble) == greedy
+            assert (pb.EVENT_KIND_DECLINED in server.outcomes) != greedy
             assert client.stats().merged_bytes == 0
             del buffer
     finally:
         server.close()
+
+
+class Endless:
+    """Has its client go round for ever, over gRPC, and gives it nothing."""
+
+    def __init__(self, kind: str, address: str) -> None:
+        self.kind = kind
+        self.calls = 0
+        self.pools = [_names.create_locked(_names.POOL, 0o400, PAGE) for _ in range(200 if kind == "pools" else 0)]
+        self.over = threading.Event()
+        self.ringing: threading.Thread | None = None
+        self.server = grpc.server(futures.ThreadPoolExecutor(2))
+        methods = [HELLO, ADD_SEGMENT, EXCHANGE, DROP_SEGMENT, BYE]
+        handlers = {method.name: self.handler(method) for method in methods}
+        self.server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("pagefold.v1.Memory", handlers),))
+        self.server.add_insecure_port(address)
+        self.server.start()
+
+    def handler(self, method: Method[Any, Any]) -> Any:
+        def answer(request: Any, context: grpc.ServicerContext) -> Any:
+            if method is HELLO:
+                if self.kind == "ring":
+                    self.ringing = threading.Thread(target=self.ring, args=(request.doorbell,))
+                    self.ringing.start()
+                return pb.HelloReply(session=b"s" * 16, max_message_bytes=1 << 18, poll_millisecs=250)
+            return self.exchange(context) if method is EXCHANGE else method.reply()
+
+        return grpc.unary_unary_rpc_method_handler(answer, method.request.FromString, method.reply.SerializeToString)
+
+    def ring(self, name: str) -> None:
+        bell = Doorbell(name)
+        while not self.over.wait(0.0002):
+            bell.ring()
+
+    def exchange(self, context: grpc.ServicerContext) -> pb.ExchangeReply:
+        self.calls += 1
+        everywhere = {"segment": range(90, 290), "first": range(200), "count": [1] * 200}
+        if self.kind == "stranger" and self.calls % 2:
+            context.set_trailing_metadata(((REASON_KEY, "REASON_UNKNOWN_SESSION"),))
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "who are you")
+        reply = pb.ExchangeReply(
+            more=self.kind == "more",
+            look=self.calls if self.kind == "look" else 0,
+            merges=pb.MergeBatch(**everywhere) if self.kind == "nowhere" else None,
+        )
+        if self.pools:
+            reply.more = True
+            for n in range(1, 6):
+                number = (5 * self.calls + n) % len(self.pools)
+                reply.pools.add(pool=number + 1, name=self.pools[number].name)
+        return reply
+
+    def close(self) -> None:
+        self.over.set()
+        self.server.stop(0).wait()
+        if self.ringing is not None:
+            self.ringing.join()
+        for pool in self.pools:
+            _names.remove(pool.name)
+            pool.fd.close()
+
+
+VICTIM = """
+import os, sys, time
+import pagefold
+with pagefold.connect(sys.argv[1], autostart=False) as client:
+    buffer = client.allocate(64 * 4096)
+    buffer[:] = content = os.urandom(64 * 4096)
+    before = len(os.listdir("/proc/self/fd"))
+    time.sleep(1.5)  # the grace that every server has
+    began, spent = time.monotonic(), time.process_time()
+    time.sleep(1.5)
+    share = (time.process_time() - spent) / (time.monotonic() - began)
+    assert buffer[:] == content
+    print(share, len(os.listdir("/proc/self/fd")) - before)
+"""
+
+
+@pytest.mark.parametrize("kind", ["more", "look", "nowhere", "stranger", "pools", "ring"])
+def test_what_a_server_can_cost_a_client_is_bounded(tmp_path: Path, kind: str) -> None:
+    """It burned a core and opened 5,000 descriptors in four seconds."""
+    address = f"unix:{tmp_path}/s.sock"
+    server = Endless(kind, address)
+    try:
+        done = subprocess.run([sys.executable, "-c", VICTIM, address], capture_output=True, text=True, timeout=60)
+    finally:
+        server.close()
+    assert done.returncode == 0, done.stderr
+    share, descriptors = done.stdout.split()
+    assert float(share) < 0.2  # of a core; 0.05 without the machine's other work
+    assert int(descriptors) < 20
+    assert len(done.stderr.splitlines()) < 20
+    assert server.calls > 10

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import logging
+import math
 import os
+import signal
+import threading
 from typing import Any
 
 import pytest
-from pagefold import _names
+from pagefold import _conversation, _names, _pools, _transport
 from pagefold._arena import Segment
 from pagefold._conversation import Conversation
-from pagefold._errors import LimitReached, OutOfSharedMemory, ServerRefused, ServerUnavailable, SessionLost
+from pagefold._errors import (
+    IncompatibleServer,
+    LimitReached,
+    OutOfSharedMemory,
+    ServerRefused,
+    ServerUnavailable,
+    SessionLost,
+)
 from pagefold._transport import LocalTransport
 from pagefold_proto.v1 import memory_pb2 as pb
 from support.fakes import FakeServer, FakeSpace
@@ -276,6 +288,189 @@ def test_a_pool_that_cannot_be_opened_yet_is_opened_later(
     assert [record.levelname for record in caplog.records] == ["ERROR"], "said once, at the level that people see"
     _names.remove(made.name)
     os.close(made.fd)
+
+
+def test_a_server_that_names_pool_after_pool_gets_a_few_descriptors(bed: Bed, caplog: pytest.LogCaptureFixture) -> None:
+    """It got two for each: 5,000 in four seconds."""
+    made = [_names.create_locked(_names.POOL, 0o400, 0) for _ in range(40)]
+    before = set(os.listdir("/proc/self/fd"))
+    for turn in range(20):
+        missing = [_names.new_name(_names.POOL) for _ in range(500)]
+        names = [pool.name for pool in made[2 * turn : 2 * turn + 2]] + missing
+        bed.server.replies.append(pb.ExchangeReply(pools=[pb.PoolInfo(pool=turn + 1, name=name) for name in names]))
+        bed.conversation.turn()
+    assert len(set(os.listdir("/proc/self/fd")) - before) <= _pools.MOST_POOLS + 1
+    assert len(bed.conversation._unopened) <= _pools.MOST_POOLS
+    loud = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert len(loud) <= _pools.MOST_POOLS
+    bed.conversation.close()
+    for pool in made:
+        _names.remove(pool.name)
+        pool.fd.close()
+
+
+@pytest.mark.parametrize("what", ["fifo", "leased", "directory"])
+def test_nobody_is_waited_for_when_a_pool_is_opened(bed: Bed, what: str) -> None:
+    """The open of a FIFO waited for its writer, for ever, with the lock held that forks take."""
+    made = _names.create_locked(_names.POOL, 0o600, 0)
+    path = f"/dev/shm/{made.name[1:]}"
+    leased = -1
+    if what != "leased":
+        os.unlink(path)
+        os.mkfifo(path) if what == "fifo" else os.mkdir(path)
+    else:
+        made.fd.close()  # a lease is for those who have it open nowhere else
+        leased = os.open(path, os.O_RDWR)
+        fcntl.fcntl(leased, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        signal.signal(signal.SIGIO, signal.SIG_IGN)
+    try:
+        bed.server.replies.append(pb.ExchangeReply(pools=[pb.PoolInfo(pool=1, name=made.name)]))
+        thread = threading.Thread(target=bed.conversation.turn, daemon=True)
+        thread.start()
+        thread.join(5)
+        assert not thread.is_alive()
+        assert not bed.conversation._pools.has(made.name)
+    finally:
+        os.rmdir(path) if what == "directory" else os.unlink(path)
+        if leased >= 0:
+            os.close(leased)
+            signal.signal(signal.SIGIO, signal.SIG_DFL)
+        else:
+            made.fd.close()
+
+
+MOST = _conversation.MOST_INSTRUCTED
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        pb.ExchangeReply(merges=pb.MergeBatch(count=[0] * (MOST + 1))),
+        pb.ExchangeReply(merges=pb.MergeBatch(count=[1, MOST])),
+        pb.ExchangeReply(merges=pb.MergeBatch(count=[1], frame=[1, 2])),
+        pb.ExchangeReply(merges=pb.MergeBatch(frame=[1, 2])),
+        pb.ExchangeReply(adopts=pb.AdoptBatch(segment=[1], first=[0], count=[(1 << 32) - 1])),
+        pb.ExchangeReply(adopts=pb.AdoptBatch(count=[0] * (MOST + 1))),
+    ],
+)
+def test_instructions_beyond_any_servers_are_not_carried_out(bed: Bed, reply: pb.ExchangeReply) -> None:
+    bed.server.replies.append(reply)
+    with pytest.raises(IncompatibleServer, match="same version"):
+        bed.conversation.turn()
+    assert [call[0] for call in bed.space.calls] == ["harvest"]
+
+
+def test_a_server_sends_no_more_than_a_client_takes() -> None:
+    from pagefold_server.settings import Settings
+
+    bounds = {key: field.metadata for key, field in Settings.model_fields.items()}
+    assert [m.le for m in bounds["max_batch_pages"] if hasattr(m, "le")] == [_conversation.MOST_INSTRUCTED]
+    assert next(m.le for m in bounds["max_outstanding"] if hasattr(m, "le")) * 2 <= _conversation.MOST_OWED
+    columns = {name: [2**32 - 1] * MOST for name in ("segment", "first", "count")}
+    merges = pb.MergeBatch(**columns, pool=columns["first"], frame=columns["first"])
+    whole = pb.ExchangeReply(merges=merges, adopts=pb.AdoptBatch(**columns), look=2**64 - 1)
+    assert whole.ByteSize() < _transport.MAX_MESSAGE_BYTES
+
+
+def test_answers_that_a_server_does_not_take_do_not_pile_up(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It said that its messages hold one event, and proposed a thousand pages with each."""
+    monkeypatch.setattr(_conversation, "MOST_OWED", 50_000)
+    greet = bed.server.__class__.__call__
+
+    def small(method: str, request: Any) -> Any:
+        answer = greet(bed.server, method, request)
+        if method == "Hello":
+            answer.max_message_bytes = 1
+        return answer
+
+    conversation = Conversation(bed.space, LocalTransport(small), bed.kick)
+    conversation.hello(pb.HelloRequest())
+    rows = list(range(0, 2 * _conversation.LEAST_EVENTS, 2))
+    for _ in range(100):  # as many as it takes
+        bed.server.replies.append(pb.ExchangeReply(merges=pb.MergeBatch(first=rows, count=[1] * len(rows))))
+        conversation.turn()
+    assert bed.space.pending() <= 2 * len(rows)
+    many = list(range(0, MOST, 2))
+    with pytest.raises(IncompatibleServer, match="answers wait"):  # noqa: PT012 - any of them
+        for _ in range(10):
+            bed.server.replies.append(pb.ExchangeReply(merges=pb.MergeBatch(first=many, count=[1] * len(many))))
+            conversation.turn()
+    assert bed.space.pending() < 100_000
+
+
+def test_a_token_is_not_as_long_as_a_server_likes(bed: Bed) -> None:
+    reply = pb.HelloReply(session=bytes(1 << 20))
+    conversation = Conversation(bed.space, LocalTransport(lambda *_: reply), bed.kick)
+    with pytest.raises(IncompatibleServer, match="same version"):
+        conversation.hello(pb.HelloRequest())
+
+
+def test_what_a_server_says_beside_the_totals_is_not_kept(bed: Bed) -> None:
+    reply = pb.ExchangeReply()
+    reply.totals.MergeFromString(b"\x08\x07" + b"\xfa\x07\x80\x80\x40" + bytes(1 << 20))  # and a field of a megabyte
+    bed.server.replies.append(reply)
+    bed.conversation.turn()
+    assert bed.conversation.totals == pb.DomainTotals(pages_shared=7)
+
+
+def test_failures_and_refusals_are_not_logged_for_ever(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any) -> int:
+        raise OSError(12, "no memory")
+
+    monkeypatch.setattr(bed.space, "merge", fail)
+    segment = bed.segment()
+    bed.conversation.added(segment)
+    for _ in range(20):
+        bed.server.replies.append(pb.ExchangeReply(merges=pb.MergeBatch(count=[1])))
+        bed.server.failures.append(("AddSegment", LimitReached("REASON_LIMIT", "no more")))
+        bed.conversation.turn()
+        bed.conversation.lose_session()
+    assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) == 2
+    segment.discard()
+
+
+def test_a_segment_that_the_server_never_drops_takes_nothing_here(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each took a descriptor and a name, as long as the server said that it was in use."""
+    monkeypatch.setattr("pagefold._conversation.DROP_AGAIN_SECONDS", 0.0)
+    before = set(os.listdir("/proc/self/fd"))
+    bed.server.failures.extend([("DropSegment", ServerRefused("REASON_SEGMENT_IN_USE", "for ever"))] * 1000)
+    for number in range(1, 11):
+        segment = bed.segment(number)
+        bed.conversation.added(segment)
+        bed.conversation.turn()
+        bed.conversation.dropped(segment)
+        bed.conversation.turn()
+        assert not _names_exist(segment)
+    assert set(os.listdir("/proc/self/fd")) == before
+    while bed.conversation.is_dropping:
+        bed.conversation.turn()
+    assert len(bed.server.of("DropSegment")) == 10 * (_conversation.DROP_TRIES + 1)
+
+
+def test_what_a_turn_is_worth(bed: Bed) -> None:
+    worth = []
+    for reply, events, settling in (
+        (pb.ExchangeReply(more=True, look=1), 0, False),
+        (pb.ExchangeReply(), 1000, False),
+        (pb.ExchangeReply(merges=pb.MergeBatch(segment=[1], count=[1])), 0, False),
+        (pb.ExchangeReply(adopts=pb.AdoptBatch(segment=[1], first=[0], count=[1])), 0, False),
+        (pb.ExchangeReply(), 0, True),
+    ):
+        while bed.conversation.turn():
+            pass
+        bed.space.journal.extend([(EXCLUDED, 1, 2 * n, 1, 0, 0, 0) for n in range(events)])
+        waiter = bed.conversation.settles.join() if settling else None
+        bed.server.replies.append(reply)
+        bed.conversation.earned = 0.0
+        bed.conversation.turn()
+        worth.append(bed.conversation.earned)
+        if waiter is not None:
+            bed.conversation.settles.leave(waiter)
+    assert worth[0] == 0
+    assert 0 < worth[1] < 0.1
+    assert worth[2:] == [math.inf] * 3
 
 
 def test_a_lost_session_forgets_what_nobody_will_be_told(bed: Bed) -> None:

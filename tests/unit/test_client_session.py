@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from pagefold import _session
+from pagefold import _patience, _session
 from pagefold._arena import PAGE, Arena
 from pagefold._conversation import Conversation
-from pagefold._errors import ServerUnavailable, SessionLost
+from pagefold._errors import DescriptorsClosed, ServerUnavailable, SessionLost
 from pagefold._fork import Kin
+from pagefold._patience import Patience
 from pagefold._session import Session, Wiring
 from pagefold._transport import LocalTransport
 from pagefold_proto.v1 import memory_pb2 as pb
@@ -271,6 +273,108 @@ def test_a_turn_lets_others_have_the_lock(bed: Bed) -> None:
             pass
     assert time.monotonic() - began < 2
     bed.server.called = None
+
+
+def endless(bed: Bed, kind: str) -> None:
+    """A server that has the client go round for ever, and gives it nothing."""
+    answers = {
+        "more": lambda: pb.ExchangeReply(more=True),
+        "look": lambda: pb.ExchangeReply(look=bed.calls),
+        "nowhere": lambda: pb.ExchangeReply(merges=pb.MergeBatch(segment=[99] * 9, first=range(9), count=[1] * 9)),
+        "adopt": lambda: pb.ExchangeReply(adopts=pb.AdoptBatch(segment=[99], first=[0], count=[9])),
+    }
+
+    def called(method: str, request: Any) -> None:
+        if method == "Exchange" and kind in answers:
+            bed.server.replies.append(answers[kind]())
+        if method == "Exchange" and kind == "stranger" and bed.calls % 2:
+            raise SessionLost("REASON_UNKNOWN_SESSION", "who are you")
+
+    def decline(*columns: list[int]) -> int:
+        for row in zip(*columns, strict=True):
+            bed.space.event(pb.EVENT_KIND_DECLINED, *row[:3])
+        return 0
+
+    bed.space.merge = decline  # type: ignore[method-assign]
+    bed.space.adopt = lambda *_: 0  # type: ignore[method-assign]
+    bed.server.called = called
+
+
+@pytest.mark.parametrize("kind", ["more", "look", "nowhere", "adopt", "stranger", "ring", "ring after the end"])
+def test_a_server_that_gives_nothing_gets_a_small_share_of_a_core(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """It burned a core, as long as it liked."""
+    monkeypatch.setattr(_patience, "GRACE_SECONDS", 0.02)
+    if kind == "ring after the end":
+        bed.server.failures.append(("Exchange", SessionLost("REASON_PROTOCOL_VIOLATION", "no")))
+    elif kind != "ring":
+        endless(bed, kind)
+    if kind.startswith("ring"):
+        monkeypatch.setattr(bed.bell, "wait", lambda _: True)
+    bed.session.start()
+    bed.bell.ring()
+    until(lambda: bed.calls > 0)
+    time.sleep(0.3)
+    began, calls = time.process_time(), bed.calls
+    time.sleep(1)
+    assert time.process_time() - began < 0.4
+    assert bed.calls - calls < 1500
+    block = bed.arena.allocate(PAGE)  # and nothing of the program's waits for its turn
+    if not bed.session.lost:
+        began = time.monotonic()
+        bed.session.wait_announced()
+        assert bed.conversation.announced.is_set()
+        assert time.monotonic() - began < 0.5
+    block.free()
+    monkeypatch.undo()
+    bed.server.called = None
+
+
+def test_a_settle_is_not_kept_waiting_by_what_went_before(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_patience, "GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(_patience, "SHARE", 0.0001)
+    endless(bed, "more")
+    bed.session.start()
+    until(lambda: bed.calls > 3)
+    for _ in range(20):
+        assert bed.session.settle(5).seconds < 1
+    bed.server.called = None
+
+
+def test_patience() -> None:
+    patience = Patience()
+    for _ in range(100):
+        assert patience.rest(10.0, math.inf) == 0, "real work is never slowed"
+    assert patience.rest(_patience.GRACE_SECONDS / 2, 0.0) == 0
+    assert patience.rest(0.5, 0.5) == 0, "what it brought was worth it"
+    first = patience.rest(_patience.GRACE_SECONDS / 2 + 0.001, 0.0)
+    assert 0 < first <= 0.001 / _patience.SHARE
+    assert patience.rest(100.0, 0.0) <= _patience.MOST_SECONDS + 1e-9
+    assert patience.rest(0.0, math.inf) == 0, "and it is forgiven"
+    assert patience.rest(_patience.GRACE_SECONDS / 2, 0.0) == 0
+
+
+def test_an_answer_that_no_server_gives_ends_the_session(bed: Bed, caplog: pytest.LogCaptureFixture) -> None:
+    bed.session.start()
+    bed.server.replies.append(pb.ExchangeReply(adopts=pb.AdoptBatch(segment=[1], first=[0], count=[1 << 31])))
+    bed.bell.ring()
+    until(lambda: bed.session.lost, what="the end")
+    assert "the same version" in bed.session.settle(5).reason
+    assert not [call for call in bed.space.calls if call[0] == "adopt"]
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+
+
+def test_a_program_that_closed_grpcs_descriptors_is_told(bed: Bed, caplog: pytest.LogCaptureFixture) -> None:
+    bed.session.start()
+    assert bed.session.settle(5).settled
+    bed.server.failures.append(("Exchange", DescriptorsClosed("close descriptors before connect()")))
+    assert "before connect()" in bed.session.settle(5).reason
+    assert bed.session.lost
+    calls = bed.calls
+    bed.session.close()
+    assert bed.calls == calls
+    assert len(caplog.records) == 1
 
 
 def fork_in_parent(bed: Bed) -> None:
