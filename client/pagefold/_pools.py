@@ -146,15 +146,13 @@ def _discard(name: str, fd: Descriptor) -> None:
 def _open(name: str, slot: int) -> Descriptor:
     fd = _names.look(name)
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(errno.EINVAL, "it is no shared-memory object", name)
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # refused while somebody removes it
         _slots.hold(fd, slot)
-        removed = not os.fstat(fd).st_nlink
+        found = os.fstat(fd)
     except BaseException:
         os.close(fd)
         raise
-    if removed:
+    if not stat.S_ISREG(found.st_mode) or not found.st_nlink:
         os.close(fd)
-        raise OSError(errno.ENOENT, "it has just been removed", name)
+        raise OSError(errno.ENOENT, "it has just been removed, or is no shared-memory object", name)
     return Descriptor(fd)
