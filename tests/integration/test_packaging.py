@@ -49,14 +49,16 @@ class Built:
     wheel: Path
     bin: Path
     """Of a venv with the wheel in it, and with the dependencies of the interpreter that runs the tests."""
+    said: str
+    """By the builds."""
 
 
-def run(*words: str | Path, cwd: Path, **env: str) -> str:
-    """Without our own PYTHONPATH and settings: the sources here must not be found."""
+def run(*words: str | Path, cwd: Path, told: bool = False, **env: str) -> str:
+    """Without our own PYTHONPATH and settings: the sources here must not be found. `told`: with what is on stderr."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PAGEFOLD_", "PYTHON"))}
     ended = subprocess.run(words, cwd=cwd, env=inherited | env, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, f"{words}:\n{ended.stdout}\n{ended.stderr}"
-    return ended.stdout
+    return ended.stdout + (ended.stderr if told else "")
 
 
 @pytest.fixture(scope="module")
@@ -69,22 +71,22 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     shutil.copytree(ROOT, source, ignore=unwanted)
     # The build of the sources here has compiled the dependencies already.
     target = {"CARGO_TARGET_DIR": os.environ.get("CARGO_TARGET_DIR", str(ROOT / "native" / "target"))}
-    run(sys.executable, "-c", SDIST, out, cwd=source)
+    said = run(sys.executable, "-c", SDIST, out, cwd=source, told=True)
     (sdist,) = out.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         archive.extractall(base, filter="data")
         names = {name.partition("/")[2] for name in archive.getnames()}
     unpacked = base / sdist.name.removesuffix(".tar.gz")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    options = ["--no-build-isolation", "--no-deps", "--no-index", "--quiet"]
-    run(*pip, "wheel", *options, "--wheel-dir", out, unpacked, cwd=base, **target)
+    options = ["--no-build-isolation", "--no-deps", "--no-index"]
+    said += run(*pip, "wheel", *options, "--verbose", "--wheel-dir", out, unpacked, cwd=base, told=True, **target)
     (wheel,) = out.glob("*.whl")
     venv = base / "venv"
     run(sys.executable, "-m", "venv", "--without-pip", venv, cwd=base)
     run(*pip, "--python", venv / "bin" / "python", "install", "--no-deps", "--no-index", "--quiet", wheel, cwd=base)
     site = run(venv / "bin" / "python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=base)
     Path(site.strip(), "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    return Built(names, wheel, venv / "bin")
+    return Built(names, wheel, venv / "bin", said)
 
 
 def test_the_sdist_has_all_that_it_takes(built: Built) -> None:
@@ -97,9 +99,14 @@ def test_the_sdist_has_all_that_it_takes(built: Built) -> None:
 def test_the_sdist_has_every_tracked_source(built: Built) -> None:
     if not (ROOT / ".git").exists() or shutil.which("git") is None:
         pytest.skip("this is no git checkout")
-    tracked = run("git", "ls-files", "client", "server", "native", "protos", "tests", "examples", "docs", cwd=ROOT)
-    missing = [name for name in tracked.split() if (ROOT / name).exists() and name not in built.sdist]
-    assert missing == []
+    tracked = set(run("git", "ls-files", cwd=ROOT).split()) - {".gitignore"}
+    assert [name for name in tracked if (ROOT / name).exists() and name not in built.sdist] == []
+
+
+def test_no_build_warns(built: Built) -> None:
+    """Every install said that `[tool.distutils]` is experimental, and that MANIFEST.in excludes what is not there."""
+    lines = [line for line in built.said.splitlines() if "warning" in line.lower() or "no files found" in line]
+    assert [line for line in lines if "byte-compiling is disabled" not in line] == [], "which is what pip asks for"
 
 
 def test_the_wheel_is_for_the_stable_abi_and_typed(built: Built) -> None:
