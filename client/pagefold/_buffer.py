@@ -6,7 +6,7 @@ import ctypes
 import operator
 import sys
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, SupportsIndex, TypeGuard, cast, overload
+from typing import TYPE_CHECKING, Any, Final, NoReturn, SupportsIndex, TypeGuard, cast, overload
 
 from pagefold_core import Block
 
@@ -76,6 +76,13 @@ class Buffer(Block):
                 return
             with memoryview(value) as given, given.cast("B") as flat:  # type: ignore[arg-type]
                 view[key] = flat
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        """Refuses what copy, deepcopy and pickle ask for: a buffer is a place in memory, and there is one of it."""
+        raise TypeError(
+            "a pagefold Buffer is memory of this process, and cannot be copied or pickled: take bytes(buffer), or a "
+            "NumPy array over it, which can"
+        )
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"at {self.address:#x}"

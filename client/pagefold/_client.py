@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, SupportsIndex
+from typing import TYPE_CHECKING, Any, Final, NoReturn, SupportsIndex
 
 import pagefold_core
 from pagefold_core import Space
@@ -147,17 +147,22 @@ class Client:
         _arrays.import_numpy().copyto(result, fill_value, casting="unsafe")
         return result
 
-    def settle(self, timeout: float | None = None) -> SettleReport:
+    def settle(self, timeout: float | None = SETTLE_SECONDS) -> SettleReport:
         """Merges now, and returns when nothing in the domain is left to merge.
 
         Use it before measuring, or after loading data that others have too. It is never a guess: `settled` is True
         only if the server read all of the domain's memory and found nothing to merge.
 
         Args:
-            timeout: seconds; None: 60. When they are over, the report says so, with the numbers as they are then.
+            timeout: seconds, any number of them; None, as `math.inf`: without an end. When they are over, the report
+                says so, with the numbers as they are then.
+
+        Raises:
+            ValueError: the timeout is no number (NaN).
+            TypeError: it is of another type.
         """
+        seconds = _timeout(timeout)
         parts = self._open()
-        seconds = SETTLE_SECONDS if timeout is None else float(timeout)
         if parts.space.tier == "off":
             return SettleReport(settled=False, reason=parts.trouble, seconds=0.0)
         parts.arena.sweep()
@@ -296,6 +301,13 @@ class Client:
             warnings.warn("a pagefold client was not closed", ResourceWarning, source=self, stacklevel=2)
             parts.session.stop()
 
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        """Refuses what copy, deepcopy and pickle ask for: the end of a copy would end the original's session."""
+        raise TypeError(
+            "a pagefold client is a connection of this process, and cannot be copied or pickled: pass the client "
+            "itself on, or make another one with pagefold.connect()"
+        )
+
     def __repr__(self) -> str:
         parts = self._parts
         if parts is None:
@@ -339,6 +351,16 @@ def _size(size: SupportsIndex) -> int:
     if nbytes < 0:
         raise ValueError(f"a size cannot be negative: {nbytes}")
     return nbytes
+
+
+def _timeout(seconds: float | None) -> float:
+    """What threads can wait for: no more than the kernel's clock holds, and no less than nothing."""
+    most = threading.TIMEOUT_MAX
+    if seconds is None:
+        return most
+    if seconds != seconds:
+        raise ValueError("a timeout is a number of seconds, or None, not NaN")
+    return float(max(0, min(seconds, most)))
 
 
 def _place(parts: Parts, obj: Any) -> tuple[int, int, int] | None:

@@ -61,7 +61,7 @@ class Stats:
         return dataclasses.asdict(self)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class SettleReport:
     """What `Client.settle` found. Page counts are of the whole domain, other processes included.
 
@@ -79,6 +79,7 @@ class SettleReport:
         pages_waiting: they broke so often that they are left alone for a while.
         pages_over_budget: left because a client's mapping budget is used up.
         pages_refused: left because a client declined for another reason (pinned, forked), or does not answer.
+        saved_bytes: what the domain saves now: pages_sharing and zero_pages, in bytes.
     """
 
     settled: bool
@@ -103,6 +104,9 @@ class SettleReport:
     def as_dict(self) -> dict[str, Any]:
         """The same as plain values, `saved_bytes` included."""
         return dataclasses.asdict(self) | {"saved_bytes": self.saved_bytes}
+
+    def __repr__(self) -> str:
+        return f"SettleReport({', '.join(f'{name}={value!r}' for name, value in self.as_dict().items())})"
 
 
 def human(nbytes: int) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import math
 import os
+import pickle
 import socket
 import subprocess
 import sys
@@ -15,7 +18,7 @@ from typing import Any
 
 import pagefold
 import pytest
-from pagefold import _names
+from pagefold import _client, _names
 from pagefold_proto.v1 import memory_pb2 as pb
 from support import kernel
 from support.children import Child
@@ -457,6 +460,47 @@ def test_a_client_that_is_dropped_says_so_and_lets_go_of_its_names(connect: Conn
     with pytest.warns(ResourceWarning, match="not closed"):
         del client
     until(lambda: kernel.names() == before, what="its names going")
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_client_and_its_buffers_cannot_be_copied(
+    client: pagefold.Client, duplicate: Callable[[object], object]
+) -> None:
+    """A shallow copy had the original's session, and ended it when it was collected."""
+    with client.allocate(10) as buffer:
+        for thing, remedy in ((client, "pass the client itself"), (buffer, r"bytes\(buffer\)")):
+            with pytest.raises(TypeError, match=remedy):
+                duplicate(thing)
+        gc.collect()
+        assert not client.closed
+        assert client.stats().connected
+        array = client.array(range(3))
+        assert list(pickle.loads(pickle.dumps(array))) == list(copy.deepcopy(array)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "timeout", [0, -1, 1, True, 1e10, math.inf, -math.inf, pytest.param(10**400, id="10**400"), None]
+)
+def test_settle_takes_any_number_of_seconds(client: pagefold.Client, timeout: float | None) -> None:
+    """More seconds than threading can wait for were an OverflowError, and None was a minute."""
+    assert client.settle(timeout).settled or (timeout is not None and timeout <= 0)
+
+
+@pytest.mark.parametrize(("timeout", "error"), [(math.nan, ValueError), ("5", TypeError), ([], TypeError)])
+def test_settle_refuses_what_is_no_number(client: pagefold.Client, timeout: Any, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        client.settle(timeout)
+
+
+def test_settle_without_an_end_waits_longer_than_the_default(
+    client: pagefold.Client, fake: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_client, "SETTLE_SECONDS", 0.0)
+    fake.settle = False
+    timer = threading.Timer(0.5, setattr, (fake, "settle", True))
+    timer.start()
+    assert client.settle(None).settled
+    timer.join()
 
 
 def test_closing_by_several_threads_at_once(connect: Connect) -> None:
