@@ -53,16 +53,19 @@ def ensure_server(address: Address, timeout: float) -> None:
             "pip install 'pagefold[server]', or run `pagefold serve` elsewhere"
         )
     directory = os.path.dirname(address.path)
+    deadline = time.monotonic() + timeout
     try:
         with contextlib.suppress(FileExistsError):
             os.mkdir(directory, 0o700)
         _address.verify_directory(directory)
+        with _turn(address, deadline):
+            if not answers(address):
+                _start(address, deadline)
+    except ServerUnavailable:  # which is an OSError, too
+        raise
     except (OSError, ValueError) as error:
-        raise ServerUnavailable(f"no server answers at {address}, and none can be started: {error}") from error
-    deadline = time.monotonic() + timeout
-    with _turn(address, deadline):
-        if not answers(address):
-            _start(address, deadline)
+        why = f"{error}{_full(directory)}"
+        raise ServerUnavailable(f"no server answers at {address}, and none can be started: {why}") from error
 
 
 @contextlib.contextmanager
@@ -117,7 +120,8 @@ def _start(address: Address, deadline: float) -> None:
             while not answers(address):
                 if launched.returncode != 0 or time.monotonic() > deadline:
                     raise ServerUnavailable(
-                        f"a server was started for {address}, and did not get ready; {log} ends with:\n{_tail(log)}"
+                        f"a server was started for {address}, and did not get ready{_full(os.path.dirname(log))}; "
+                        f"{log} ends with:\n{_tail(log)}"
                     )
                 time.sleep(0.02)  # no event tells of another's server
     finally:
@@ -167,6 +171,17 @@ def _tail(path: str) -> str:
             return file.read().decode(errors="replace").strip() or "(nothing)"
     except OSError as error:
         return f"({error})"
+
+
+def _full(directory: str) -> str:
+    """That a directory has no room for a socket, a pid file and a log, if that is so: such a server cannot say it."""
+    try:
+        found = os.statvfs(directory)
+    except OSError:
+        return ""
+    if found.f_bavail and (found.f_favail or not found.f_files):
+        return ""
+    return f" ({directory} is full: free some room there, or name a place elsewhere with $PAGEFOLD_ADDRESS)"
 
 
 def _late(address: Address) -> ServerUnavailable:

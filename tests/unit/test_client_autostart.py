@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import signal
@@ -105,6 +106,40 @@ def test_a_server_that_does_not_start_is_quoted(address: str, monkeypatch: pytes
     monkeypatch.setenv("PAGEFOLD_CPU_CEILING_PERCENT", "a lot")
     with pytest.raises(pagefold.ServerUnavailable, match=r"server\.log ends with:(.|\n)*a lot"):
         pagefold.connect(address)
+
+
+@pytest.mark.needs("root")
+@pytest.mark.parametrize(
+    ("options", "before", "after", "text"),
+    [
+        ("size=64k", lambda d: _fill(d / "fill"), [], "is full: free some room"),
+        ("nr_inodes=1", lambda _: None, [], "is full: free some room"),
+        ("nr_inodes=3", lambda _: None, [], "is full: free some room"),
+        ("size=64k", lambda _: None, ["-o", "remount,ro"], "Read-only file system"),
+    ],
+)
+def test_a_directory_without_room_is_named(
+    address: str, monkeypatch: pytest.MonkeyPatch, options: str, before: Any, after: list[str], text: str
+) -> None:
+    """A server that could write neither its pid file nor its log was quoted with "(nothing)", or as an OSError."""
+    monkeypatch.setattr(_autostart, "_FASTER_ONE_SECONDS", 0.1)
+    directory = Path(address.removeprefix("unix:")).parent
+    directory.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"mode=700,{options}", "tmpfs", directory], check=True)
+    try:
+        before(directory)
+        if after:
+            subprocess.run(["mount", *after, directory], check=True)
+        with pytest.raises(pagefold.ServerUnavailable, match=text):
+            pagefold.connect(address)
+    finally:
+        subprocess.run(["umount", directory], check=True)
+
+
+def _fill(path: Path) -> None:
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
 
 
 def test_a_directory_that_others_can_write_to_is_refused(address: str) -> None:
