@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pagefold.cli.embedded import embedded_server
 from support import kernel
 from support.server import Server
 from support.waiting import until
@@ -320,3 +321,103 @@ def alive(pid: int) -> bool:
 def descendants(pid: int) -> list[int]:
     """The children that the main thread started; the demo starts its own nowhere else."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+COMMANDS = ["status", "status --watch --json", "clients", "config get run", "scan now", "fsck", "--version", "--help"]
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_cannot_be_written_is_a_line_and_no_traceback(server: Server, words: str, unbuffered: str) -> None:
+    env = environment(PAGEFOLD_ADDRESS=server.address, PYTHONUNBUFFERED=unbuffered)
+    with open("/dev/full", "w") as full:
+        command = [*CLI, *words.split()]
+        ended = subprocess.run(command, env=env, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert ended.returncode != 0
+    assert ended.stderr == "pagefold: standard output cannot be written: No space left on device\n"
+
+
+@pytest.mark.parametrize("words", ["status", "status --json", "fsck", "--help"])
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-", "2>/dev/full"])
+def test_closed_descriptors_change_no_exit_code(server: Server, words: str, closed: str) -> None:
+    """What was printed went to the next file that was opened, a socket of gRPC's say; or there was a traceback."""
+    shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *CLI, *words.split()]
+    env = environment(PAGEFOLD_ADDRESS=server.address)
+    ended = subprocess.run(shell, env=env, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "2>/dev/full"])
+def test_no_server_is_3_even_where_nobody_can_be_told(tmp_path: Path, closed: str) -> None:
+    env = environment(PAGEFOLD_ADDRESS=f"unix:{tmp_path}/none.sock")
+    shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *CLI, "status"]
+    assert subprocess.run(shell, env=env, stderr=subprocess.DEVNULL, timeout=60).returncode == 3
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(server: Server) -> None:
+    env = environment(PAGEFOLD_ADDRESS=server.address)
+    for words in ("config get", "status --watch --interval 0.1", "status --watch --interval 0.1 --json"):
+        with subprocess.Popen([*CLI, *words.split()], env=env, stdout=-1, stderr=-1, text=True) as said:
+            assert said.stdout is not None
+            assert said.stderr is not None
+            assert said.stdout.read(1)
+            said.stdout.close()
+            assert said.stderr.read() == ""
+
+
+@pytest.mark.parametrize("more", [[], ["--segments"], ["--json"], ["--segments", "--json"]])
+def test_a_client_that_is_not_there_is_said_so(server: Server, work: Work, more: list[str]) -> None:
+    """It was told "no clients", and exit code 0."""
+    work()
+    env = environment(PAGEFOLD_ADDRESS=server.address)
+    ended = subprocess.run([*CLI, "clients", "--client", "99", *more], env=env, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert "there is no client 99" in ended.stderr
+    assert ended.stdout == ""
+    assert pagefold(server.address, "clients", "--client", "1", *more)
+
+
+def test_the_package_is_the_command() -> None:
+    said = [
+        subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, timeout=60)
+        for module in ("pagefold", "pagefold.cli")
+    ]
+    assert said[0].stdout == said[1].stdout
+    assert "Usage: pagefold" in said[0].stdout
+
+
+def test_doctor_in_a_pipe_fits_a_page(server: Server) -> None:
+    lines = pagefold(server.address, "doctor").splitlines()
+    assert max(map(len, lines)) <= 80
+    wide = pagefold(server.address, "doctor", COLUMNS="120").splitlines()
+    assert 80 < max(map(len, wide)) <= 120
+
+
+@pytest.mark.parametrize("seconds", ["inf", "1e10", "1e300"])
+def test_any_number_of_seconds_will_do(server: Server, seconds: str) -> None:
+    assert told(server.address, "scan", "now", "--timeout", seconds)["settled"]
+    assert told(server.address, "scan", "unmerge", "--wait", seconds)["merged_pages_left"] == 0
+    assert told(server.address, "scan", "start") == {"run": 1}
+    assert told(server.address, "fsck", "--patience", seconds)["clean"]
+    with subprocess.Popen(
+        [*CLI, "status", "--watch", "--interval", seconds, "--json"],
+        env=environment(PAGEFOLD_ADDRESS=server.address),
+        stdout=-1,
+        stderr=-1,
+    ) as watching:
+        assert watching.stdout is not None
+        assert json.loads(watching.stdout.readline())["uptime_seconds"] > 0
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(30) == 130
+
+
+def test_a_long_directory_for_temporary_files_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Unix socket's path has 107 bytes at most; the demo's was in $TMPDIR, whatever that was."""
+    for length in (40, 120, 200):
+        long = tmp_path / ("d" * length)
+        long.mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(long))
+        with embedded_server() as address:
+            assert told(address, "status")["clients"] == 0
+            assert Path(address.removeprefix("unix:")).parent.stat().st_mode & 0o777 == 0o700
+        assert list(long.iterdir()) == []

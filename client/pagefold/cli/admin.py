@@ -24,6 +24,8 @@ from pagefold.cli.exits import CommandError, ExitCode
 
 _SERVICE: Final = "/pagefold.v1.Admin/"
 _SECONDS: Final = 10.0
+_LONGEST: Final = 1e8
+"""Seconds, three years. gRPC takes a much later deadline for one that is over."""
 _NOBODY: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 R = TypeVar("R", bound=Message)
@@ -93,6 +95,7 @@ class Admin:
 
     def scan_now(self, timeout: float) -> SettleReport:
         """Merges at full speed until nothing is left to merge, or until the deadline."""
+        timeout = min(timeout, _LONGEST)
         request = pb.ScanNowRequest(timeout_seconds=timeout)
         return self._call("ScanNow", request, pb.ScanNowReply, timeout + _SECONDS).report
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -58,13 +60,20 @@ register(app, fsck.fsck, "fsck")
 
 def run() -> int:
     """Runs the command that sys.argv names and returns its exit code."""
+    code = _code_of(lambda: app(prog_name="pagefold"))
+    return code or _code_of(sys.stdout.flush)
+
+
+def _code_of(act: Callable[[], object]) -> int:
     try:
-        app(prog_name="pagefold")
+        act()
     except CommandError as error:
         print_error(str(error))
         return error.code
     except PagefoldError as error:
         print_error(str(error))
+        return ExitCode.FAILED
+    except BrokenPipeError:  # a reader that has seen enough knows
         return ExitCode.FAILED
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED

@@ -9,6 +9,7 @@ from pagefold_proto.v1 import admin_pb2 as pb
 
 from pagefold._reports import human
 from pagefold.cli.admin import Admin
+from pagefold.cli.exits import CommandError
 from pagefold.cli.options import AddressOption, CaOption, JsonOption, TokenFileOption
 from pagefold.cli.output import console, count, duration, plain, print_json, table
 
@@ -32,10 +33,12 @@ def clients(
       pagefold clients --json | jq '.clients[] | select(.state != "active")'
     """
     with Admin(address, token_file, ca) as admin:
+        found = [info for info in admin.clients().clients if client in (0, info.client)]
+        if client and not found:
+            raise CommandError(f"there is no client {client}: `pagefold clients` lists those that there are")
         if segments:
             _show_segments(admin.segments(client), as_json)
             return
-        found = [info for info in admin.clients().clients if client in (0, info.client)]
         if as_json:
             print_json({"clients": [plain(info) for info in found]})
             return

@@ -22,7 +22,7 @@ from pagefold.cli.admin import Admin, parse_address
 from pagefold.cli.checks import Check, Machine, machine_checks
 from pagefold.cli.exits import CommandError, ExitCode
 from pagefold.cli.options import AddressOption, CaOption, JsonOption, TokenFileOption
-from pagefold.cli.output import console, count, print_json, table
+from pagefold.cli.output import PROSE_WIDTH, console, count, print_json, table
 
 PROTOCOL: Final = 1
 _STYLES: Final = {"ok": "green", "warn": "yellow", "fail": "bold red"}
@@ -153,7 +153,7 @@ def fork_support(value: str) -> Check:
 
 
 def _show(checks: list[Check], able: bool) -> None:
-    out = console()
+    out = console(PROSE_WIDTH)
     listed = table("check", "", "found", _WORDS, wrap=("found", _WORDS))
     for check in checks:
         words = Text(printable(check.meaning))

@@ -16,8 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from pagefold._address import MAX_SOCKET_PATH
 from pagefold.cli.exits import CommandError
 
+_SHORT: Final = "/tmp"  # noqa: S108 - the directory that is made there is private
 _START_SECONDS: Final = 30.0
 _STOP_SECONDS: Final = 10.0
 _IDLE_EXIT_SECONDS: Final = 20
@@ -38,7 +40,7 @@ def embedded_server(**settings: object) -> Iterator[str]:
         ...     with pagefold.connect(address) as client:
         ...         buf = client.allocate(1 << 20)
     """
-    with tempfile.TemporaryDirectory(prefix="pagefold-") as directory:
+    with tempfile.TemporaryDirectory(prefix="pagefold-", dir=_parent()) as directory:
         address = f"unix:{directory}/server.sock"
         process = _start(address, Path(directory) / "server.log", settings)
         try:
@@ -50,6 +52,12 @@ def embedded_server(**settings: object) -> Iterator[str]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _parent() -> str | None:
+    """Where the directory is made; None: where temporary files go. A long $TMPDIR leaves a socket's path no room."""
+    longest = len("/pagefold-12345678/server.sock")
+    return None if len(os.fsencode(tempfile.gettempdir())) + longest <= MAX_SOCKET_PATH else _SHORT
 
 
 def _start(address: str, log: Path, settings: dict[str, object]) -> subprocess.Popen[bytes]:

@@ -5,6 +5,8 @@ Names come from strangers: what people are shown is escaped, and no markup in it
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import sys
@@ -19,15 +21,51 @@ from rich.text import Text
 
 from pagefold._reports import human
 from pagefold._text import printable
+from pagefold.cli.exits import CommandError
 
 _PIPE_WIDTH: Final = 160
-"""Columns where nobody says how many there are: a log, a pipe."""
+PROSE_WIDTH: Final = 80
+"""Columns of sentences in a log or a pipe: they are read there, mailed and pasted, and not cut up by a program."""
 
 
-def console() -> Console:
-    """Standard output, for people."""
+class Output(io.FileIO):
+    """Standard output, where a write that fails ends the command in a sentence.
+
+    The rest of what is printed goes nowhere: else Python would try again when it ends, and complain.
+    """
+
+    def write(self, data: Any) -> int:
+        """See `io.RawIOBase.write`."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            if isinstance(error, BrokenPipeError):
+                raise
+            raise CommandError(f"standard output cannot be written: {error.strerror}") from error
+
+
+def guard_stdout() -> None:
+    """Puts an `Output` under `sys.stdout`."""
+    old = sys.stdout
+    if isinstance(old, io.TextIOWrapper):
+        old.flush()
+        raw = io.BufferedWriter(Output(old.fileno(), "w", closefd=False))
+        sys.stdout = io.TextIOWrapper(
+            raw, old.encoding, old.errors, line_buffering=old.line_buffering, write_through=old.write_through
+        )
+
+
+def console(width: int = _PIPE_WIDTH) -> Console:
+    """Standard output, for people.
+
+    Args:
+        width: columns where nobody says how many there are; the default has room for a row of a table in a line.
+    """
     unknown = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return Console(highlight=False, markup=False, emoji=False, width=_PIPE_WIDTH if unknown else None)
+    return Console(highlight=False, markup=False, emoji=False, width=width if unknown else None)
 
 
 def print_json(value: object, one_line: bool = False) -> None:
@@ -36,8 +74,9 @@ def print_json(value: object, one_line: bool = False) -> None:
 
 
 def print_error(text: str) -> None:
-    """One line on stderr, with the program's name in front."""
-    print(f"pagefold: {printable(text)}", file=sys.stderr)
+    """One line on stderr, with the program's name in front. Where that cannot be written, the exit code has to do."""
+    with contextlib.suppress(OSError):
+        print(f"pagefold: {printable(text)}", file=sys.stderr)
 
 
 def plain(message: Message) -> dict[str, Any]:
