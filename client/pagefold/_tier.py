@@ -13,8 +13,9 @@ Barrier = Literal["uffd", "user", "off"]
 BARRIERS: Final[tuple[Barrier, ...]] = get_args(Barrier)
 
 REMEDY: Final = (
-    "set sysctl vm.unprivileged_userfaultfd=1, or let this user read /dev/userfaultfd (Linux 6.1), "
-    "or give the program CAP_SYS_PTRACE"
+    "set sysctl vm.unprivileged_userfaultfd=1, or let this user read /dev/userfaultfd (Linux 6.1), or give the program "
+    "CAP_SYS_PTRACE (docs/machine.md: how each lasts over a restart); or connect(barrier='user') ($PAGEFOLD_BARRIER), "
+    "at the price that a system call that writes into a page while it is switched fails with EFAULT"
 )
 
 

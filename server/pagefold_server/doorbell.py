@@ -22,7 +22,7 @@ from pagefold._address import SHM
 from pagefold_core import Doorbell
 
 from pagefold_server.errors import NotASegment, WrongOwner
-from pagefold_server.segment import file_lease
+from pagefold_server.segment import file_lease, not_found
 
 _SEMAPHORE_BYTES: Final = 32  # sizeof(sem_t) where pointers have 64 bits
 _libc: Final = ctypes.CDLL(None)
@@ -86,7 +86,7 @@ class Bells:
         except BlockingIOError as error:
             raise file_lease(name) from error
         except OSError as error:
-            raise NotASegment(f"{name} cannot be opened: {error.strerror or error}") from error
+            raise not_found(f"/sem.{name[1:]}", error) from error
 
 
 def _native_works() -> bool:

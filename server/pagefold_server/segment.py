@@ -164,7 +164,18 @@ def _open(name: str) -> int:
         _check_descriptors(error)
         if error.errno in (errno.EACCES, errno.EPERM):
             raise WrongOwner(f"{name} cannot be opened by the server: it is somebody else's") from error
-        raise NotASegment(f"{name} cannot be opened: {error.strerror}") from error
+        raise not_found(name, error) from error
+
+
+def not_found(name: str, error: OSError) -> NotASegment:
+    """What to say of a name in /dev/shm that cannot be opened, to whoever has just made it."""
+    if error.errno != errno.ENOENT:
+        return NotASegment(f"{name} cannot be opened by the server: {error.strerror or error}")
+    return NotASegment(
+        f"the server finds no {name[1:]} in its /dev/shm. If it is in this program's /dev/shm, the two are in "
+        "different containers or mount namespaces: have them share one /dev/shm (docker run --ipc=container:NAME, a "
+        "volume that both mount there), or run a server where the program runs"
+    )
 
 
 def _open_memfd(name: str, holder: Holder) -> int:

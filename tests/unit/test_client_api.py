@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import subprocess
 import sys
 import tomllib
@@ -96,6 +97,7 @@ def test_reports_are_plain_values_on_request() -> None:
     report = SettleReport(settled=True, reason="", seconds=0.5, pages_sharing=3, zero_pages=2)
     assert report.saved_bytes == 5 * 4096
     assert report.as_dict()["saved_bytes"] == report.saved_bytes
+    assert re.search(r"settled=True, .*pages_sharing=3, .*saved_bytes=20480\)$", repr(report))
     assert pickle.loads(pickle.dumps(report)) == report
     with pytest.raises(AttributeError):
         report.settled = False  # type: ignore[misc]
@@ -133,6 +135,8 @@ def test_the_tier_is_what_was_asked_for_or_an_error() -> None:
     tier, why = choose(None, Features("user-mode"))  # type: ignore[arg-type]
     assert tier == "off"
     assert "vm.unprivileged_userfaultfd=1" in why
+    assert "barrier='user'" in why, "README alone named it"
+    assert "EFAULT" in why, "and never without its price"
     assert choose("off", Features())[0] == "off"  # type: ignore[arg-type]
     for barrier, features in [
         ("uffd", Features("user-mode")),

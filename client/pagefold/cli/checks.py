@@ -128,8 +128,10 @@ def _uffd_remedy(features: Features) -> str:
     if features.userfaultfd != "none" and not features.wp_shmem:
         return "use Linux 5.19 or newer (6.7 or newer is better)"
     return (
-        "sysctl -w vm.unprivileged_userfaultfd=1   (or chmod 0666 /dev/userfaultfd on Linux 6.1, or CAP_SYS_PTRACE; "
-        "in a container allow userfaultfd in the seccomp profile)"
+        "echo vm.unprivileged_userfaultfd=1 > /etc/sysctl.d/60-pagefold.conf; sysctl --system   (or a udev rule for "
+        "/dev/userfaultfd on Linux 6.1, or CAP_SYS_PTRACE: docs/machine.md; in a container allow userfaultfd in the "
+        "seccomp profile; or PAGEFOLD_BARRIER=user, at the price that a system call that writes into a page while it "
+        "is switched fails with EFAULT)"
     )
 
 
@@ -212,7 +214,10 @@ def map_count(limit: int, page_size: int) -> Check:
         f"a client cuts its memory into {budget:,} mappings at most: a run of merged pages takes one, an isolated "
         f"page up to two, so at the very worst {human(budget // 2 * page_size)} of it can be merged"
     )
-    remedy = "if status reports pages over budget: sysctl -w vm.max_map_count=1048576, and restart the clients"
+    remedy = (
+        "if status reports pages over budget: echo vm.max_map_count=1048576 > /etc/sysctl.d/60-pagefold.conf; "
+        "sysctl --system, and restart the clients"
+    )
     state: State = "ok" if limit >= DEFAULT_MAP_COUNT else "warn"
     return Check("max_map_count", state, f"{limit:,}", meaning, remedy)
 
@@ -242,7 +247,7 @@ def overcommit(machine: Machine) -> Check:
             "warn",
             "vm.overcommit_memory=2",
             "every merged page counts as if it were to be copied: merging stops at the commit limit, memory goes on",
-            "sysctl -w vm.overcommit_memory=0, or raise vm.overcommit_ratio",
+            "sysctl -w vm.overcommit_memory=0, or raise vm.overcommit_ratio (docs/machine.md: how it lasts)",
         )
     return Check("overcommit", "ok", f"vm.overcommit_memory={mode or 'unknown'}", "mappings of frames are not limited")
 
