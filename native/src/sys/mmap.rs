@@ -130,9 +130,9 @@ impl ViewRange {
     /// Whether every page of a part is mapped, to whatever.
     pub fn is_mapped(&self, offset: usize, bytes: usize) -> bool {
         self.assert_holds(offset, bytes);
-        let mut present = vec![0u8; bytes.div_ceil(crate::page::page_size())];
-        // SAFETY: mincore looks at page tables only, and fills one byte a page of the vector, which has that many.
-        let result = unsafe { libc::mincore(self.at(offset) as *mut _, bytes, present.as_mut_ptr()) };
+        // Not mincore, which filters of system calls forbid. MS_ASYNC has written nothing since Linux 2.6.19.
+        // SAFETY: it looks at mappings only.
+        let result = unsafe { libc::msync(self.at(offset) as *mut _, bytes, libc::MS_ASYNC) };
         result == 0 || io::Error::last_os_error().raw_os_error() != Some(libc::ENOMEM)
     }
 
@@ -284,25 +284,30 @@ impl Drop for Look {
 /// What mincore says, and where it would not tell, what the object says of its holes.
 ///
 /// It tells nobody but the owner (and who may write: of a pool, nobody) what of a file is in memory: everybody else hears
-/// that all of it is. A program that has become another user since it connected does not own its objects any more. To ask
-/// for holes costs 5 % of a merge, so the owner does not. Asked before and after, as another thread may be changing that.
+/// that all of it is. A program that has become another user since it connected does not own its objects any more. Where a
+/// filter forbids mincore (systemd's @system-service does) it tells nobody anything. To ask for holes costs 5 % of a merge,
+/// so the owner does not. Asked before and after, as another thread may be changing that.
 fn resident(address: usize, bytes: usize, object: BorrowedFd<'_>, offset: usize) -> Vec<bool> {
     let ours = shm::is_ours(object);
-    let mut present = mincore(address, bytes);
-    if !(ours && shm::is_ours(object)) {
+    let (mut present, told) = mincore(address, bytes);
+    if !(told && ours && shm::is_ours(object)) {
         shm::strike_holes(object, offset, &mut present);
     }
     present
 }
 
-fn mincore(address: usize, bytes: usize) -> Vec<bool> {
+/// What the kernel says, and whether it does: if it does not, all of it may be there.
+fn mincore(address: usize, bytes: usize) -> (Vec<bool>, bool) {
     let mut present = vec![0u8; bytes.div_ceil(crate::page::page_size())];
     // SAFETY: mincore looks at page tables and caches only, and fills one byte a page of the vector, which has so many.
-    // Where it fails, nothing counts as present.
-    if unsafe { libc::mincore(address as *mut _, bytes, present.as_mut_ptr()) } != 0 {
-        present.fill(0);
+    let failed = unsafe { libc::mincore(address as *mut _, bytes, present.as_mut_ptr()) } != 0;
+    let errno = io::Error::last_os_error().raw_os_error();
+    // These are the kernel's own refusals: nothing counts as present then. Whatever else there is comes from a filter.
+    let kernels = [libc::ENOMEM, libc::EAGAIN, libc::EFAULT, libc::EINVAL].map(Some).contains(&errno);
+    if failed {
+        present.fill(u8::from(!kernels));
     }
-    present.into_iter().map(|byte| byte & 1 != 0).collect()
+    (present.into_iter().map(|byte| byte & 1 != 0).collect(), !failed)
 }
 
 /// Whether `bytes` bytes at `offset` are inside of a range of `size`; no sum of them wraps.
