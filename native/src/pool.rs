@@ -68,6 +68,12 @@ impl Pool {
         }
     }
 
+    /// Unmaps what frames were compared through. To be called after each batch: what stayed in the page table would count
+    /// as the program's memory (RSS) once more.
+    pub fn rest(&mut self) {
+        self.look = None;
+    }
+
     /// Has the kernel make frames ready for being compared, before writes are held for that. False if they are not there.
     pub fn prepare(&mut self, frames: Run) -> bool {
         if !matches!(self.look(frames), Ok(Some(_))) {

@@ -261,7 +261,10 @@ impl Space {
             let mut inner = self.open()?;
             match inner.merge_window() {
                 Some(pages) => merged += pages,
-                None => return Ok(merged),
+                None => {
+                    inner.pools.values_mut().for_each(Pool::rest);
+                    return Ok(merged);
+                }
             }
         }
     }
