@@ -148,6 +148,18 @@ def test_huge_pages_of_shared_memory(machine: Machine, chosen: str, state: str) 
     assert chosen in check.found
 
 
+@pytest.mark.parametrize(
+    ("option", "state"), [("", "ok"), (",huge=advise", "ok"), (",huge=always", "warn"), (",huge=within_size", "warn")]
+)
+def test_huge_pages_of_dev_shm_are_a_matter_of_its_mount(machine: Machine, option: str, state: str) -> None:
+    """doctor looked at shmem_enabled, which says nothing of what is mounted."""
+    put(machine, "/sys/kernel/mm/transparent_hugepage/shmem_enabled", "always [never] deny")
+    put(machine, "/proc/self/mounts", f"tmpfs / tmpfs rw 0 0\ntmpfs {machine.shm} tmpfs rw,nosuid{option} 0 0")
+    check = checks.huge_pages(machine)
+    assert check.state == state
+    assert (option.rpartition("=")[2] or "never") in check.found
+
+
 @pytest.mark.parametrize(("mode", "state"), [("0", "ok"), ("1", "ok"), ("2", "warn")])
 def test_overcommit(machine: Machine, mode: str, state: str) -> None:
     put(machine, "/proc/sys/vm/overcommit_memory", f"{mode}\n")

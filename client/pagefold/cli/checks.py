@@ -223,17 +223,21 @@ def map_count(limit: int, page_size: int) -> Check:
 
 
 def huge_pages(machine: Machine) -> Check:
-    """Transparent huge pages, of shared and of anonymous memory."""
+    """Transparent huge pages: of /dev/shm by mount option, of memfd objects by shmem_enabled, of anonymous memory."""
     base = "/sys/kernel/mm/transparent_hugepage"
+    mounts = [line.split() for line in machine.read("/proc/self/mounts").splitlines()]
+    options = next((words[3] for words in reversed(mounts) if words[1:2] == [str(machine.shm)]), "")
+    mount = next((word.removeprefix("huge=") for word in options.split(",") if word.startswith("huge=")), "never")
     shmem, anon = machine.chosen(f"{base}/shmem_enabled"), machine.chosen(f"{base}/enabled")
-    found = f"shmem {shmem or 'none'}, anonymous {anon or 'none'}"
-    if shmem in ("always", "force", "within_size"):
+    found = f"{machine.shm} {mount}, memfd {shmem or 'none'}, anonymous {anon or 'none'}"
+    if {mount, shmem} & {"always", "force", "within_size"}:
         return Check(
             "huge_pages",
             "warn",
             found,
-            "touching one page of a segment may allocate 2 MiB, which merging has to split again",
-            f"echo never > {base}/shmem_enabled",
+            "programs' memory takes single pages all the same; but what the server or the C library writes gets huge "
+            "ones: a pool of frames grows by 2 MiB at a time, and a client's two small objects may take 2 MiB each",
+            f"mount -o remount,huge=never {machine.shm}; echo never > {base}/shmem_enabled",
         )
     return Check("huge_pages", "ok", found, "memory is allocated, merged and given back page by page")
 

@@ -24,7 +24,9 @@ impl ViewRange {
     /// Maps `bytes` of a segment, shared and writable, wherever there is room.
     pub fn map_segment(segment: BorrowedFd<'_>, bytes: usize) -> io::Result<ViewRange> {
         let address = map(ptr::null_mut(), bytes, RW, libc::MAP_SHARED, segment.as_raw_fd(), 0)?;
-        Ok(ViewRange { address, bytes })
+        let range = ViewRange { address, bytes };
+        range.keep_small(0, bytes);
+        Ok(range)
     }
 
     /// The address of byte `offset`.
@@ -43,7 +45,9 @@ impl ViewRange {
 
     /// Maps a part to the segment itself, shared and writable.
     pub fn map_shared(&self, offset: usize, bytes: usize, segment: BorrowedFd<'_>) -> io::Result<()> {
-        self.replace(offset, bytes, libc::MAP_SHARED, segment.as_raw_fd(), offset)
+        self.replace(offset, bytes, libc::MAP_SHARED, segment.as_raw_fd(), offset)?;
+        self.keep_small(offset, bytes);
+        Ok(())
     }
 
     /// Maps a part to the segment privately: each process keeps what it writes to itself.
@@ -61,11 +65,16 @@ impl ViewRange {
     pub fn map_zero(&self, offset: usize, bytes: usize) -> io::Result<()> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         self.replace(offset, bytes, flags, -1, 0)?;
-        // Where huge pages are "always" on, a written byte would cost 2 MiB; and two of these ranges that differ in the
-        // flag could not become one mapping, so it is set on all. Without CONFIG_TRANSPARENT_HUGEPAGE it is EINVAL.
+        self.keep_small(offset, bytes);
+        Ok(())
+    }
+
+    /// Where huge pages are "always" on, for anonymous memory or by the mount option of a tmpfs, a written byte would cost
+    /// 2 MiB; and two ranges that differ in the flag could not become one mapping, so it is set on all. Without
+    /// CONFIG_TRANSPARENT_HUGEPAGE it is EINVAL.
+    fn keep_small(&self, offset: usize, bytes: usize) {
         // SAFETY: the range was mapped just now and lies inside of this view.
         let _ = unsafe { libc::madvise(self.at(offset) as *mut _, bytes, libc::MADV_NOHUGEPAGE) };
-        Ok(())
     }
 
     /// # Panics
@@ -179,6 +188,9 @@ impl ViewRange {
     /// pwrite, not a store through a mapping: a full tmpfs is then ENOSPC and not SIGBUS.
     pub fn save(&self, offset: usize, bytes: usize, file: BorrowedFd<'_>) -> (usize, Option<io::Error>) {
         self.assert_holds(offset, bytes);
+        if shm::gives_huge_pages(file) {
+            allocate_small(offset, bytes, file);
+        }
         let mut done = 0;
         while done < bytes {
             let from = self.at(offset + done) as *const libc::c_void;
@@ -308,6 +320,19 @@ fn mincore(address: usize, bytes: usize) -> (Vec<bool>, bool) {
         present.fill(u8::from(!kernels));
     }
     (present.into_iter().map(|byte| byte & 1 != 0).collect(), !failed)
+}
+
+/// Has the kernel allocate single pages to a file that a write would give huge ones. Where that cannot be (there is no
+/// room, say) nothing has happened, and the write will tell.
+fn allocate_small(offset: usize, bytes: usize, file: BorrowedFd<'_>) {
+    let Ok(address) = map(ptr::null_mut(), bytes, RW, libc::MAP_SHARED, file.as_raw_fd(), offset) else { return };
+    // SAFETY: the range was mapped just now, and nobody else knows it. Populating it touches no byte, and is an error where
+    // a store would be SIGBUS.
+    unsafe {
+        libc::madvise(address as *mut _, bytes, libc::MADV_NOHUGEPAGE);
+        libc::madvise(address as *mut _, bytes, libc::MADV_POPULATE_WRITE);
+        libc::munmap(address as *mut _, bytes);
+    }
 }
 
 /// Whether `bytes` bytes at `offset` are inside of a range of `size`; no sum of them wraps.

@@ -24,6 +24,11 @@ pub fn extent(object: BorrowedFd<'_>) -> io::Result<(usize, usize)> {
     Ok((found.st_size.max(0) as usize, found.st_blocks.max(0) as usize * 512))
 }
 
+/// Whether what is written to a hole of the object gets a huge page, and not a page: on a tmpfs with huge=always, say.
+pub fn gives_huge_pages(object: BorrowedFd<'_>) -> bool {
+    stat(object).is_ok_and(|stat| stat.st_blksize.max(0) as usize > crate::page::page_size())
+}
+
 /// Whether the object belongs to the user that this process is now.
 pub fn is_ours(object: BorrowedFd<'_>) -> bool {
     // SAFETY: it takes nothing and cannot fail.
