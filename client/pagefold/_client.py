@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import dataclasses
 import logging
 import operator
 import os
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, SupportsIndex
 import pagefold_core
 from pagefold_core import Space
 
-from pagefold import _arrays, _fork
+from pagefold import _arrays, _fork, _limits
 from pagefold._arena import Arena
 from pagefold._buffer import HOW_TO_ALLOCATE, Buffer, span_of
 from pagefold._conversation import ADOPT_PAGES, Conversation
@@ -166,7 +167,10 @@ class Client:
         if parts.space.tier == "off":
             return SettleReport(settled=False, reason=parts.trouble, seconds=0.0)
         parts.arena.sweep()
-        return parts.session.settle(seconds)
+        report = parts.session.settle(seconds)
+        if report.settled and (why := _limits.words(parts.space.hindrance())):
+            return dataclasses.replace(report, settled=False, reason=why)
+        return report
 
     def stats(self) -> Stats:
         """This client's memory as it is now, by the kernel's word and the server's last answer."""
@@ -180,7 +184,7 @@ class Client:
         spared = counts.merged * totals.pages_sharing // mappings if mappings else 0
         in_use = max(parts.arena.pages_in_use + counts.inherited, counts.merged + counts.zero + counts.copied)
         refused = next(iter(parts.conversation.refused.values()), "")
-        troubles = (parts.trouble, session.lost, session.trouble, refused)
+        troubles = (parts.trouble, session.lost, session.trouble, refused, _limits.words(parts.space.hindrance()))
         return Stats(
             allocated_bytes=in_use * PAGE,
             owned_bytes=(in_use - counts.merged - counts.zero - counts.copied) * PAGE,

@@ -31,6 +31,7 @@ mod flags;
 mod fork;
 mod generation;
 mod harvest;
+mod headroom;
 mod inherit;
 mod merge;
 mod pool;

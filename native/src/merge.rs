@@ -4,6 +4,7 @@
 //! of it ends up in the journal, merged or declined.
 
 use crate::faults;
+use crate::headroom::Headroom;
 use crate::journal::{Kind, Reason};
 use crate::page::{Run, bytes, page_size};
 use crate::pool::Pool;
@@ -59,6 +60,10 @@ impl Inner {
 
     /// Why a whole proposal cannot be carried out.
     fn refusal(&mut self, proposal: &Proposal) -> Option<Reason> {
+        if self.headroom.is_locked() {
+            self.headroom.declined();
+            return Some(Reason::State);
+        }
         let Some(view) = self.views.get(&proposal.segment) else { return Some(Reason::State) };
         if !proposal.run().fits(view.table.pages()) {
             return Some(Reason::State);
@@ -111,7 +116,7 @@ impl Inner {
         let span = Run { first: first.first as usize, count: last.run().end() - first.first as usize };
         let segment = first.segment;
         let others: usize = self.mappings() - self.views[&segment].table.mappings();
-        let room = self.budget.saturating_sub(others);
+        self.headroom.mappings = self.budget.saturating_sub(others);
         let view = self.views.get_mut(&segment).expect("no refusal, so there is a view");
         view.agenda.stir();
         // Reading a hole would allocate it; where there is no room, that is SIGBUS. A page was a hole when it was proposed
@@ -121,7 +126,7 @@ impl Inner {
         let began = Instant::now();
         let mut first = true;
         while !self.redo.taken.is_empty() && (first || began.elapsed() < ROW) {
-            self.merge_held(room, readable);
+            self.merge_held(readable);
             first = false;
         }
         let redo = &mut self.redo;
@@ -139,8 +144,8 @@ impl Inner {
     }
 
     /// One window, over what the first proposals make one run.
-    fn merge_held(&mut self, room: usize, readable: impl Fn(usize) -> bool) {
-        let Inner { views, pools, journal, barrier, tracker, zeros, redo, .. } = self;
+    fn merge_held(&mut self, readable: impl Fn(usize) -> bool) {
+        let Inner { views, pools, journal, barrier, tracker, zeros, redo, headroom, .. } = self;
         let taken = &redo.taken;
         let mut held = taken[0].run();
         held.count = taken
@@ -164,10 +169,11 @@ impl Inner {
                 while at < held.end() && (at == held.first || !window.is_over()) {
                     let proposal = redo.taken[0];
                     let pool = pools.get_mut(&proposal.pool);
-                    let (run, declined) = step(view, pool, zeros, &proposal, room, &readable, || window.is_over());
+                    let (run, declined) = step(view, pool, zeros, &proposal, headroom, &readable, || window.is_over());
                     match declined {
                         Some(reason) => redo.decline(journal, run.count, reason),
                         None => {
+                            headroom.pages -= run.count;
                             redo.change = Some(Change { segment, run, mapped: Mapped::Frames });
                             faults::hit("merge.mapped");
                             window.switched(bytes(run.count));
@@ -191,7 +197,7 @@ fn step(
     pool: Option<&mut Pool>,
     zeros: &Look,
     proposal: &Proposal,
-    room: usize,
+    headroom: &mut Headroom,
     readable: impl Fn(usize) -> bool,
     is_over: impl Fn() -> bool,
 ) -> (Run, Option<Reason>) {
@@ -220,9 +226,13 @@ fn step(
         let frame = if proposal.pool == 0 { 0 } else { proposal.frame as usize + at - first };
         view.memory.range.equals(bytes(at), page, look, bytes(frame))
     };
+    if headroom.pages == 0 {
+        headroom.declined();
+        return declined(proposal.run(), Reason::Budget);
+    }
     // M4. The stretch ends at the first page that differs, or when the time is over.
     let mut end = first;
-    while end < proposal.run().end()
+    while end < proposal.run().end().min(first.saturating_add(headroom.pages))
         && view.table.state(end) == State::Owned
         && wanted(end)
         && readable(end)
@@ -239,7 +249,7 @@ fn step(
     let run = Run { first, count: end - first };
     let state = if proposal.pool == 0 { State::Zero } else { State::Merged };
     let cost = view.table.cost(run, state, proposal.pool, proposal.frame);
-    if view.table.mappings().saturating_add_signed(cost) > room {
+    if view.table.mappings().saturating_add_signed(cost) > headroom.mappings {
         return declined(run, Reason::Budget);
     }
     // M5.

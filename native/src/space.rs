@@ -11,6 +11,7 @@ use crate::flags::Flags;
 use crate::fork;
 use crate::freed::Freed;
 use crate::generation::Generations;
+use crate::headroom::{Headroom, Hindrance};
 use crate::journal::{Event, Journal, Kind};
 use crate::page::{Run, bytes, page_size, pieces};
 use crate::pool::Pool;
@@ -70,6 +71,8 @@ pub(crate) struct Inner {
     pub zeros: Look,
     pub budget: usize,
     pub window_pages: usize,
+    /// What the program's limits leave, as of the last batch.
+    pub headroom: Headroom,
     pub redo: Redo,
     pub closed: bool,
     pub flags: Arc<Flags>,
@@ -135,6 +138,7 @@ impl Space {
             zeros: Look::zeros(page_size()).map_err(|e| Error::System("mapping a page of zeros", e))?,
             budget: options.budget,
             window_pages: options.window_pages.clamp(1, MAX_WINDOW_PAGES),
+            headroom: Headroom::default(),
             redo: Redo::default(),
             closed: false,
             flags: Arc::default(),
@@ -248,6 +252,7 @@ impl Space {
         let room = {
             let mut inner = self.open()?;
             inner.pools.values_mut().for_each(Pool::forget);
+            inner.headroom = Headroom::look(inner.pagemap.as_ref(), inner.private());
             inner.budget.saturating_sub(inner.mappings())
         };
         if room < 2 * proposals.len() {
@@ -401,6 +406,12 @@ impl Space {
         counts
     }
 
+    /// What pages of the last batch were declined for, of the program's own limits, if that is so still.
+    pub fn hindrance(&self) -> Option<Hindrance> {
+        let inner = self.inner.lock();
+        inner.headroom.met().then(|| Headroom::look(inner.pagemap.as_ref(), inner.private()).used_up()).flatten()
+    }
+
     /// How long windows lasted.
     pub fn windows(&self) -> WindowStats {
         let inner = self.inner.lock();
@@ -476,6 +487,11 @@ impl Inner {
     /// Mappings that all views take.
     pub fn mappings(&self) -> usize {
         self.views.values().map(|view| view.table.mappings()).sum()
+    }
+
+    /// Pages of views that are private to this process.
+    fn private(&self) -> usize {
+        self.views.values().map(|view| view.table.pages() - view.table.count(State::Owned)).sum()
     }
 
     /// Ends everything but the views.

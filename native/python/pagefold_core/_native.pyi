@@ -220,6 +220,14 @@ class Space:
 
     def counts(self) -> Counts: ...
     def windows(self) -> WindowStats: ...
+    def hindrance(self) -> tuple[Literal["locked", "data"], int, int] | None:
+        """What pages of the last batch were declined for, of the program's own limits, if that is so still; else None.
+
+        "locked": all its memory is locked ahead (mlockall with MCL_FUTURE): the kernel would copy what is merged.
+        "data": merging takes no more than half of what the program leaves of RLIMIT_DATA, and leaves 64 MiB. The limit,
+        and what of it the process uses, merged memory included, in bytes.
+        """
+
     def wait(self, doorbell: Doorbell, poll_seconds: float, timeout_seconds: float) -> Literal["rung", "news", "idle"]:
         """Waits without the GIL: for the doorbell ("rung"), for events or freed blocks ("news"), or in vain ("idle").
 

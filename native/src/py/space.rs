@@ -3,9 +3,9 @@
 use super::doorbell::{Doorbell, seconds};
 use super::panicked;
 use crate::error::{Error, Result};
+use crate::headroom::Hindrance;
 use crate::journal::Event;
-
-use crate::page::Run;
+use crate::page::{Run, bytes};
 use crate::proposal::Proposal;
 use crate::space::{self, Options, Woken};
 use crate::sys::mmap::duplicate;
@@ -251,6 +251,13 @@ impl Space {
             budget: c.budget,
             inherited: c.inherited,
         }
+    }
+
+    fn hindrance(&self, py: Python<'_>) -> Option<(&'static str, usize, usize)> {
+        py.detach(|| self.space.hindrance()).map(|found| match found {
+            Hindrance::Locked => ("locked", 0, 0),
+            Hindrance::Data { limit, used } => ("data", bytes(limit), bytes(used)),
+        })
     }
 
     fn windows(&self, py: Python<'_>) -> WindowStats {

@@ -9,6 +9,7 @@
 //! mapping's, never a gap.
 
 use super::object::Object;
+use super::pagemap::{Pagemap, ZeroPage};
 use super::{check, shm};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -332,6 +333,15 @@ fn allocate_small(offset: usize, bytes: usize, file: BorrowedFd<'_>) {
         libc::madvise(address as *mut _, bytes, libc::MADV_NOHUGEPAGE);
         libc::madvise(address as *mut _, bytes, libc::MADV_POPULATE_WRITE);
         libc::munmap(address as *mut _, bytes);
+    }
+}
+
+/// Whether the kernel populates what it maps, unasked (mlockall with MCL_FUTURE): a frame that is mapped privately is a copy
+/// at once then. Found out by mapping a page.
+pub fn populates(pagemap: &Pagemap) -> bool {
+    match Look::zeros(crate::page::page_size()) {
+        Ok(page) => pagemap.copies(page.address, 1, ZeroPage::IsCopy).is_ok_and(|found| !found.runs.is_empty()),
+        Err(error) => error.raw_os_error() == Some(libc::EAGAIN), // more than RLIMIT_MEMLOCK allows
     }
 }
 

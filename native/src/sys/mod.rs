@@ -9,6 +9,7 @@ pub mod caps;
 pub mod doorbell;
 pub mod flock;
 pub mod forklock;
+pub mod limits;
 pub mod mmap;
 pub mod object;
 pub mod pagemap;
