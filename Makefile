@@ -96,7 +96,8 @@ lint-tools:
 $(STAMP): pyproject.toml native/Cargo.toml native/Cargo.lock tools/cargo_with_faults $(RUST_SOURCES) | tools
 	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	CARGO=$(CURDIR)/tools/cargo_with_faults $(BIN)/python -m pip install --quiet \
+	PYTHONWARNINGS='ignore:Editable installation' CARGO=$(CURDIR)/tools/cargo_with_faults \
+		$(BIN)/python -m pip install --quiet \
 		--group test --group lint --editable '.[numpy,server]'
 	$(BIN)/python -m pip install --quiet --no-deps --group model
 	@touch $@

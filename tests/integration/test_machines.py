@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from support.apart import run_apart
 from support.server import Server
 
 ROOT = Path(__file__).parents[2]
@@ -84,6 +85,149 @@ with pagefold.connect(sys.argv[1], autostart=False, backing=sys.argv[4]) as clie
     assert sum(os.stat("/dev/shm/" + name).st_blocks * 512 for name in segments) <= 4096, "to read a hole allocates it"
 """
     run(FORBIDDEN + program, server.address, str(MINCORE), code, backing)
+
+
+@pytest.mark.needs("uffd", "root")
+@pytest.mark.parametrize("backing", ["shm", "memfd"])
+def test_a_program_that_locks_its_memory_ahead_merges_nothing_and_says_so(server: Server, backing: str) -> None:
+    """The kernel copied each page when it was merged: 128 MiB were "saved", gone, and merged again, for ever."""
+    program = """
+import ctypes, sys, time
+import pagefold
+CURRENT, FUTURE, ON_FAULT = 1, 2, 4
+libc = ctypes.CDLL(None, use_errno=True)
+def lock(flags):
+    assert (libc.mlockall(flags) if flags else libc.munlockall()) == 0
+def pair(client, seed):
+    made = [client.allocate(512 * 4096) for _ in range(2)]
+    for buffer in made:
+        for page in range(512):
+            buffer[page * 4096 : page * 4096 + 8] = (page + seed).to_bytes(8, "little")
+    return made
+def check(buffers, seed):
+    for buffer in buffers:
+        for page in range(512):
+            assert int.from_bytes(buffer[page * 4096 : page * 4096 + 8], "little") == page + seed
+with pagefold.connect(sys.argv[1], autostart=False, backing=sys.argv[2]) as client:
+    before = pair(client, 1)
+    assert client.settle(30).settled and client.stats().merged_bytes == 4 << 20
+    lock(CURRENT | FUTURE)
+    after = pair(client, 10_000)
+    reports = []
+    for _ in range(8):  # what was merged is copied by the lock, and taken back; then nothing changes any more
+        reports.append(client.settle(5))
+        time.sleep(0.1)
+    assert sum(report.merged_pages for report in reports[4:]) == 0, reports
+    report = reports[-1]
+    stats = client.stats()
+    assert not report.settled and "mlockall" in report.reason, report
+    assert "MCL_ONFAULT" in stats.trouble, stats
+    assert stats.merged_bytes == 0, stats
+    check(before, 1); check(after, 10_000)
+    lock(0)
+    lock(FUTURE | ON_FAULT)
+    later = pair(client, 20_000)
+    while not client.settle(30).settled or client.stats().merged_bytes < 12 << 20: pass
+    assert client.stats().trouble == "", client.stats()
+    check(before, 1); check(after, 10_000); check(later, 20_000)
+"""
+    run(program, server.address, backing)
+    assert server.status().counters.pages_broken == 1024, "by the lock, once each"
+
+
+@pytest.mark.needs("uffd")
+def test_merging_leaves_the_program_half_of_its_data_limit(server: Server) -> None:
+    """A merged page is private, and counts: the next malloc failed, and gRPC ended the program."""
+    program = """
+import mmap, resource, sys
+import pagefold
+MIB = 1 << 20
+def data():
+    for line in open("/proc/self/status"):
+        if line.startswith("VmData:"):
+            return int(line.split()[1]) * 1024
+with pagefold.connect(sys.argv[1], autostart=False) as client:
+    buffers = [client.allocate(48 * MIB) for _ in range(3)]
+    for buffer in buffers:
+        for page in range(0, 48 * MIB, 4096):
+            buffer[page : page + 8] = (page + 1).to_bytes(8, "little")
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    own = data()
+    resource.setrlimit(resource.RLIMIT_DATA, (own + 160 * MIB, hard))
+    report = client.settle(60)
+    stats = client.stats()
+    assert not report.settled and "RLIMIT_DATA" in report.reason, report
+    assert "ulimit -d" in stats.trouble and " MiB are used" in stats.trouble, stats
+    assert 64 * MIB <= stats.merged_bytes <= 81 * MIB, stats
+    mmap.mmap(-1, 64 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
+    for buffer in buffers:
+        for page in range(0, 48 * MIB, 4096):
+            assert int.from_bytes(buffer[page : page + 8], "little") == page + 1
+    resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+    while not client.settle(60).settled or client.stats().merged_bytes < 144 * MIB: pass
+    assert client.stats().trouble == ""
+"""
+    run(program, server.address)
+
+
+@pytest.mark.needs("uffd", "root")
+@pytest.mark.parametrize("huge", ["always", "within_size"])
+def test_on_a_huge_dev_shm_a_page_takes_a_page(huge: str) -> None:
+    """32 pages written took 64 MiB, and each page that was written after it was merged took 2 MiB more."""
+    program = """
+import pathlib
+MIB = 1 << 20
+def segments():
+    return {p.name: p.stat().st_blocks * 512 for p in pathlib.Path("/dev/shm").glob("pagefold-s-*")}
+one, two = Worker(server.address, backing="shm"), Worker(server.address, backing="shm")
+for worker in (one, two):
+    worker.call("allocate", "a", 64 * MIB)
+    for n in range(32):
+        worker.call("write", "a", n * 2 * MIB, page_of(n + 1))
+assert set(segments().values()) == {32 * PAGE}, segments()
+assert one.call("settle").settled
+assert one.call("stats").merged_bytes == 32 * PAGE
+assert set(segments().values()) == {0}, segments()
+for n in range(32):
+    two.call("write", "a", n * 2 * MIB + 100, b"written")
+until(lambda: (two.call("settle"), two.call("stats"))[1].copied_bytes == 0, what="taking back")
+assert sorted(segments().values()) == [0, 32 * PAGE], segments()
+for n in range(32):
+    assert one.call("read", "a", n * 2 * MIB, PAGE) == page_of(n + 1)
+    assert two.call("read", "a", n * 2 * MIB, 107) == page_of(n + 1)[:100] + b"written"
+one.close()
+two.close()
+"""
+    run_apart(program, f"50%,huge={huge}")
+
+
+@pytest.mark.needs("uffd")
+@pytest.mark.parametrize("backing", ["shm", "memfd"])
+def test_a_merged_table_counts_once(server: Server, backing: str) -> None:
+    """Frames stayed mapped by what they are compared through: limits that go by RSS saw the table twice."""
+    program = """
+import sys
+import pagefold
+MIB = 1 << 20
+def resident():
+    for line in open("/proc/self/status"):
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+def read(buffers):
+    return sum(buffer[page] for buffer in buffers for page in range(0, 64 * MIB, 4096))
+with pagefold.connect(sys.argv[1], autostart=False, backing=sys.argv[2]) as client:
+    buffers = [client.allocate(64 * MIB) for _ in range(2)]
+    for buffer in buffers:
+        for page in range(0, 64 * MIB, 4096):
+            buffer[page : page + 8] = (page + 1).to_bytes(8, "little")
+    before, total = resident(), read(buffers)
+    assert client.settle(60).settled
+    assert client.stats().merged_bytes == 128 * MIB
+    assert read(buffers) == total
+    assert resident() < before + 16 * MIB, (before, resident())
+    assert not [line for line in open("/proc/self/maps") if "pagefold-p-" in line and line.split()[1] == "r--s"]
+"""
+    run(program, server.address, backing)
 
 
 def test_the_manual_silences_pythons_warning_of_forks() -> None:
