@@ -13,23 +13,18 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 /// entries that its page tables have by then.
 const LEAST_LOOK: usize = 1 << 28;
 
-/// After so many looks at 64 frames each the mapping is made anew: each may have taken a page for page tables, which stay
-/// when the frames are gone, and a server could go through a pool of any size.
-const MOST_LOOKS: usize = 1 << 14;
-
 /// An open pool.
 pub struct Pool {
     fd: Object,
     look: Option<Look>,
     size: usize,                // when it was last looked at
     known: HashMap<usize, u64>, // which of 64 neighbouring frames are there
-    looks: usize,               // at 64 frames, through this mapping
 }
 
 impl Pool {
     /// Takes over a descriptor that is open for reading.
     pub fn new(fd: OwnedFd) -> Pool {
-        Pool { fd: Object::keep(fd), look: None, size: 0, known: HashMap::new(), looks: 0 }
+        Pool { fd: Object::keep(fd), look: None, size: 0, known: HashMap::new() }
     }
 
     /// The descriptor to map frames of.
@@ -51,7 +46,6 @@ impl Pool {
         }
         if self.look.as_ref().is_none_or(|look| look.bytes() < needed) {
             self.look = None;
-            self.looks = 0;
             let ahead = needed.max(LEAST_LOOK).checked_next_power_of_two().unwrap_or(self.size);
             let look = Look::map(self.fd.as_fd(), ahead).or_else(|_| Look::map(self.fd.as_fd(), self.size));
             self.look = Some(look.map_err(|e| Error::System("mapping the pool", e))?);
@@ -63,13 +57,10 @@ impl Pool {
     /// and others may come and go.
     pub fn forget(&mut self) {
         self.known.clear();
-        if self.looks > MOST_LOOKS {
-            self.look = None;
-        }
     }
 
     /// Unmaps what frames were compared through. To be called after each batch: what stayed in the page table would count
-    /// as the program's memory (RSS) once more.
+    /// as the program's memory (RSS) once more, and its page tables would grow with every frame that was ever there.
     pub fn rest(&mut self) {
         self.look = None;
     }
@@ -83,7 +74,6 @@ impl Pool {
         // One call for 64 frames costs about as much as one for each of two.
         let there = words(frames).all(|(at, mask)| {
             let known = self.known.entry(at).or_insert_with(|| {
-                self.looks += 1;
                 let offset = bytes(at * 64);
                 let present = look.resident(offset, bytes(64).min(look.bytes() - offset), self.fd.as_fd());
                 present.into_iter().enumerate().fold(0, |word, (n, is)| word | u64::from(is) << n)
@@ -94,30 +84,5 @@ impl Pool {
             look.touch(bytes(frames.first), bytes(frames.count));
         }
         there
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::sys::flock;
-
-    #[test]
-    fn page_tables_do_not_grow_with_every_frame_that_was_ever_there() {
-        let fd = flock::object().unwrap(); // any memfd
-        let file = std::fs::File::from(fd.try_clone().unwrap());
-        let frames = 64 * (MOST_LOOKS + 2);
-        file.set_len(bytes(frames) as u64).unwrap();
-        let mut pool = Pool::new(fd);
-        for first in (0..frames).step_by(64).rev() {
-            std::os::unix::fs::FileExt::write_at(&file, b"x", bytes(first) as u64).unwrap();
-            assert!(pool.prepare(Run { first, count: 1 }));
-            assert!(pool.look.is_some());
-        }
-        pool.forget();
-        assert!(pool.look.is_none());
-        assert!(pool.prepare(Run { first: 64, count: 1 }));
-        pool.forget();
-        assert!(pool.look.is_some(), "an ordinary batch keeps it");
     }
 }
