@@ -62,6 +62,11 @@ def tag_of(*parts: object) -> str:
     return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).hexdigest()
 
 
+def tag_in(name: str) -> str:
+    """The tag that a pool's name ends in."""
+    return name[-16:]
+
+
 def pool_number(name: str) -> int:
     """The number that a pool has in the protocol and in its clients, from 1 to 65535: the same after every restart."""
     return 1 + zlib.crc32(name.encode()) % 65535

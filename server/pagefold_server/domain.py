@@ -21,6 +21,7 @@ from pagefold_server import engines
 from pagefold_server.advisor import Advisor
 from pagefold_server.engine import EngineCounters, EngineOptions, PassReport, Step
 from pagefold_server.errors import LimitReached
+from pagefold_server.pool_file import Orphan, Orphans
 from pagefold_server.settings import Settings
 from pagefold_server.settle import Look, Settlers
 from pagefold_server.shares import Share
@@ -92,16 +93,25 @@ class Domain:
         engine: which one.
         options: for it.
         tag: of its pool's name.
+        orphan: a pool to take over.
 
     Attributes:
         past: the pool was taken over, and there may be mappings of its frames that nobody has reported yet.
     """
 
-    def __init__(self, tenant: Tenant, label: str, engine: str, options: EngineOptions, tag: str = "") -> None:
+    def __init__(
+        self,
+        tenant: Tenant,
+        label: str,
+        engine: str,
+        options: EngineOptions,
+        tag: str = "",
+        orphan: Orphan | None = None,
+    ) -> None:
         self.tenant = tenant
         self.uid = tenant.uid
         self.label = label
-        self.pool, self.engine, self.past = engines.make(engine, tenant.uid, options, tag)
+        self.pool, self.engine, self.past = engines.make(engine, tenant.uid, options, tag, orphan)
         self._options = options
         self._outstanding = options.max_outstanding  # as the engine was told last
         self.members: dict[int, Member] = {}
@@ -329,10 +339,12 @@ class Domains:
 
     Attributes:
         address: of the server, which finds its predecessor's pools by it.
+        orphans: these pools, once somebody has looked for them.
     """
 
     def __init__(self) -> None:
         self.address = ""
+        self.orphans = Orphans()
         self._domains: dict[tuple[int, str], Domain] = {}
         self._past = EngineCounters()
 
@@ -360,8 +372,9 @@ class Domains:
         domain = self._domains.get((uid, label))
         if domain is None:
             try:
-                tag = _names.tag_of(self.address, tenant.uid, label)
-                domain = Domain(tenant, label, settings.engine, settings.engine_options, tag)
+                tag = _names.tag_of(self.address, uid, label)
+                orphan = self.orphans.find(uid, tag)
+                domain = Domain(tenant, label, settings.engine, settings.engine_options, tag, orphan)
             except OSError as error:
                 raise LimitReached(f"no frame pool can be made: {error.strerror}") from error
             domain.unmerge(settings.run == 2)

@@ -9,20 +9,23 @@ import structlog
 from pagefold_server.engine import Engine, EngineOptions
 from pagefold_server.native import NativeEngine
 from pagefold_server.pool import Pool
-from pagefold_server.pool_file import Orphan, PoolFile, find_orphan
+from pagefold_server.pool_file import Orphan, PoolFile
 from pagefold_server.reference import ReferenceEngine
 
 _log = structlog.get_logger("pagefold.engines")
 
 
-def make(name: str, uid: int, options: EngineOptions, tag: str = "") -> tuple[PoolFile, Engine, bool]:
-    """An engine and its pool: that of a server that is gone, if clients of it live, else a new one.
+def make(
+    name: str, uid: int, options: EngineOptions, tag: str = "", orphan: Orphan | None = None
+) -> tuple[PoolFile, Engine, bool]:
+    """An engine and its pool: that of a server that is gone, if there is one and it can be used, else a new one.
 
     Args:
         name: "native" or "reference".
         uid: whose processes are to map the frames.
         options: to begin with.
         tag: of the pool's name, by which the next server finds it.
+        orphan: the pool of a server that is gone, whose clients live.
 
     Returns:
         Pool, engine, and whether frames were taken over: then `Engine.bury` is to be called when that is over.
@@ -32,7 +35,6 @@ def make(name: str, uid: int, options: EngineOptions, tag: str = "") -> tuple[Po
     """
     if name not in (NativeEngine.name, ReferenceEngine.name):
         raise ValueError(f"there is no engine {name!r}")
-    orphan = find_orphan(uid, tag)
     if orphan is not None:
         try:
             file, engine = _make(name, uid, options, tag, orphan)

@@ -121,7 +121,7 @@ class Fsck:
 
     async def _names(self) -> dict[str, inventory.Entry]:
         found = {}
-        files = inventory.entries()
+        files = await asyncio.to_thread(inventory.entries)
         for n, file in enumerate(files):
             self.progress("names", n, len(files))
             entry = inventory.entry(file)
@@ -136,7 +136,7 @@ class Fsck:
         if lost or any(entry.held is False for entry in before.values()):
             await asyncio.sleep(max(0.0, began + _GARBAGE_AGE - time.monotonic()))
         now = await self._names()
-        takers = inventory.lock_takers()
+        takers = await asyncio.to_thread(inventory.lock_takers)
         for name, text in self._lost_names().items():
             if name in lost:
                 self.find(pb.FsckFinding(kind=pb.FINDING_KIND_NAME_LOST, name=name, text=f"{name}: {text}"))
@@ -154,6 +154,7 @@ class Fsck:
             if entry.held is False and old is not None and old.held is False and old.key == entry.key:
                 text = f"{entry.name} (uid {entry.uid}) is held by nobody: the next sweep removes it"
                 self.find(pb.FsckFinding(kind=pb.FINDING_KIND_GARBAGE, name=entry.name, text=text))
+            await self.breathe()
 
     def _known_names(self) -> dict[str, str]:
         """Whose the names are that this server knows."""
@@ -201,7 +202,7 @@ class Fsck:
     # Processes and frames
 
     async def _processes(self) -> list[Process]:
-        candidates, found = pids(), list[Process]()
+        candidates, found = await asyncio.to_thread(pids), list[Process]()
         for n in range(0, len(candidates), _PROCESSES):
             self.progress("processes", n, len(candidates))
             for process, text in await asyncio.to_thread(find, candidates[n : n + _PROCESSES]):

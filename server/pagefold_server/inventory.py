@@ -46,8 +46,11 @@ class Entry:
 
 
 def entries() -> list[str]:
-    """What may be ours, to be handed to `entry`."""
-    return sorted(name for name in os.listdir(SHM) if name.removeprefix(_SEMAPHORE).startswith("pagefold-"))
+    """What may be ours, to be handed to `entry`. Takes long where others have many names: not for the loop.
+
+    In no order: sorting would be one step that nobody interrupts.
+    """
+    return [name for name in os.listdir(SHM) if name.removeprefix(_SEMAPHORE).startswith("pagefold-")]
 
 
 def entry(file: str) -> Entry | None:
@@ -84,7 +87,10 @@ def _is_held(name: str) -> bool | None:
 
 
 def lock_takers() -> dict[Key, int]:
-    """Who took the locks that are held, where this PID namespace shows it; children may have them by now."""
+    """Who took the locks that are held, where this PID namespace shows it; children may have them by now.
+
+    Takes long where others have many locks: not for the loop.
+    """
     return dict(_lock_takers())
 
 

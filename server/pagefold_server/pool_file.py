@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import itertools
 import mmap
 import os
 import stat
+from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,6 +24,8 @@ from pagefold._address import SHM
 
 _CANDIDATES: Final = 64
 """Pools of a user's with a domain's tag that are opened: there is one, or a few after crashes. Others' do not count."""
+_LISTED: Final = 1 << 14
+"""Pools of one user's that are remembered: names cost nothing to make, and remembering one takes some 300 bytes."""
 # A pool whose size is more than so many times what it holds, and more than so many frames, is not taken over. One
 # of a server that shrank so far is lost by that: its clients take their memory back, and merge anew.
 _SPARSE: Final = 256
@@ -84,28 +86,50 @@ class PoolFile:
         self.fd = -1
 
 
-def find_orphan(uid: int, tag: str) -> Orphan | None:
-    """The pool with that tag whose server is gone, if there is one that somebody may map; the largest, if several.
+class Orphans:
+    """The pools that were there when this server began, by owner and tag. One that is taken over is among them.
 
-    Args:
-        uid: who has to own it.
-        tag: see the head of this file.
+    A pool whose server is gone is older than the server that takes it over, so /dev/shm is listed once. Names that
+    anybody makes later are not looked at. Nothing has to be added: a pool that this server leaves behind for its
+    clients while it goes on is one that it had taken over. (A predecessor that lost its address to this server may
+    make a pool in its last seconds. That one is not found, and its clients take their memory back out of it.)
     """
-    if not tag:
-        return None
-    found: Orphan | None = None
-    names = (f"/{entry}" for entry in os.listdir(SHM) if entry.endswith(tag))
-    theirs = (name for name in names if _names.is_name(_names.POOL, name) and _is_owned(name, uid))
-    for name in itertools.islice(theirs, _CANDIDATES):
-        with contextlib.suppress(OSError):  # gone, or not ours to open: as good as not there
-            fd = _claim(name, uid)
-            if fd is None:
-                continue
-            if found is None or os.fstat(fd).st_blocks > os.fstat(found.fd).st_blocks:
-                fd, found = (-1 if found is None else found.fd), Orphan(name, fd)
-            if fd >= 0:
-                os.close(fd)
-    return found
+
+    def __init__(self) -> None:
+        self._names: dict[tuple[int, str], list[str]] = {}
+
+    def look(self) -> None:
+        """Lists them. Takes some 10 us for each name that anybody has in /dev/shm: not for the loop."""
+        listed: Counter[int] = Counter()
+        with contextlib.suppress(OSError), os.scandir(SHM) as entries:
+            for entry in entries:
+                name = f"/{entry.name}"
+                if not _names.is_name(_names.POOL, name):
+                    continue
+                with contextlib.suppress(FileNotFoundError):
+                    uid = entry.stat(follow_symlinks=False).st_uid
+                    if os.geteuid() in (0, uid) and listed[uid] < _LISTED:
+                        listed[uid] += 1
+                        self._names.setdefault((uid, _names.tag_in(name)), []).append(name)
+
+    def find(self, uid: int, tag: str) -> Orphan | None:
+        """The pool with that tag whose server is gone, if there is one that somebody may map; the largest, if several.
+
+        Args:
+            uid: who has to own it.
+            tag: see the head of this file.
+        """
+        found: Orphan | None = None
+        for name in self._names.get((uid, tag), [])[:_CANDIDATES]:
+            with contextlib.suppress(OSError):  # gone, or not ours to open: as good as not there
+                fd = _claim(name, uid)
+                if fd is None:
+                    continue
+                if found is None or os.fstat(fd).st_blocks > os.fstat(found.fd).st_blocks:
+                    fd, found = (-1 if found is None else found.fd), Orphan(name, fd)
+                if fd >= 0:
+                    os.close(fd)
+        return found
 
 
 def _make(uid: int, tag: str) -> tuple[str, int]:
@@ -119,13 +143,6 @@ def _make(uid: int, tag: str) -> tuple[str, int]:
         os.close(made.fd)
         raise
     return made.name, made.fd
-
-
-def _is_owned(name: str, uid: int) -> bool:
-    try:
-        return os.lstat(SHM + name).st_uid == uid
-    except OSError:
-        return False
 
 
 def is_plausible(status: os.stat_result) -> bool:

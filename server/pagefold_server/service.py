@@ -1,6 +1,6 @@
 """The server as a whole: what it is made of, how it starts, and how it ends.
 
-    start   address taken -> names swept -> calls answered -> health SERVING -> ready
+    start   address taken -> pools from before listed -> calls answered, names swept -> health SERVING -> ready
     drain   health NOT_SERVING -> calls in flight finish -> pools unlinked -> socket and pid file removed
 
 One asyncio loop owns all of it. Clients survive every end, this one included: their mappings go on living.
@@ -174,6 +174,7 @@ class Server:
         self._admin = AdminServicer(observer, self.configuration, self._sessions, self._domains, self._pacer, self.end)
         if settings.tenants_address:  # nothing is there that is for operators, who see everybody and change everything
             self._entrances.append(_Entrance(settings, parse(settings.tenants_address), add, shared=True))
+        await asyncio.to_thread(self._domains.orphans.look)
         for entrance in self._entrances:
             await entrance.start()
         self._tasks = [
@@ -222,7 +223,7 @@ class Server:
         """Gives back all that outlives a process. Nothing works any more afterwards."""
         self._sessions.close()
         self._domains.close()
-        sweep()  # names that were kept for clients that have gone meanwhile
+        sweep()  # names that were kept for clients that have gone; as long as it takes, for nobody is served any more
         for entrance in reversed(self._entrances):
             entrance.listener.close()
 

@@ -10,6 +10,7 @@ import ctypes
 import fcntl
 import json
 import os
+import re
 import secrets
 import signal
 import struct
@@ -17,8 +18,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import posix_ipc
@@ -29,12 +32,14 @@ from pagefold import _names, _slots
 from pagefold._pools import Pools
 from pagefold_core import Doorbell
 from pagefold_proto.v1 import memory_pb2 as pb
-from pagefold_server import doorbell, engines, pool_file, sessions
+from pagefold_server import doorbell, engines, pool_file, sessions, settings
+from pagefold_server.domain import Domains
 from pagefold_server.doorbell import PosixBell
 from pagefold_server.engine import EngineOptions, ProtocolViolation
 from pagefold_server.log import Limit
 from pagefold_server.memory import MAX_EVENT_PAGES
 from pagefold_server.native import NativeEngine
+from pagefold_server.tenants import Tenant
 from support.engine_pools import NativeStore
 from support.engine_world import columns
 from support.raw import PAGE, Raw, reason
@@ -79,6 +84,13 @@ def planted(no_names: None) -> Iterator[Callable[..., _names.LockedObject]]:
     for pool in made:
         _names.remove(pool.name)
         os.close(pool.fd)
+
+
+def found(uid: int, tag: str) -> pool_file.Orphan | None:
+    """What a server that begins now takes over."""
+    orphans = pool_file.Orphans()
+    orphans.look()
+    return orphans.find(uid, tag)
 
 
 def memfd(name: str, pages: int = 1) -> int:
@@ -154,7 +166,7 @@ def test_a_file_lease_on_a_pool_that_was_made_up_is_not_waited_for(
     pool = planted(tag)
     _slots.hold(pool.fd, 7)
     fcntl.fcntl(pool.fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-    assert pool_file.find_orphan(os.geteuid(), tag) is None
+    assert found(os.geteuid(), tag) is None
     fcntl.fcntl(pool.fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 
 
@@ -214,7 +226,7 @@ def test_thousands_of_locks_on_a_pool_are_not_all_looked_at(planted: Callable[..
     pool = planted(tag)
     for slot in range(1, 20_000, 2):
         _slots.hold(pool.fd, slot)
-    orphan = pool_file.find_orphan(os.geteuid(), tag)
+    orphan = found(os.geteuid(), tag)
     assert orphan is not None
     taken = pool_file.PoolFile(os.geteuid(), tag, orphan)
     assert taken.is_held()
@@ -243,7 +255,7 @@ def test_a_pool_that_is_nearly_all_hole_is_not_believed(
     tag = _names.tag_of("here", os.geteuid(), "sparse")
     pool = planted(tag, frames * PAGE, at=(frames - 1) * PAGE)
     _slots.hold(pool.fd, 7)
-    made, _, inherited = engines.make(engine, os.geteuid(), EngineOptions(), tag)
+    made, _, inherited = engines.make(engine, os.geteuid(), EngineOptions(), tag, found(os.geteuid(), tag))
     assert inherited is taken
     made.close(unlink=not taken)
 
@@ -259,7 +271,9 @@ def test_bytes_behind_the_last_whole_page_of_a_pool_are_passed_over(
     _slots.hold(pool.fd, 7)
     code = (
         "import os, sys; from pagefold_server import engines; from pagefold_server.engine import EngineOptions;"
-        "made, engine, taken = engines.make(sys.argv[1], os.geteuid(), EngineOptions(), sys.argv[2]);"
+        "from pagefold_server.pool_file import Orphans; orphans = Orphans(); orphans.look();"
+        "orphan = orphans.find(os.geteuid(), sys.argv[2]);"
+        "made, engine, taken = engines.make(sys.argv[1], os.geteuid(), EngineOptions(), sys.argv[2], orphan);"
         "assert taken; made.close(unlink=False)"
     )
     subprocess.run([sys.executable, "-c", code, engine, tag], check=True, timeout=30)
@@ -276,7 +290,7 @@ def test_pools_of_another_user_hide_nobodys(planted: Callable[..., _names.Locked
     for _ in range(200):
         planted(tag)
     _slots.hold(real.fd, 7)
-    orphan = pool_file.find_orphan(65534, tag)
+    orphan = found(65534, tag)
     assert orphan is not None
     assert orphan.name == real.name
     os.close(orphan.fd)
@@ -290,8 +304,112 @@ def test_of_many_pools_with_one_tag_few_are_opened(
         planted(tag)
     looked: list[str] = []
     monkeypatch.setattr(pool_file, "_claim", lambda name, uid: looked.append(name))
-    assert pool_file.find_orphan(os.geteuid(), tag) is None
+    assert found(os.geteuid(), tag) is None
     assert len(looked) == 64
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often something is listed, or looked at by its path."""
+    counted: Counter[str] = Counter()
+
+    def count(name: str) -> None:
+        real = getattr(os, name)
+
+        def counting(*args: Any, **more: Any) -> Any:
+            counted[name] += 1
+            return real(*args, **more)
+
+        monkeypatch.setattr(os, name, counting)
+
+    for name in ("listdir", "scandir", "lstat", "stat", "open"):
+        count(name)
+    return counted
+
+
+def test_names_that_are_planted_while_a_server_runs_are_not_looked_at_by_any_hello(
+    planted: Callable[..., _names.LockedObject], looks: Counter[str]
+) -> None:
+    """200,000 of them, with a victim's tag, made its Hello take 2 s, and everybody wait for that long."""
+    domains = Domains()
+    uid, label = os.geteuid(), "victim"
+    for _ in range(300):
+        planted(_names.tag_of(domains.address, uid, label))
+    looks.clear()
+    domain = domains.get(Tenant(uid), label, settings.load({}))
+    assert looks["listdir"] == looks["scandir"] == 0
+    assert looks["lstat"] + looks["stat"] + looks["open"] < 20
+    domains.drop(domain)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: to be two users")
+def test_names_that_were_planted_before_a_server_began_are_looked_at_once(
+    planted: Callable[..., _names.LockedObject], looks: Counter[str]
+) -> None:
+    domains, uid, label = Domains(), BOB, "victim"
+    tag = _names.tag_of(domains.address, uid, label)
+    for n in range(300):
+        os.fchown(planted(tag if n % 2 else secrets.token_hex(8)).fd, ALICE, -1)
+    real = planted(tag)
+    os.fchown(real.fd, BOB, -1)
+    _slots.hold(real.fd, 7)
+    looks.clear()
+    domains.orphans.look()
+    assert looks["scandir"] + looks["listdir"] == 1
+    looks.clear()
+    for again in (label, "another", "a third"):
+        domain = domains.get(Tenant(uid), again, settings.load({}))
+        assert domain.past is (again == label)
+        domains.drop(domain)
+    assert looks["listdir"] == looks["scandir"] == 0
+    assert looks["lstat"] + looks["stat"] + looks["open"] < 60
+
+
+def test_a_user_with_very_many_pools_takes_little_of_the_servers_memory(
+    planted: Callable[..., _names.LockedObject], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_file, "_LISTED", 10)
+    for _ in range(50):
+        planted(secrets.token_hex(8))
+    orphans = pool_file.Orphans()
+    orphans.look()
+    assert sum(map(len, orphans._names.values())) == 10
+
+
+def test_a_pool_that_is_left_while_clients_map_it_is_found_again_by_the_same_server(
+    planted: Callable[..., _names.LockedObject],
+) -> None:
+    domains, uid = Domains(), os.geteuid()
+    pool = planted(_names.tag_of(domains.address, uid, "again"))
+    _slots.hold(pool.fd, 7)
+    domains.orphans.look()
+    for _ in range(3):
+        domain = domains.get(Tenant(uid), "again", settings.load({}))
+        assert domain.past
+        assert domain.pool.name == pool.name
+        domains.drop(domain)
+
+
+def test_nobody_lists_shared_memory_where_others_wait_for_it() -> None:
+    """Anybody may have as many names there as he likes. Who lists them says here why nobody waits for that."""
+    known = {
+        ("pool_file.py", "look"): "once, in a thread, before the first call is answered",
+        ("inventory.py", "entries"): "in a thread",
+        ("sweep.py", "_steps"): "a millisecond at a time; and at the end, when nobody is served any more",
+        ("_address.py", "default_address"): "by the program that connects, where somebody has taken its directory",
+        ("processes.py", "pids"): "/proc, in a thread",
+        ("checks.py", "_removes"): "/etc, by doctor",
+    }
+    told = set()
+    for path in [*(ROOT / "client").rglob("*.py"), *(ROOT / "server").rglob("*.py")]:
+        for function in ast.walk(ast.parse(path.read_text())):
+            if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+                words = ast.unparse(function)
+                if any(listing in words for listing in ("listdir(", "scandir(", "os.walk(", "iterdir(", "glob(")):
+                    told.add((path.name, function.name))
+    assert told == known.keys()
+    calls = re.compile(r"(?<!def )\b(entries|lock_takers|pids|orphans\.look)\(\)")
+    assert not [path.name for path in (ROOT / "server").rglob("*.py") if calls.search(path.read_text())]
 
 
 def test_fields_that_are_not_in_the_proto_are_not_kept() -> None:

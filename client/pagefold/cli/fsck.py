@@ -68,6 +68,7 @@ def fsck(
                 listed.append(news.name)
             elif news.HasField("summary"):
                 summary = news.summary
+    listed.sort(key=lambda name: name.name)
     if summary is None:
         raise CommandError(f"the server at {admin.address} ended the audit early: try again", ExitCode.NO_SERVER)
     kinds = [tally.kind for tally in summary.tallies]
