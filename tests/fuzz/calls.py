@@ -18,8 +18,14 @@ from pagefold_proto.v1 import memory_pb2 as pb
 SESSIONS: Final = 4
 """Sessions that are open side by side."""
 
-COSTLY: Final = ("leases", "huge", "pools")
-"""What can be left out of a script: file leases, segments of up to 1 TiB that are all hole, pools that are made up."""
+COSTLY: Final = ("leases", "huge", "pools", "names", "scatter", "write")
+"""What can be left out of a script: file leases, segments of up to 1 TiB that are all hole, pools that are made up,
+thousands of names, events about one page in each block of such a hole, and objects that are written all the time."""
+
+TEBIBYTE: Final = 1 << 28
+"""In pages of 4 KiB."""
+_BLOCK: Final = 1 << 10  # pages of a segment that the native engine's books keep together
+_MOST_EVENTS: Final = 1 << 13  # in a call
 
 _LAST: Final = (1 << 32) - 1
 _FRESH_LIES: Final = (
@@ -61,6 +67,7 @@ class Believed:
         self.segments: dict[int, int] = {}
         self.made = 0
         self.tracks = False  # it may report written pages
+        self.writes = False  # one of its objects is written by itself, and large
 
 
 class Script:
@@ -88,8 +95,8 @@ class Script:
             return self._hello(number, session)
         if session.spoiled and rng.random() < 0.7:
             return self._end(number, session)
-        if not session.segments and rng.random() < 0.6:
-            return self._add(number, session)
+        if not session.segments and (choice := rng.random()) < 0.6:
+            return self._scatter(number, session) if choice < 0.03 else self._add(number, session)
         makers: list[tuple[int, Callable[[int, Believed], Call]]] = [
             (62, self._exchange),
             (14, self._add),
@@ -97,6 +104,8 @@ class Script:
             (6, self._bend),
             (2, self._bell),
             (2, self._plant),
+            (1, self._names),
+            (1, self._write),
             (2, self._garble),
             (1, self._hello_again),
             (2, self._end),
@@ -123,13 +132,13 @@ class Script:
                 key, value = rng.choice(_FRESH_LIES)
                 said[key] = value
         session.opened = lie == ""
-        session.spoiled, session.segments, session.made = False, {}, 0
+        session.spoiled, session.segments, session.made, session.writes = False, {}, 0, False
         session.tracks = said["tracker"] == pb.TRACKER_PAGEMAP
         return Call("hello", number, {"said": said, "lie": lie, "strange": self._strange()})
 
     def _hello_again(self, number: int, session: Believed) -> Call:
         """A second session behind the same lease; the first one's token is forgotten, or kept for later."""
-        session.segments, session.spoiled, session.tracks, session.made = {}, False, False, 0
+        session.segments, session.spoiled, session.tracks, session.made, session.writes = {}, False, False, 0, False
         return Call("hello_again", number, {"label": self._rng.choice(["", "a"])})
 
     def _end(self, number: int, session: Believed) -> Call:
@@ -142,14 +151,11 @@ class Script:
 
     def _add(self, number: int, session: Believed) -> Call:
         rng = self._rng
-        session.made += 1
-        segment = session.made
         pages = rng.choice([1, 2, 7, 64, 64, 300])
         content = rng.choice(["equal", "equal", "equal", "zeros", "hole", "noise"])
         if rng.random() < 0.08 and "huge" not in self._without:
             pages, content = 1 << rng.choice([16, 20, 22, 24, 26, 28]), "hole"
-        said: dict[str, Any] = {"segment": segment, "pages": pages, "claimed": pages, "content": content, "plant": ""}
-        said["memfd"] = rng.random() < 0.25
+        said = self._fresh(session, pages, content, rng.random() < 0.25)
         lie = rng.random()
         if lie < 0.06:
             said["claimed"] = rng.choice([0, pages + 1, 1 << 28, (1 << 28) + 1, _LAST])
@@ -167,11 +173,40 @@ class Script:
             said["segment"] = rng.choice(list(session.segments))  # of another size, as a rule: a violation
             session.spoiled = True
         else:
-            session.segments[segment] = pages
+            session.segments[said["segment"]] = pages
         said |= {"token": self._token(), "wait": self._wait(), "strange": self._strange()}
         said["address"] = rng.choice([0, 0, 0x7F00_0000_0000, (1 << 64) - 4096, 1])
         said["inherited"] = rng.random() < 0.1
         return Call("add", number, said)
+
+    @staticmethod
+    def _fresh(session: Believed, pages: int, content: str, memfd: bool) -> dict[str, Any]:
+        """What is said of a new segment, if nothing is wrong with it."""
+        session.made += 1
+        said = {"segment": session.made, "pages": pages, "claimed": pages, "content": content, "plant": ""}
+        said |= {"memfd": memfd, "address": 0, "inherited": False, "token": "own", "wait": "now", "strange": 0}
+        return said
+
+    def _scatter(self, number: int, session: Believed) -> Call:
+        """A segment that is all hole, and events of one page each in every block of it."""
+        if "scatter" in self._without:
+            return self._add(number, session)
+        rng = self._rng
+        said = self._fresh(session, TEBIBYTE, "hole", memfd=rng.random() < 0.5)
+        session.segments[said["segment"]] = TEBIBYTE
+        kinds = [pb.EVENT_KIND_WRITTEN, pb.EVENT_KIND_EXCLUDED, pb.EVENT_KIND_INCLUDED, pb.EVENT_KIND_RESUMED]
+        said |= {"kinds": rng.sample(kinds, rng.choice([1, 1, 2, 4])), "at": rng.randrange(_BLOCK - len(kinds))}
+        said["detail"] = 0 if session.tracks else 2  # of what was written
+        return Call("scatter", number, said)
+
+    def _write(self, number: int, session: Believed) -> Call:
+        """A segment of 64 MiB that is written all the time, while the server scans it and other calls are made."""
+        if "write" in self._without or session.writes:
+            return self._exchange(number, session)
+        session.writes = True
+        said = self._fresh(session, 1 << 14, "hole", memfd=True)
+        session.segments[said["segment"]] = said["pages"]
+        return Call("write", number, said | {"seconds": 1.0})
 
     def _drop(self, number: int, session: Believed) -> Call:
         rng = self._rng
@@ -200,6 +235,14 @@ class Script:
         said = {"frames": rng.choice([1, 4, 1 << 12, 1 << 26]), "slots": rng.choice([0, 1, 200])}
         said["leased"] = rng.random() < 0.3 and "leases" not in self._without
         return Call("plant", number, said)
+
+    def _names(self, number: int, session: Believed) -> Call:
+        """Names of pools with the tag of a domain, of its own or of another user's."""
+        if "names" in self._without:
+            return self._exchange(number, session)
+        rng = self._rng
+        said = {"count": rng.choice([1000, 2000, 4000]), "whose": rng.choice(["own", "another's"])}
+        return Call("names", number, said | {"held": rng.random() < 0.5})
 
     # Talk
 
@@ -278,3 +321,12 @@ class Script:
     def _strange(self) -> int:
         """How many bytes of a field that no .proto has."""
         return self._rng.choices([0, 1, 8192, 200_000], [90, 6, 3, 1])[0]
+
+
+def scattered(said: dict[str, Any]) -> Iterator[list[tuple[int, ...]]]:
+    """The events of a `scatter`, for one call after the other."""
+    for n, kind in enumerate(said["kinds"]):
+        detail = said["detail"] if kind == pb.EVENT_KIND_WRITTEN else 0
+        pages = range(said["at"] + n, said["pages"], _BLOCK)
+        for begin in range(0, len(pages), _MOST_EVENTS):
+            yield [(kind, said["segment"], page, 1, 0, 0, detail) for page in pages[begin : begin + _MOST_EVENTS]]

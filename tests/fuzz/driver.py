@@ -27,7 +27,7 @@ from pagefold_proto.v1 import memory_pb2 as pb
 from pagefold_proto.v1 import memory_pb2_grpc
 from support.raw import PAGE, obey, reason
 
-from fuzz.calls import SESSIONS, Call, Script
+from fuzz.calls import SESSIONS, Call, Script, scattered
 from fuzz.objects import SHM, Made, Objects
 
 HANGS: Final = 60.0
@@ -190,7 +190,7 @@ class Driver:
 
     # Segments
 
-    def _add(self, talker: Talker, call: Call) -> None:
+    def _add(self, talker: Talker, call: Call) -> Made:
         said = call.said
         made = talker.objects.segment(said["pages"], said["content"], said["memfd"])
         name = said.get("name", made.name)
@@ -204,6 +204,17 @@ class Driver:
             pid, descriptor = _holder(said.get("holder", ""), made.fd)
             asked |= {"backing": pb.BACKING_MEMFD, "pid": pid, "descriptor": descriptor}
         self._say(talker, call, talker.stub.AddSegment, _with(pb.AddSegmentRequest(), asked, said["strange"]))
+        return made
+
+    def _scatter(self, talker: Talker, call: Call) -> None:
+        self._add(talker, call)
+        for told in scattered(call.said):
+            talker.sequence += 1
+            request = pb.ExchangeRequest(session=talker.token, sequence=talker.sequence, events=_events(told))
+            self._say(talker, call, talker.stub.Exchange, request, talker.heard)
+
+    def _write(self, talker: Talker, call: Call) -> None:
+        talker.objects.write_for(self._add(talker, call), call.said["seconds"])
 
     def _drop(self, talker: Talker, call: Call) -> None:
         segment = call.said["segment"]
@@ -227,6 +238,11 @@ class Driver:
     def _plant(self, talker: Talker, call: Call) -> None:
         if talker.pool_name:
             talker.objects.plant(talker.pool_name[-16:], **call.said)
+
+    def _names(self, talker: Talker, call: Call) -> None:
+        pool = self._anothers("pagefold-p-") if call.said["whose"] == "another's" else talker.pool_name
+        if pool:
+            talker.objects.plant_names(pool[-16:], call.said["count"], call.said["held"])
 
     def _anothers(self, kind: str) -> str:
         """A name of another user's, which everybody can read."""

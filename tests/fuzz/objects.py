@@ -10,6 +10,8 @@ import contextlib
 import fcntl
 import os
 import secrets
+import threading
+import time
 from dataclasses import dataclass
 from typing import Final
 
@@ -39,6 +41,7 @@ class Objects:
         self._bell = os.open(f"{SHM}/sem.{self.doorbell[1:]}", os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         os.ftruncate(self._bell, 32)  # as large as the C library's
         self._made: list[Made] = []
+        self._planted: list[str] = []  # names of what is not open here
 
     def segment(self, pages: int, content: str, memfd: bool) -> Made:
         if memfd:
@@ -132,6 +135,41 @@ class Objects:
         if leased:
             self.lock(made)
 
+    def plant_names(self, tag: str, count: int, held: bool) -> None:
+        """Names of pools, and nothing behind them.
+
+        Args:
+            tag: that they end in.
+            count: how many.
+            held: all are names of one object whose lock is held, so that no sweep takes them; else files of their own.
+        """
+        if held:
+            locked = _names.create_locked(_names.POOL, 0o400, 0, tag)
+            self._made.append(Made(locked.name, locked.fd))
+        for _ in range(count):
+            name = _names.new_name(_names.POOL, tag)
+            if held:
+                os.link(SHM + locked.name, SHM + name)
+            else:
+                os.close(os.open(SHM + name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o400))
+            self._planted.append(name)
+
+    @staticmethod
+    def write_for(made: Made, seconds: float) -> threading.Thread:
+        """Writes the whole object again and again, while others go on. It ends by itself."""
+        fd, size = os.dup(made.fd), os.fstat(made.fd).st_size
+        equal = b"".join(page_of(1 + n % 200) for n in range(size // PAGE))
+
+        def write() -> None:
+            end = time.monotonic() + seconds
+            while time.monotonic() < end:
+                os.pwrite(fd, equal, 0)
+            os.close(fd)
+
+        writer = threading.Thread(target=write, daemon=True)
+        writer.start()
+        return writer
+
     def close(self) -> None:
         """Removes every name and lets go of every object."""
         for made in self._made:
@@ -141,6 +179,10 @@ class Objects:
                     os.rmdir(path) if os.path.isdir(path) and not os.path.islink(path) else os.unlink(path)
             os.close(made.fd)
         self._made.clear()
+        for name in self._planted:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(SHM + name)
+        self._planted.clear()
         for path in (SHM + self.lease.name, f"{SHM}/sem.{self.doorbell[1:]}"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
