@@ -8,8 +8,10 @@ Who merges wants something, waits for its clients, and wants something again, wi
 gaps somebody else's, a call that takes long would stand in its way every time. So who has wanted something lately still
 counts, but no longer than by what he is behind: of two, nobody gets less than half.
 
-What a call costs before anybody knows whose it is (gRPC, parsing) cannot be put off. It is booked all the same, so
-that who causes it waits longer; and as a connection carries few calls at a time, who waits sends no more.
+What a call costs before anybody knows whose it is (gRPC, parsing) cannot be put off. It is estimated and booked with
+the call, so that who causes it waits longer; and as a connection carries few calls at a time, who waits sends no more.
+Not booked is what never gets here: connections, calls that do not parse, are too large or have no valid token, and
+questions about health. SECURITY.md says what helps against floods of these.
 """
 
 from __future__ import annotations
