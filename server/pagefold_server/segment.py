@@ -155,11 +155,6 @@ def _open(name: str) -> int:
         return _names.look(name)
     except BlockingIOError as error:
         raise file_lease(name) from error
-    except FileNotFoundError as error:
-        raise NotASegment(
-            f"{name} is not in the server's {SHM}: it has another one than the client, as containers and sandboxes do. "
-            "Share it, or run a server inside; without an address, each has its own"
-        ) from error
     except OSError as error:
         _check_descriptors(error)
         if error.errno in (errno.EACCES, errno.EPERM):
@@ -174,7 +169,7 @@ def not_found(name: str, error: OSError) -> NotASegment:
     return NotASegment(
         f"the server finds no {name[1:]} in its /dev/shm. If it is in this program's /dev/shm, the two are in "
         "different containers or mount namespaces: have them share one /dev/shm (docker run --ipc=container:NAME, a "
-        "volume that both mount there), or run a server where the program runs"
+        "volume that both mount there), or run a server where the program runs: without an address, each has its own"
     )
 
 
