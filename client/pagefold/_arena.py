@@ -21,7 +21,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
-import logging
 import mmap
 import os
 from collections.abc import Callable, Iterator
@@ -37,6 +36,7 @@ from pagefold._descriptor import Descriptor
 from pagefold._errors import ClientClosed, OutOfSharedMemory
 from pagefold._extents import Extents
 from pagefold._fork import Kin
+from pagefold._log import log as _log
 from pagefold._reports import human
 
 PAGE: Final = mmap.PAGESIZE
@@ -45,7 +45,6 @@ LAST_SEGMENT: Final = 1 << 30
 MAX_PAGES: Final = (1 << 32) - 1
 PLACES: Final[tuple[Place, ...]] = ("shm", "memfd")
 
-_log = logging.getLogger("pagefold")
 _Block = TypeVar("_Block", covariant=True)
 
 

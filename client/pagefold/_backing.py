@@ -18,11 +18,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import time
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
-from pagefold import _names
+from pagefold import _names, _threads
 from pagefold._address import SHM
 from pagefold._descriptor import Descriptor
 
@@ -87,7 +86,7 @@ def memory_room(age: float = 0.0) -> Room | None:
         age: seconds for which an earlier look is good enough: the kernel takes half a millisecond for one.
     """
     global _looked
-    now = time.monotonic()
+    now = _threads.monotonic()
     if _looked is None or now - _looked[0] > age:
         _looked = now, _memory_room()
     return _looked[1]

@@ -8,11 +8,9 @@ from __future__ import annotations
 import atexit
 import contextlib
 import dataclasses
-import logging
 import operator
 import os
 import sys
-import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -23,11 +21,12 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, SupportsIndex
 import pagefold_core
 from pagefold_core import Space
 
-from pagefold import _arrays, _fork, _limits
+from pagefold import _arrays, _fork, _limits, _threads
 from pagefold._arena import Arena
 from pagefold._buffer import HOW_TO_ALLOCATE, Buffer, span_of
 from pagefold._conversation import ADOPT_PAGES, Conversation
 from pagefold._errors import ClientClosed, ForkedClient
+from pagefold._log import log as _log
 from pagefold._reports import SettleReport, Stats
 from pagefold._session import Session
 
@@ -39,10 +38,9 @@ SETTLE_SECONDS: Final = 60.0
 
 Shape = SupportsIndex | tuple[SupportsIndex, ...]
 
-_log = logging.getLogger("pagefold")
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
 # Held while a child's client connects. A fork may copy it in that state, so children have a new one.
-_attach_lock = threading.RLock()
+_attach_lock = _threads.RLock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,7 +357,7 @@ def _size(size: SupportsIndex) -> int:
 
 def _timeout(seconds: float | None) -> float:
     """What threads can wait for: no more than the kernel's clock holds, and no less than nothing."""
-    most = threading.TIMEOUT_MAX
+    most = _threads.TIMEOUT_MAX
     if seconds is None:
         return most
     if seconds != seconds:
@@ -390,7 +388,7 @@ def _close_all() -> None:
 
 def _renew_lock() -> None:
     global _attach_lock
-    _attach_lock = threading.RLock()
+    _attach_lock = _threads.RLock()
 
 
 atexit.register(_close_all)

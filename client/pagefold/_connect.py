@@ -11,7 +11,6 @@ import functools
 import os
 import secrets
 import sys
-import time
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -20,7 +19,7 @@ import posix_ipc
 from pagefold_core import Doorbell, Space
 from pagefold_proto.v1 import memory_pb2 as pb
 
-from pagefold import _address, _autostart, _backing, _fork, _names, _tier, _tls, _tracker
+from pagefold import _address, _autostart, _backing, _fork, _names, _threads, _tier, _tls, _tracker
 from pagefold._address import Address
 from pagefold._arena import Arena, no_segment
 from pagefold._buffer import Buffer
@@ -166,8 +165,9 @@ def _connect(wanted: Wanted, parent: Parts | None = None) -> Client:
             kin.in_child = lambda at_once: [act() for act in (forget if at_once else forget[:1])]
         undo.callback(_close_locked, kin, used)
         conversation = Conversation(space, used, bell.ring)
+        request = _hello_request(lease.name, proof, tier, way, domain)
         try:
-            _hello(kin, conversation, where, _hello_request(lease.name, proof, tier, way, domain), autostart)
+            _threads.aside(_hello, kin, conversation, where, request, autostart)
         except ServerUnavailable as error:
             why = _tls.why_not(where, wanted.ca) if transport is None else ""
             if why:
@@ -274,10 +274,10 @@ def _hello_request(
 def _hello(
     kin: _fork.Kin, conversation: Conversation, where: Address, request: pb.HelloRequest, autostart: bool
 ) -> None:
-    deadline = time.monotonic() + START_SECONDS
+    deadline = _threads.monotonic() + START_SECONDS
     while True:
         if autostart:
-            _autostart.ensure_server(where, max(0.0, deadline - time.monotonic()))
+            _autostart.ensure_server(where, max(0.0, deadline - _threads.monotonic()))
         try:
             with kin.session():
                 conversation.hello(request)
@@ -285,9 +285,9 @@ def _hello(
             raise
         except ServerUnavailable as error:
             # With autostart it answered a moment ago: it may be stopping, or not be quite there yet.
-            if not autostart or time.monotonic() > deadline:
+            if not autostart or _threads.monotonic() > deadline:
                 raise ServerUnavailable(f"{error}. Start a server with `pagefold serve`") from error
-            time.sleep(0.1)  # a server that is stopping tells nobody when it is gone
+            _threads.sleep(0.1)  # a server that is stopping tells nobody when it is gone
         else:
             return
 

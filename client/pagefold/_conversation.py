@@ -21,8 +21,6 @@ import itertools
 import logging
 import math
 import os
-import threading
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -31,9 +29,10 @@ from typing import Any, Final
 
 from pagefold_proto.v1 import memory_pb2 as pb
 
-from pagefold import _backing, _names
+from pagefold import _backing, _names, _threads
 from pagefold._arena import Arena, Segment
 from pagefold._errors import IncompatibleServer, OutOfSharedMemory, ServerFault, ServerRefused, SessionLost
+from pagefold._log import log as _log
 from pagefold._pools import MOST_POOLS, Pools
 from pagefold._reports import human
 from pagefold._settling import Settles
@@ -68,8 +67,6 @@ _MORE_MAPPINGS: Final = (
     "Free memory (or raise the limit of the container or control group), or let the process have more mappings "
     "(sysctl vm.max_map_count, and connect(mapping_budget=...))"
 )
-
-_log = logging.getLogger("pagefold")
 
 
 @dataclass(slots=True)
@@ -109,7 +106,7 @@ class Conversation:
         self.totals = pb.DomainTotals()
         self.poll_seconds = 1.0
         self.refused: dict[int, str] = {}
-        self.announced = threading.Event()
+        self.announced = _threads.Event()
         self.announced.set()
         self.earned = 0.0
         self._space = space
@@ -189,7 +186,7 @@ class Conversation:
             or self._outbox
             or self._added
             or self._dropped
-            or any(dropping.not_before <= time.monotonic() for dropping in self._dropping)
+            or any(dropping.not_before <= _threads.monotonic() for dropping in self._dropping)
             or not self.settles.is_current
             or self._look_told < self._look_wanted
             or self._space.pending()
@@ -284,7 +281,7 @@ class Conversation:
         self._outbox.clear()
         self._outbox_sent = self._drained = self._sent = self._sequence = self._owed = 0
         self._unopened.clear()
-        last, self._came_back = self._came_back, time.monotonic()
+        last, self._came_back = self._came_back, _threads.monotonic()
         if self._came_back - last > COME_BACK_SECONDS:
             self.earned = math.inf
         for segment in self.leftovers():
@@ -464,7 +461,7 @@ class Conversation:
         self.announced.set()
 
     def _drop_segments(self, timeout: float) -> None:
-        now = time.monotonic()
+        now = _threads.monotonic()
         for dropping in list(self._dropping):
             if dropping.after_events > self._sent or dropping.not_before > now:
                 continue

@@ -21,19 +21,17 @@ finalizer may fork while its own thread holds one.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
-import threading
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
+from pagefold import _threads
+from pagefold._log import log as _log
+
 GENERATION_POLL: Final = 0.5
 """Seconds between two looks whether forked children are gone."""
-
-_log = logging.getLogger("pagefold")
 
 
 class ForkSpace(Protocol):
@@ -64,8 +62,8 @@ class Kin:
 
     def __init__(self, space: ForkSpace) -> None:
         self.space = space
-        self.arena_lock = threading.RLock()
-        self.session_lock = threading.RLock()
+        self.arena_lock = _threads.RLock()
+        self.session_lock = _threads.RLock()
         self.on_fork: Callable[[], None] | None = None
         self.in_child: Callable[[bool], object] | None = None
         self._forked = False
@@ -97,12 +95,12 @@ class Kin:
 
     def is_holding(self) -> bool:
         """Whether this thread holds one of the locks: a signal handler or finalizer came in between."""
-        return any(lock._is_owned() for lock in (self.arena_lock, self.session_lock))  # type: ignore[attr-defined]
+        return any(lock._is_owned() for lock in (self.arena_lock, self.session_lock))
 
     def yield_session(self) -> None:
         """Lets whoever waits for the session lock have it: a thread that goes round and round would starve them."""
         if self._queue:
-            time.sleep(0.001)  # a lock is not fair: who waits gets it only while we are away
+            _threads.sleep(0.001)  # a lock is not fair: who waits gets it only while we are away
 
     @property
     def quarantined(self) -> bool:
@@ -111,7 +109,7 @@ class Kin:
 
     def thaw_if_over(self) -> bool:
         """Looks, now and then, which children are gone, and thaws memory. True when nothing is shared any more."""
-        now = time.monotonic()
+        now = _threads.monotonic()
         if not self.quarantined or now < self._next_look:
             return False
         self._next_look = now + GENERATION_POLL
@@ -164,7 +162,7 @@ class Kin:
 
     def _become_child(self, at_once: bool) -> None:
         self._forked = True
-        self.arena_lock, self.session_lock = threading.RLock(), threading.RLock()
+        self.arena_lock, self.session_lock = _threads.RLock(), _threads.RLock()
         self._queue.clear()
         self._locks_held = 0
         in_child, self.in_child, self.on_fork = self.in_child, None, None
@@ -179,7 +177,7 @@ class Kin:
 
 
 _registry: weakref.WeakSet[Kin] = weakref.WeakSet()
-_registry_lock = threading.RLock()
+_registry_lock = _threads.RLock()
 _process = os.getpid()
 # This process, or one that it descends from, was forked past `_before`: grpc may have been in the middle of a call.
 _past_hooks = False
@@ -225,7 +223,7 @@ def _start_anew(past_hooks: bool) -> None:
     _past_hooks = _past_hooks or past_hooks
     _forking.clear()
     _holding.clear()
-    _registry_lock = threading.RLock()
+    _registry_lock = _threads.RLock()
     _process = os.getpid()
 
 

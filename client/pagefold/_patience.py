@@ -7,8 +7,9 @@ pays off. What a turn brought pays for it; beyond a grace, the thread rests unti
 
 from __future__ import annotations
 
-import time
 from typing import Final
+
+from pagefold import _threads
 
 SHARE: Final = 0.03
 """Of a core. gRPC's own threads take half as much again."""
@@ -23,7 +24,7 @@ class Patience:
 
     def __init__(self) -> None:
         self._debt = 0.0  # seconds of processor time
-        self._at = time.monotonic()
+        self._at = _threads.monotonic()
 
     def rest(self, spent: float, earned: float) -> float:
         """How many seconds to rest after a turn.
@@ -32,7 +33,7 @@ class Patience:
             spent: seconds of processor time that it took.
             earned: seconds that it may take for what it brought; infinite: real work, which forgives all debts.
         """
-        now = time.monotonic()
+        now = _threads.monotonic()
         paid, self._at = SHARE * (now - self._at), now
         debt = max(0.0, self._debt - paid) + spent - earned
         self._debt = min(max(0.0, debt), GRACE_SECONDS + SHARE * MOST_SECONDS)

@@ -19,11 +19,10 @@ from typing import Final, Protocol
 
 from pagefold import _names, _slots
 from pagefold._descriptor import Descriptor
+from pagefold._log import log as _log
 
 MOST_POOLS: Final = 4
 """Pools that a client has at a time. An honest server names one, the domain's."""
-
-_log = logging.getLogger("pagefold")
 
 
 class PoolSpace(Protocol):

@@ -16,12 +16,11 @@ from __future__ import annotations
 
 import logging
 import random
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+from pagefold import _threads
 from pagefold._arena import Arena
 from pagefold._conversation import Conversation
 from pagefold._errors import (
@@ -35,6 +34,7 @@ from pagefold._errors import (
     SessionLost,
 )
 from pagefold._fork import GENERATION_POLL, Kin, no_fork
+from pagefold._log import log as _log
 from pagefold._patience import Patience
 from pagefold._reports import SettleReport
 from pagefold._transport import Transport
@@ -48,8 +48,6 @@ _TICK: Final = 0.25
 _REST_TICK: Final = 0.01
 # What a server says that was started anew, or that has no room for so many clients just now.
 _COME_BACK: Final = ("REASON_UNKNOWN_SESSION", "REASON_LIMIT")
-
-_log = logging.getLogger("pagefold")
 
 
 class Bell(Protocol):
@@ -88,12 +86,12 @@ class Session:
         self.lost = ""
         self.trouble = ""
         self._w = wiring
-        self._stopping = threading.Event()
-        self._finished = threading.Event()
+        self._stopping = _threads.Event()
+        self._finished = _threads.Event()
         self._failures = 0
         self._patience = Patience()
         self._rest_seconds = 0.0
-        self._thread = threading.Thread(target=self._run, name="pagefold-session", daemon=True)
+        self._thread = _threads.Thread(self._run)
 
     def start(self) -> None:
         """Starts the thread."""
@@ -110,23 +108,23 @@ class Session:
         Not for long, and not at all if the server does not answer: memory comes first.
         """
         announced = self._w.conversation.announced
-        if announced.is_set() or self.lost or self.trouble or threading.current_thread() is self._thread:
+        if announced.is_set() or self.lost or self.trouble or self._thread.is_current:
             return
-        announced.wait(ANNOUNCE_SECONDS)
+        announced.wait_among_greenlets(ANNOUNCE_SECONDS)
 
     def settle(self, timeout: float) -> SettleReport:
         """Waits until nothing is left to merge; see `Client.settle`."""
-        began = time.monotonic()
+        began = _threads.monotonic()
         settles = self._w.conversation.settles
         waiter = settles.join()
         try:
             if self.lost or self._stopping.is_set():  # after joining: who comes later is told by the thread
                 settles.fail(self.lost or "the client was closed")
             self.kick()
-            waiter.event.wait(max(0.0, timeout))
+            waiter.event.wait_among_greenlets(timeout)
         finally:
             settles.leave(waiter)
-        seconds = time.monotonic() - began
+        seconds = _threads.monotonic() - began
         report, totals = waiter.report, self._w.conversation.totals
         if report is None:
             why = waiter.failure or f"timeout: {self.trouble}".removesuffix(": ")
@@ -162,9 +160,9 @@ class Session:
     def close(self) -> None:
         """Ends the session and waits until that is done. In the session's own thread it does not wait."""
         self.stop()
-        if threading.current_thread() is self._thread or self._w.kin.is_holding():
+        if self._thread.is_current or self._w.kin.is_holding():
             return  # the thread ends the session; to wait for it here would be to wait for ourselves
-        if self._thread.ident is None:  # never started
+        if not self._thread.started:  # never started
             if not self._finished.is_set():
                 self._finish()
             return
@@ -228,17 +226,17 @@ class Session:
 
     def _turn(self) -> bool:
         w = self._w
-        began, w.conversation.earned = time.thread_time(), 0.0
+        began, w.conversation.earned = _threads.thread_time(), 0.0
         try:
             with w.kin.session_lock:
                 return w.conversation.turn()
         finally:
-            self._rest_seconds = self._patience.rest(time.thread_time() - began, w.conversation.earned)
+            self._rest_seconds = self._patience.rest(_threads.thread_time() - began, w.conversation.earned)
 
     def _rest(self) -> None:
         """Until the last turn is paid for, or the program needs one."""
-        until, self._rest_seconds = time.monotonic() + self._rest_seconds, 0.0
-        while (left := until - time.monotonic()) > 0 and not self._w.conversation.is_pressed:
+        until, self._rest_seconds = _threads.monotonic() + self._rest_seconds, 0.0
+        while (left := until - _threads.monotonic()) > 0 and not self._w.conversation.is_pressed:
             if self._stopping.wait(min(left, _REST_TICK)):
                 return
 
@@ -272,8 +270,8 @@ class Session:
         least, most = BACKOFF_SECONDS
         delay = min(most, least * 2 ** min(self._failures, 16)) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
         self._failures += 1
-        until = time.monotonic() + delay
-        while not self._stopping.is_set() and (left := until - time.monotonic()) > 0:
+        until = _threads.monotonic() + delay
+        while not self._stopping.is_set() and (left := until - _threads.monotonic()) > 0:
             self._stopping.wait(min(left, _TICK))
             self._tidy()
 
@@ -313,9 +311,9 @@ class Session:
 
     def _say_goodbye(self) -> None:
         w = self._w
-        until = time.monotonic() + GOODBYE_SECONDS
+        until = _threads.monotonic() + GOODBYE_SECONDS
         try:
-            while w.conversation.has_work() and (left := until - time.monotonic()) > 0:
+            while w.conversation.has_work() and (left := until - _threads.monotonic()) > 0:
                 with w.kin.session():
                     w.conversation.turn(timeout=left)
             with w.kin.session():

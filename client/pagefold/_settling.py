@@ -7,10 +7,11 @@ if it took the place of the first, threads that call settle() again and again wo
 from __future__ import annotations
 
 import itertools
-import threading
 from dataclasses import dataclass, field
 
 from pagefold_proto.v1 import memory_pb2 as pb
+
+from pagefold import _threads
 
 
 @dataclass(slots=True, eq=False)
@@ -18,7 +19,7 @@ class Waiter:
     """One call of settle(). When `event` is set, either `report` is there or `failure` says why it never will be."""
 
     number: int
-    event: threading.Event = field(default_factory=threading.Event)
+    event: _threads.Event = field(default_factory=_threads.Event)
     report: pb.SettleReport | None = None
     failure: str = ""
 

@@ -21,6 +21,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 from pagefold_proto.v1 import memory_pb2 as pb
 
+from pagefold import _threads
 from pagefold._address import Address
 from pagefold._descriptor import Descriptor
 from pagefold._errors import (
@@ -200,7 +201,8 @@ class GrpcTransport:
             call = channel.unary_unary(method.path, method.request.SerializeToString, bytes)
             self._calls[method.name] = call
         try:
-            reply: bytes = call(request, timeout=timeout, metadata=self._metadata)
+            seconds = _threads.by_the_programs_clock(timeout)
+            reply: bytes = call(request, timeout=seconds, metadata=self._metadata)
         except grpc.RpcError as error:
             raise self._translated(error) from error
         except ValueError as error:  # grpc's word for a channel that another thread has closed

@@ -1,4 +1,7 @@
-"""A real pre-forking gunicorn: the master loads a table once, four workers serve it, and nobody's memory grows."""
+"""A real pre-forking gunicorn: the master loads a table once, four workers serve it, and nobody's memory grows.
+
+With each kind of worker: processes, threads, and gevent's greenlets, in which every request once timed out.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +61,7 @@ def app(environ, start_response):
         body = {"table": table, "unique": unique}[what][int(page)].tobytes()
     start_response("200 OK", [("Content-Length", str(len(body))), ("X-Pid", str(os.getpid()))])
     return [body]
-""".replace("PAGES", str(PAGES))
+"""
 
 
 def wanted(what: str, page: int) -> bytes:
@@ -70,13 +73,15 @@ def wanted(what: str, page: int) -> bytes:
 class Site:
     """A running gunicorn."""
 
-    def __init__(self, directory: Path, server: Server) -> None:
-        (directory / "table_app.py").write_text(APP)
+    def __init__(self, directory: Path, server: Server, kind: str, pages: int, *options: str) -> None:
+        if kind == "gevent":
+            pytest.importorskip("gevent")
+        (directory / "table_app.py").write_text(APP.replace("PAGES", str(pages)))
         listener = socket.create_server(("127.0.0.1", 0))
         self.port = listener.getsockname()[1]
         self.log = directory / "gunicorn.log"
         with self.log.open("wb") as log:
-            command = [sys.executable, "-m", "gunicorn", "--preload", "--workers", str(WORKERS)]
+            command = [sys.executable, "-m", "gunicorn", "--workers", str(WORKERS), "--worker-class", kind, *options]
             place = ["--chdir", str(directory), "--bind", f"fd://{listener.fileno()}", "--no-control-socket"]
             self.process = subprocess.Popen(
                 [*command, *place, "table_app:app"],
@@ -118,9 +123,13 @@ class Site:
             raise
 
 
-@pytest.fixture
-def site(tmp_path: Path, server: Server) -> Iterator[Site]:
-    site = Site(tmp_path, server)
+KINDS = ("sync", "gthread", "gevent")
+
+
+@pytest.fixture(params=KINDS)
+def site(tmp_path: Path, server: Server, request: pytest.FixtureRequest) -> Iterator[Site]:
+    threads = "4" if request.param == "gthread" else "1"
+    site = Site(tmp_path, server, request.param, PAGES, "--threads", threads, "--preload")
     yield site
     site.stop()
 
@@ -171,3 +180,27 @@ def test_workers_share_the_table_and_read_right_bytes(site: Site, server: Server
     assert server.status().counters.pages_shared == frames, "what workers make themselves merges with the table"
     assert site.stop() == 0
     until(lambda: not server.clients(), 20, "the master's goodbye")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_workers_that_load_the_table_themselves_answer_and_end_with_their_master(
+    kind: str, tmp_path: Path, server: Server
+) -> None:
+    pages = 64
+    site = Site(tmp_path, server, kind, pages)
+    try:
+        until(lambda: site.is_up() and len(server.clients()) == WORKERS, 90, "four workers, a client each")
+
+        def ask(number: int) -> int:
+            what, page = ("table", "unique", "own")[number % 3], number % pages
+            pid, body = site.get(f"/{what}/{page}")
+            assert body == wanted("unique" if what == "unique" else "table", page)
+            return pid
+
+        with ThreadPoolExecutor(8) as pool:
+            assert set(pool.map(ask, range(300))) <= {client.pid for client in server.clients()}
+        workers = site.workers()
+    finally:
+        assert site.stop() == 0
+    until(lambda: not server.clients(), 20, "the workers' goodbye")
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
