@@ -8,9 +8,9 @@ Client, server and command line read addresses here and nowhere else. Standard l
 
 from __future__ import annotations
 
+import _socket
 import os
 import secrets
-import socket
 import stat
 import struct
 from dataclasses import dataclass
@@ -92,7 +92,9 @@ def grpc_target(address: str | Address) -> str:
 
 def listener(path: str) -> int | None:
     """Who listens at a Unix socket: a process's number, 0 if it is not visible here. None: nobody does."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
+    # Not `socket`, which gevent and the like replace: it would let other greenlets run in the middle of a connect().
+    probe = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    try:
         probe.settimeout(1.0)
         try:
             probe.connect(path)
@@ -100,8 +102,10 @@ def listener(path: str) -> int | None:
             return 0  # its queue is full: there is somebody, who is busy
         except OSError:
             return None
-        pid, _, _ = struct.unpack("iII", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        pid, _, _ = struct.unpack("iII", probe.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12))
         return int(pid)
+    finally:
+        probe.close()
 
 
 def default_address() -> str:

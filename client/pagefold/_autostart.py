@@ -1,4 +1,8 @@
-"""Starts a per-user server where none answers: detached, in a session of its own, with a log on disk.
+"""Starts a per-user server where none answers: a process that has nothing of its starter's, with a log on disk.
+
+It runs in the interpreter that belongs to this library (`_interpreter.py`), in a session and a directory of its own,
+with an environment of what it needs and descriptors of its own. It is nobody's child here: init reaps it, or this
+process does where it is init. Nothing is used for that which gevent and the like replace.
 
 Of several processes that find no server, one starts it and the others wait for that: they take turns at a file lock.
 (Should two servers be started all the same, the second one sees the first one's lock and exits.)
@@ -6,18 +10,17 @@ Of several processes that find no server, one starts it and the others wait for 
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import fcntl
 import importlib.util
 import os
-import select
-import subprocess
+import posix
 import sys
-import time
 from collections.abc import Iterator
 from typing import Final
 
-from pagefold import _address
+from pagefold import _address, _boot, _interpreter, _threads
 from pagefold._address import Address
 from pagefold._errors import ServerUnavailable
 
@@ -27,9 +30,15 @@ _LOG_TAIL: Final = 2000
 _LOG_BYTES: Final = 8 << 20
 _LOG_BYTES_IN_MEMORY: Final = 256 << 10
 _FASTER_ONE_SECONDS: Final = 2.0
+_FREE_FD: Final = 10  # above all numbers that a new process has a use for
 
-# Forks and lets its first half exit, so that the server is nobody's child here: no zombie, no surprise for os.wait().
-_DETACH: Final = "import os, sys\nif not os.fork():\n    os.execv(sys.argv[1], sys.argv[1:])"
+# What a server gets of the environment. The rest is the program's: secrets, settings and hooks of other libraries.
+_KEPT: Final = {"HOME", "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "LOGNAME", "PATH", "TMPDIR", "TZ", "USER"}
+# It is told its address; what steers this client's own memory is not meant for it.
+_CLIENTS: Final = {
+    *("PAGEFOLD_ADDRESS", "PAGEFOLD_AUTOSTART", "PAGEFOLD_BACKING", "PAGEFOLD_BARRIER", "PAGEFOLD_DISABLE"),
+    *("PAGEFOLD_MAPPING_BUDGET", "PAGEFOLD_TOKEN", "PAGEFOLD_TRACKER"),
+}
 
 
 def answers(address: Address) -> bool:
@@ -46,14 +55,13 @@ def ensure_server(address: Address, timeout: float) -> None:
     if answers(address):
         return
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-    if missing or not sys.executable:
-        what = f"{', '.join(missing)} cannot be imported here" if missing else "this program is no Python interpreter"
+    if missing:
         raise ServerUnavailable(
-            f"no server answers at {address}, and none can be started, because {what}: "
-            "pip install 'pagefold[server]', or run `pagefold serve` elsewhere"
+            f"no server answers at {address}, and none can be started, because {', '.join(missing)} cannot be imported "
+            "here: pip install 'pagefold[server]', or run `pagefold serve` elsewhere"
         )
     directory = os.path.dirname(address.path)
-    deadline = time.monotonic() + timeout
+    deadline = _threads.monotonic() + timeout
     try:
         with contextlib.suppress(FileExistsError):
             os.mkdir(directory, 0o700)
@@ -79,9 +87,9 @@ def _turn(address: Address, deadline: float) -> Iterator[None]:
             except BlockingIOError:
                 if answers(address):
                     break
-                if time.monotonic() > deadline:
+                if _threads.monotonic() > deadline:
                     raise _late(address) from None
-                time.sleep(0.02)  # no event tells of another's server
+                _threads.sleep(0.02)  # no event tells of another's server
         yield
     finally:
         os.close(fd)
@@ -89,45 +97,79 @@ def _turn(address: Address, deadline: float) -> Iterator[None]:
 
 def _start(address: Address, deadline: float) -> None:
     log, most = log_of(address)
-    ready, tell = os.pipe()
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        log_fd = os.open(log, flags | os.O_NONBLOCK, 0o600)
+    except OSError:  # the disk is full, say: the server does without
+        log_fd = os.open(os.devnull, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    words = ["--address", str(address), "--idle-exit-seconds", str(IDLE_EXIT_SECONDS)]
+    words += ["--ready-fd", str(_boot.TOLD_FD), "--log-file", log, "--log-max-bytes", str(most)]
+    ours, theirs = _socket.socketpair()
+    try:
         try:
-            log_fd = os.open(log, flags | os.O_NONBLOCK, 0o600)
-        except OSError:  # the disk is full, say: the server does without
-            log_fd = os.open(os.devnull, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            server = [sys.executable, "-m", "pagefold_server", "--address", str(address)]
-            server += ["--idle-exit-seconds", str(IDLE_EXIT_SECONDS), "--ready-fd", str(tell)]
-            server += ["--log-file", log, "--log-max-bytes", str(most)]
-            launched = subprocess.run(  # noqa: S603 - our own interpreter and module
-                [sys.executable, "-I", "-S", "-c", _DETACH, *server],
-                stdin=subprocess.DEVNULL,
-                stdout=log_fd,
-                stderr=log_fd,
-                pass_fds=[tell],
-                start_new_session=True,
-                env=_environment(),
-                check=False,
-            )
+            launched = _launch(address, words, log_fd, theirs.fileno())
         finally:
+            theirs.close()
             os.close(log_fd)
-            os.close(tell)
-            tell = -1
-        if launched.returncode != 0 or not _is_ready(ready, deadline):
+        if launched != 0 or not _is_ready(ours, deadline):
             # It went without a word: broken, or another one was faster. The socket knows.
-            deadline = min(deadline, time.monotonic() + _FASTER_ONE_SECONDS)
+            deadline = min(deadline, _threads.monotonic() + _FASTER_ONE_SECONDS)
             while not answers(address):
-                if launched.returncode != 0 or time.monotonic() > deadline:
+                if launched != 0 or _threads.monotonic() > deadline:
                     raise ServerUnavailable(
                         f"a server was started for {address}, and did not get ready{_full(os.path.dirname(log))}; "
                         f"{log} ends with:\n{_tail(log)}"
                     )
-                time.sleep(0.02)  # no event tells of another's server
+                _threads.sleep(0.02)  # no event tells of another's server
     finally:
-        os.close(ready)
-        if tell >= 0:
+        ours.close()
+
+
+def _launch(address: Address, words: list[str], log_fd: int, tell: int) -> int:
+    """Starts the first interpreter that is the library's. Returns the exit code of its first half, which detaches it.
+
+    Raises:
+        ServerUnavailable: there is none, or no process can be made.
+    """
+    variables = {key: value for key, value in os.environ.items() if key in _KEPT or key.startswith("LC_")}
+    variables |= {k: v for k, v in os.environ.items() if k.startswith("PAGEFOLD_") and k not in _CLIENTS}
+    environment = _interpreter.environment(variables, detach=True)
+    why = f"no Python interpreter belongs to this program, which runs as {sys.executable!r}"
+    for python in _interpreter.candidates():
+        command = [python, *_interpreter.arguments("pagefold_server", *words)]
+        try:
+            code = _spawn(command, environment, log_fd, tell)
+        except OSError as error:
+            why = f"{python} cannot be run ({error.strerror})"
+            continue
+        if code != _boot.EXIT_OTHER_PYTHON:
+            return code
+        why = f"{python} is not the Python that this program runs in"
+    raise ServerUnavailable(
+        f"no server answers at {address}, and none can be started, because {why}: run "
+        f"`pagefold serve --address {address}` where pagefold[server] is installed"
+    )
+
+
+def _spawn(command: list[str], environment: dict[str, str], log_fd: int, tell: int) -> int:
+    # Numbers that are in nobody's way: the program may have closed 0, 1 and 2, so that these descriptors are there.
+    log_fd = fcntl.fcntl(log_fd, fcntl.F_DUPFD_CLOEXEC, _FREE_FD)
+    try:
+        tell = fcntl.fcntl(tell, fcntl.F_DUPFD_CLOEXEC, _FREE_FD)
+        try:
+            given = ((posix.POSIX_SPAWN_DUP2, log_fd, 1), (posix.POSIX_SPAWN_DUP2, log_fd, 2))
+            null = (posix.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
+            told = (posix.POSIX_SPAWN_DUP2, tell, _boot.TOLD_FD)
+            pid = posix.posix_spawn(command[0], command, environment, file_actions=(*given, null, told))
+        finally:
             os.close(tell)
+    finally:
+        os.close(log_fd)
+    try:
+        _, status = posix.waitpid(pid, 0)
+    except ChildProcessError:  # the program has its children reaped, by SIG_IGN or by another thread
+        return 0
+    return posix.waitstatus_to_exitcode(status)
 
 
 def log_of(address: Address) -> tuple[str, int]:
@@ -145,23 +187,39 @@ def log_of(address: Address) -> tuple[str, int]:
     return f"{directory}/server.log", _LOG_BYTES
 
 
-def _is_ready(fd: int, deadline: float) -> bool:
-    left = max(0.0, deadline - time.monotonic())
-    readable, _, _ = select.select([fd], [], [], left)
-    return bool(readable) and os.read(fd, 1) != b""
+def _is_ready(told: _socket.socket, deadline: float) -> bool:
+    """Waits for what a new server tells: its number, then that it answers."""
+    text, reaped = b"", False
+    while text.count(b"\n") < 2:
+        told.settimeout(max(0.001, deadline - _threads.monotonic()))
+        try:
+            more = told.recv(64)
+        except OSError:  # TimeoutError is one
+            return False
+        if not more:
+            return False
+        text += more
+        if b"\n" in text and not reaped:
+            reaped = True
+            _reap(int(text.split()[0]))
+    return True
 
 
-def _environment() -> dict[str, str]:
-    # The server is told its address; what steers this client's own memory is not meant for it.
-    ours = (
-        "PAGEFOLD_ADDRESS",
-        "PAGEFOLD_AUTOSTART",
-        "PAGEFOLD_BARRIER",
-        "PAGEFOLD_DISABLE",
-        "PAGEFOLD_MAPPING_BUDGET",
-        "PAGEFOLD_TRACKER",
-    )
-    return {key: value for key, value in os.environ.items() if key not in ours}
+def _reap(pid: int) -> None:
+    """Takes a server's end where this program is init (PID 1 of a container, or a subreaper): then it is its child."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            parent = int(file.read().rpartition(b")")[2].split()[1])
+    except OSError:
+        return
+
+    def wait() -> None:
+        with contextlib.suppress(ChildProcessError):  # the program waits for any child itself
+            posix.waitpid(pid, 0)
+
+    if parent == os.getpid():
+        with contextlib.suppress(RuntimeError):  # no thread is to be had: then it stays a zombie
+            _threads.Thread(wait).start()
 
 
 def _tail(path: str) -> str:

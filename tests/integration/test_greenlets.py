@@ -209,3 +209,26 @@ assert done and done[0].result().clients == 1
 client.close()
 """,
     )
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_program_of_greenlets_starts_a_server(server: Server, library: str, tmp_path: Path) -> None:
+    address = f"unix:{tmp_path}/run/server.sock"
+    run(
+        server,
+        library,
+        f"""
+patch()
+import os, pathlib, signal, threading, time
+import pagefold
+clients = []
+threads = [threading.Thread(target=lambda: clients.append(pagefold.connect({address!r}))) for _ in range(3)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+assert [client.stats().connected for client in clients] == [True] * 3
+for client in clients: client.close()
+pid = int(pathlib.Path({str(tmp_path)!r}, "run", "server.pid").read_text())
+os.kill(pid, signal.SIGTERM)
+while os.path.exists(f"/proc/{{pid}}"): time.sleep(0.01)
+""",
+    )

@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Final
 
 import pagefold
+from pagefold import _interpreter
 from pagefold.cli.exits import CommandError, ExitCode
 
 if TYPE_CHECKING:
@@ -54,9 +55,9 @@ class Crew:
                 words = (address, str(number), str(nbytes), str(seed), str(theirs.fileno()))
                 self._processes.append(
                     subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                        [sys.executable, "-m", "pagefold.cli.crew", *words],
+                        [_interpreter.first(), *_interpreter.arguments("pagefold.cli.crew", *words)],
                         pass_fds=[theirs.fileno()],
-                        env=os.environ | _STEADY_HEAP,
+                        env=_interpreter.environment({**os.environ, **_STEADY_HEAP}),
                         stdin=subprocess.DEVNULL,
                         process_group=0,  # Ctrl-C is for the parent, which ends them in order
                     )

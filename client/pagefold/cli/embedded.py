@@ -10,12 +10,12 @@ import contextlib
 import os
 import select
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from pagefold import _interpreter
 from pagefold._address import MAX_SOCKET_PATH
 from pagefold.cli.exits import CommandError
 
@@ -69,10 +69,11 @@ def _start(address: str, log: Path, settings: dict[str, object]) -> subprocess.P
         with log.open("ab") as file:
             process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
                 [
-                    *(sys.executable, "-m", "pagefold_server", "--address", address, "--ready-fd", str(tell)),
+                    _interpreter.first(),
+                    *_interpreter.arguments("pagefold_server", "--address", address, "--ready-fd", str(tell)),
                     *(word for key, value in flags.items() for word in (f"--{key.replace('_', '-')}", str(value))),
                 ],
-                env=environment,
+                env=_interpreter.environment(environment),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
