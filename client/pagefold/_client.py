@@ -323,11 +323,13 @@ class Client:
         return self._attach(parts) if parts.kin.forked else parts
 
     def _attach(self, inherited: Parts) -> Parts:
-        if self._again is None or not _fork.can_attach():
+        if self._again is None:
             raise ForkedClient(
                 "this client belongs to the parent process, and its memory is a snapshot here: open a client of your "
-                "own with pagefold.connect() or, if C code has forked this process past Python's hooks, exec first"
+                "own with pagefold.connect()"
             )
+        if why := _fork.why_not_attach():
+            raise ForkedClient(f"this client belongs to the parent process, and its memory is a snapshot here: {why}")
         with _attach_lock:
             if self._parts is inherited:  # else another thread was faster
                 made = self._again(inherited)

@@ -19,7 +19,7 @@ import posix_ipc
 from pagefold_core import Doorbell, Space
 from pagefold_proto.v1 import memory_pb2 as pb
 
-from pagefold import _address, _autostart, _backing, _fork, _names, _threads, _tier, _tls, _tracker
+from pagefold import _address, _autostart, _backing, _dumpable, _fork, _names, _threads, _tier, _tls, _tracker
 from pagefold._address import Address
 from pagefold._arena import Arena, no_segment
 from pagefold._buffer import Buffer
@@ -151,9 +151,10 @@ def _connect(wanted: Wanted, parent: Parts | None = None) -> Client:
         except OSError as error:
             if error.errno in _EXHAUSTED:  # a client that merges nothing, for want of a descriptor, is no help
                 raise no_segment(PAGE, error) from error
+            why = _dumpable.why_not() or error
             if asked_tier is not None:
-                raise BarrierUnavailable(f"barrier={tier!r} cannot be had here: {error}") from error
-            tier, trouble, way = "off", f"nothing is merged: {error}", "checksum"
+                raise BarrierUnavailable(f"barrier={tier!r} cannot be had here: {why}") from error
+            tier, trouble, way = "off", f"nothing is merged: {why}", "checksum"
             space = Space(tier, lease.fd, budget, disabled=disabled)
         bell = release.make_doorbell()
         kin = _fork.Kin(space)

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -201,10 +202,17 @@ def no_fork() -> Iterator[None]:
         yield
 
 
-def can_attach() -> bool:
-    """Whether grpc can be used in this process: no fork on the way to it went past the hooks."""
+def why_not_attach() -> str:
+    """Why grpc cannot be used in this process: a fork on the way to it went past the hooks. Empty if none did."""
     _ensure_own_lock()
-    return not _past_hooks
+    if not _past_hooks:
+        return ""
+    if "uwsgi" in sys.modules:
+        return (
+            "uWSGI has forked it past Python's hooks, perhaps in the middle of a call. Set py-call-uwsgi-fork-hooks "
+            "(without it, workers hang whenever any thread of the master runs Python at that moment), or lazy-apps"
+        )
+    return "C code has forked it past Python's hooks, perhaps in the middle of a call: fork with os.fork(), or exec"
 
 
 def is_inherited(address: int, nbytes: int) -> bool:

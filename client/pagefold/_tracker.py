@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
+from pagefold import _dumpable
 from pagefold._errors import TrackerUnavailable
 from pagefold._tier import Barrier
 
@@ -28,6 +29,8 @@ def checked(tracker: str) -> Tracker:
 
 def why_not(features: Features, tier: Barrier) -> str:
     """Why the tracker "pagemap" cannot be had here; empty if it can."""
+    if closed := _dumpable.why_not():
+        return closed
     if not features.wp_async or not features.pagemap_scan:
         return "this kernel does not tell which pages were written: it takes Linux 6.7 or later"
     if tier == "off":

@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 from pagefold_core import Features, probe
 
-from pagefold import _backing, _tier
+from pagefold import _backing, _dumpable, _tier
 from pagefold._errors import BarrierUnavailable
 from pagefold._reports import human
 
@@ -92,6 +92,7 @@ def machine_checks(machine: Machine) -> list[Check]:
     return [
         tier(machine, features),
         tracker(features),
+        *own_pages(),
         shared_memory(machine),
         backing(machine),
         map_count(features.max_map_count, features.page_size),
@@ -154,6 +155,15 @@ def tracker(features: Features) -> Check:
     if not features.wp_unpopulated:
         later += "; untouched pages are touched before they are protected (Linux 6.4 protects them as they are)"
     return Check("tracker", "ok", "checksum", f"the server reads every page in every pass; {later}")
+
+
+def own_pages() -> list[Check]:
+    """Whether the kernel shows processes like this one their own pages; told only if it does not."""
+    why = _dumpable.why_not()
+    if not why:
+        return []
+    what, _, remedy = why.partition(". ")
+    return [Check("own_pages", "fail", "/proc/self/pagemap is closed", f"nothing is merged: {what}", remedy)]
 
 
 def shared_memory(machine: Machine) -> Check:
