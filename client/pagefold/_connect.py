@@ -28,6 +28,7 @@ from pagefold._conversation import Conversation
 from pagefold._errors import (
     BarrierUnavailable,
     DescriptorsClosed,
+    OutOfThreads,
     ServerUnavailable,
     TlsFailed,
     TrackerUnavailable,
@@ -85,6 +86,8 @@ def connect(
         BarrierUnavailable: the barrier that was asked for cannot be had.
         TrackerUnavailable: the tracker that was asked for cannot be had.
         OutOfSharedMemory: not even the small objects of a client can be made in /dev/shm.
+        OutOfThreads: the threads of a connection cannot be started.
+        ForkedClient: this process was forked from one that had connected with GRPC_ENABLE_FORK_SUPPORT off.
         ValueError: an argument is out of its range.
 
     Example:
@@ -181,7 +184,10 @@ def _connect(wanted: Wanted, parent: Parts | None = None) -> Client:
             for segment in arena.inherit(parent.space):
                 conversation.inherited(segment)
         session = Session(Wiring(kin, space, arena, conversation, used, bell, release))
-        session.start()
+        try:
+            session.start()
+        except RuntimeError as error:
+            raise OutOfThreads(f"the session's thread cannot be started: {error}") from error
         undo.pop_all()
     again = functools.partial(_connect, replace(wanted, address=named))
     return Client(Parts(kin, space, arena, conversation, session, trouble, way), again if transport is None else None)

@@ -13,6 +13,7 @@
      |-- ClientClosed                               the client was closed before
      |-- ForkedClient                               the client belongs to the parent of this process
      |-- OutOfSharedMemory       (MemoryError)      /dev/shm, descriptors or address space are used up
+     |-- OutOfThreads            (RuntimeError)     no threads are to be had, which gRPC would end the process for
      |-- BarrierUnavailable                         writes cannot be held in the way that was asked for
      `-- TrackerUnavailable                         written pages cannot be found in the way that was asked for
 
@@ -84,6 +85,10 @@ class ForkedClient(PagefoldError):
 
 class OutOfSharedMemory(PagefoldError, MemoryError):
     """Memory cannot be backed. The text names the sizes and the remedy."""
+
+
+class OutOfThreads(PagefoldError, RuntimeError):
+    """The threads that a connection takes cannot be started. The text says what bounds them."""
 
 
 class BarrierUnavailable(PagefoldError):

@@ -7,6 +7,9 @@ gRPC keeps descriptors of its own, and writes, polls and closes by their numbers
 that closes all descriptors (daemon libraries do) closes gRPC's, and its next files get the numbers. So beside each
 channel a *witness* is open: if that was closed, gRPC is not called any more in this process, nor in its children. And
 nothing is asked of gRPC that it would do by itself between calls: its threads sleep then, and touch no descriptor.
+
+Two more things are asked before gRPC is: whether its threads can be had, for it ends the process where one cannot; and
+whether it outlived the fork that this process comes from, for otherwise its calls never end, whatever their time-out.
 """
 
 from __future__ import annotations
@@ -27,8 +30,10 @@ from pagefold._descriptor import Descriptor
 from pagefold._errors import (
     AccessDenied,
     DescriptorsClosed,
+    ForkedClient,
     IncompatibleServer,
     LimitReached,
+    OutOfThreads,
     PagefoldError,
     ServerFault,
     ServerRefused,
@@ -78,6 +83,11 @@ _NOBODY: Final = (
     grpc.StatusCode.DEADLINE_EXCEEDED,
     grpc.StatusCode.CANCELLED,
 )
+
+ATTEMPT_SECONDS: Final = 5.0
+"""What a connection has to come about, more than a call: on a busy machine 50 ms, gRPC's least, are never enough."""
+_FORK_SUPPORT: Final = "GRPC_ENABLE_FORK_SUPPORT"
+FORK_SUPPORT_OFF: Final = ("0", "f", "false", "n", "no")  # as gRPC reads it; anything else leaves it on
 
 # Of all channels that this process has, or has inherited.
 _witnesses: dict[object, Descriptor] = {}
@@ -156,6 +166,8 @@ class GrpcTransport:
 
     Raises:
         DescriptorsClosed: gRPC's descriptors were closed in this process.
+        ForkedClient: gRPC did not outlive the fork that this process comes from.
+        OutOfThreads: the system has no threads for it.
         OSError: there is no descriptor left.
     """
 
@@ -167,13 +179,16 @@ class GrpcTransport:
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.http2.bdp_probe", 0),  # a ping, some time after a call
             ("grpc.initial_reconnect_backoff_ms", 50),
-            ("grpc.min_reconnect_backoff_ms", 50),
+            ("grpc.min_reconnect_backoff_ms", round(ATTEMPT_SECONDS * 1000)),
             ("grpc.max_reconnect_backoff_ms", 2000),
         )
         self._address = address
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
         if not _is_intact():
             raise DescriptorsClosed(_CLOSED)
+        if why := why_not_after_fork():
+            raise ForkedClient(why)
+        _ensure_threads()
         certificate = b""
         if ca is not None:
             with open(ca, "rb") as file:
@@ -250,6 +265,45 @@ def translate(status: grpc.StatusCode, reason: str, details: str, address: str) 
     if issubclass(kind, ServerRefused):
         return kind(reason or status.name, f"{details} (server at {address})")
     return kind(f"{details} (server at {address})")
+
+
+# The process in which a channel was made first, and whether gRPC was told to be of no use in its children.
+_first_used: tuple[int, bool] | None = None
+
+
+def why_not_after_fork() -> str:
+    """Why gRPC cannot be called in this process, which was forked from one that called it; empty if it can."""
+    if _first_used is None:
+        return ""
+    pid, is_off = _first_used
+    if pid == os.getpid() or not is_off:
+        return ""
+    return (
+        "no server can be reached from this process: the one that it was forked from had connected, and with "
+        f"{_FORK_SUPPORT} off gRPC's calls would hang here for ever. Leave {_FORK_SUPPORT} unset, or connect in the "
+        "children only. Inherited memory is a snapshot, and stays right"
+    )
+
+
+def _ensure_threads() -> None:
+    """Makes sure that a channel, and the session that uses it, find the threads that they start.
+
+    Raises:
+        OutOfThreads: they do not.
+    """
+    global _first_used
+    count = 3  # the session's, the warden's, and one more of gRPC's if all others are busy
+    if _first_used is None:
+        # gRPC's pool has as many as there are processors, within bounds; beside it are a timer and an overseer.
+        count += min(max(os.sysconf("SC_NPROCESSORS_CONF"), 4), 16) + 2
+    if not _threads.can_be_had(count):
+        raise OutOfThreads(
+            f"the {count} threads that a connection takes cannot be started, and for want of one gRPC would end this "
+            "process. They are bounded by the user's processes (ulimit -u), by the container's or service's (pids.max, "
+            "--pids-limit, TasksMax=), and by memory: raise that bound, or have fewer threads"
+        )
+    if _first_used is None:
+        _first_used = os.getpid(), os.environ.get(_FORK_SUPPORT, "").strip().lower() in FORK_SUPPORT_OFF
 
 
 def _is_intact() -> bool:

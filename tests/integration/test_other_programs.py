@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pagefold
 import pytest
+from support.server import Server
 
 pytestmark = pytest.mark.usefixtures("no_names")
 
@@ -29,6 +32,44 @@ def run(code: str, *args: str, timeout: float = 120, **more: str) -> str:
     )
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
+
+
+@pytest.mark.needs("root")
+def test_a_process_without_threads_to_spare_is_told_so_and_lives() -> None:
+    """gRPC ends the process where it cannot start a thread: inside of connect(), with SIGABRT."""
+    told = run(
+        """
+import os, resource, sys
+import pagefold
+for spare in range(0, 64):
+    pid = os.fork()
+    if pid == 0:
+        code = 99
+        try:
+            user = int(sys.argv[1])
+            os.setgid(user); os.setuid(user)
+            resource.setrlimit(resource.RLIMIT_NPROC, (1 + spare, 1 + spare))
+            pagefold.connect("unix:/nowhere/server.sock", autostart=False)
+        except pagefold.OutOfThreads as error:
+            assert "ulimit -u" in str(error) and "pids.max" in str(error) and isinstance(error, RuntimeError)
+            code = 1
+        except pagefold.ServerUnavailable:
+            code = 0
+        except BaseException as error:
+            print(spare, repr(error), flush=True)
+        finally:
+            os._exit(code)
+    status = os.waitpid(pid, 0)[1]
+    print(spare, os.waitstatus_to_exitcode(status), flush=True)
+    if status == 0:
+        break
+""",
+        str(USER),
+    )
+    ends = [line.split(" ", 1)[1] for line in told.splitlines()]
+    assert ends[0] == "1"
+    assert ends[-1] == "0"
+    assert set(ends) == {"0", "1"}, told
 
 
 @pytest.mark.needs("root")
@@ -62,6 +103,68 @@ print([check.state for check in own_pages()])
         assert "prctl(PR_SET_DUMPABLE, 1)" in line
         assert "ambient" in line
     assert told[2] == "['fail']"
+
+
+@pytest.mark.parametrize("value", [None, "1", "0", "false", "N", " no"])
+def test_a_child_where_grpc_outlives_no_fork_is_told_so_at_once(value: str | None, server: Server) -> None:
+    """With GRPC_ENABLE_FORK_SUPPORT=0 a child's calls hung for ever, past their own time-out."""
+    code = """
+import os, signal, sys
+import pagefold
+client = pagefold.connect(sys.argv[1], autostart=False)
+buffer = client.allocate(4096)
+buffer[:] = bytes(range(256)) * 16
+pid = os.fork()
+if pid == 0:
+    signal.alarm(60)
+    ends = []
+    for use in (client.reattach, lambda: pagefold.connect(sys.argv[1], autostart=False).close()):
+        try:
+            use()
+            ends.append("works")
+        except pagefold.ForkedClient as error:
+            ends.append("told" if "GRPC_ENABLE_FORK_SUPPORT" in str(error) else str(error))
+    assert buffer[:] == bytes(range(256)) * 16
+    print(*ends, flush=True)
+    client.close()
+    os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+assert client.stats().connected
+buffer.close()
+client.close()
+"""
+    told = run(code, server.address, **({} if value is None else {"GRPC_ENABLE_FORK_SUPPORT": value}))
+    assert told.split() == (["works"] * 2 if value in (None, "1") else ["told"] * 2)
+
+
+def test_children_connect_where_grpc_outlives_no_fork_if_their_parent_did_not(server: Server) -> None:
+    run(
+        """
+import os, sys
+import pagefold
+for _ in range(2):
+    pid = os.fork()
+    if pid == 0:
+        with pagefold.connect(sys.argv[1], autostart=False) as client:
+            assert client.stats().connected
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+""",
+        server.address,
+        GRPC_ENABLE_FORK_SUPPORT="0",
+    )
+
+
+def test_a_server_that_takes_its_time_is_connected_to_all_the_same(server: Server) -> None:
+    """gRPC gave a connection 50 ms to come about: on a busy machine connect() failed."""
+    os.kill(server.pid, signal.SIGSTOP)
+    going_on = threading.Timer(1.0, os.kill, (server.pid, signal.SIGCONT))
+    going_on.start()
+    try:
+        with pagefold.connect(server.address, autostart=False) as client:
+            assert client.stats().connected
+    finally:
+        going_on.join()
 
 
 def test_under_uwsgi_a_child_is_told_which_option_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:

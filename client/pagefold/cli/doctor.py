@@ -17,6 +17,7 @@ from rich.text import Text
 from pagefold import _address
 from pagefold._autostart import _NEEDED as SERVER_NEEDS
 from pagefold._text import printable
+from pagefold._transport import FORK_SUPPORT_OFF
 from pagefold._version import __version__
 from pagefold.cli.admin import Admin, parse_address
 from pagefold.cli.checks import Check, Machine, machine_checks
@@ -139,13 +140,13 @@ def packages() -> Check:
 
 def fork_support(value: str) -> Check:
     """GRPC's own fork handling, which programs that fork need."""
-    if value.strip().lower() in ("0", "false", "off", "no", ""):
+    if value.strip().lower() in (*FORK_SUPPORT_OFF, ""):
         if value:
             return Check(
                 "fork_support",
                 "warn",
                 f"GRPC_ENABLE_FORK_SUPPORT={value}",
-                "programs that fork while they use pagefold may hang",
+                "in a child of a program that has connected, clients raise ForkedClient: gRPC's calls would hang there",
                 "unset GRPC_ENABLE_FORK_SUPPORT",
             )
         return Check("fork_support", "ok", "gRPC's default", "programs that use pagefold may fork")
