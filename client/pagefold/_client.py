@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import dataclasses
 import operator
 import os
 import sys
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, SupportsIndex
 import pagefold_core
 from pagefold_core import Space
 
-from pagefold import _arrays, _fork, _limits, _threads
+from pagefold import _arrays, _fork, _obstacles, _threads
 from pagefold._arena import Arena
 from pagefold._buffer import HOW_TO_ALLOCATE, Buffer, span_of
 from pagefold._conversation import ADOPT_PAGES, Conversation
@@ -52,7 +51,6 @@ class Parts:
     arena: Arena
     conversation: Conversation
     session: Session
-    trouble: str
     tracker: str
 
 
@@ -163,12 +161,10 @@ class Client:
         seconds = _timeout(timeout)
         parts = self._open()
         if parts.space.tier == "off":
-            return SettleReport(settled=False, reason=parts.trouble, seconds=0.0)
+            parts.session.kick()  # the server is told how much memory it is
+            return SettleReport(settled=False, reason=_obstacles.text(parts.session.obstacles()), seconds=0.0)
         parts.arena.sweep()
-        report = parts.session.settle(seconds)
-        if report.settled and (why := _limits.words(parts.space.hindrance())):
-            return dataclasses.replace(report, settled=False, reason=why)
-        return report
+        return parts.session.settle(seconds)
 
     def stats(self) -> Stats:
         """This client's memory as it is now, by the kernel's word and the server's last answer."""
@@ -181,8 +177,6 @@ class Client:
         mappings = totals.pages_shared + totals.pages_sharing
         spared = counts.merged * totals.pages_sharing // mappings if mappings else 0
         in_use = max(parts.arena.pages_in_use + counts.inherited, counts.merged + counts.zero + counts.copied)
-        refused = next(iter(parts.conversation.refused.values()), "")
-        troubles = (parts.trouble, session.lost, session.trouble, refused, _limits.words(parts.space.hindrance()))
         return Stats(
             allocated_bytes=in_use * PAGE,
             owned_bytes=(in_use - counts.merged - counts.zero - counts.copied) * PAGE,
@@ -195,7 +189,7 @@ class Client:
             tier=parts.space.tier,
             tracker=parts.tracker,
             connected=not (session.lost or session.trouble),
-            trouble="; ".join(text for text in troubles if text),
+            trouble=_obstacles.text(session.obstacles()),
             windows=windows.windows,
             window_p99_micros=windows.p99_micros,
             window_max_micros=windows.max_micros,

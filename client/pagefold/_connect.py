@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import logging
 import os
 import secrets
 import sys
@@ -19,7 +20,19 @@ import posix_ipc
 from pagefold_core import Doorbell, Space
 from pagefold_proto.v1 import memory_pb2 as pb
 
-from pagefold import _address, _autostart, _backing, _dumpable, _fork, _names, _threads, _tier, _tls, _tracker
+from pagefold import (
+    _address,
+    _autostart,
+    _backing,
+    _dumpable,
+    _fork,
+    _names,
+    _obstacles,
+    _threads,
+    _tier,
+    _tls,
+    _tracker,
+)
 from pagefold._address import Address
 from pagefold._arena import Arena, no_segment
 from pagefold._buffer import Buffer
@@ -43,6 +56,8 @@ START_SECONDS: Final = 20.0
 MAX_DOMAIN: Final = 64
 _EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
+_log = logging.getLogger("pagefold")
+
 
 def connect(
     address: str | None = None,
@@ -65,7 +80,8 @@ def connect(
         autostart: start a server if none answers; Unix sockets only. Default: True, unless $PAGEFOLD_AUTOSTART is 0.
         barrier: how writes are held while pages are switched: "uffd"; "user", which makes system calls that write
             into a page at that very moment fail with EFAULT; "off": nothing merges. Default: $PAGEFOLD_BARRIER,
-            else "uffd" where the kernel allows it and "off" elsewhere; `Client.stats().trouble` says why.
+            else "uffd" where the kernel allows it and "off" elsewhere; a warning of the logger "pagefold" and
+            `Client.stats().trouble` say why.
         tracker: how written pages are found: "pagemap" asks the kernel, so that only those are read; with "checksum"
             the server reads everything again and again. Default: $PAGEFOLD_TRACKER, else "pagemap" where the kernel
             has it (Linux 6.7).
@@ -125,7 +141,8 @@ def _connect(wanted: Wanted, parent: Parts | None = None) -> Client:
     asked_tier = None if asked is None else _tier.checked(asked)
     disabled = [name for name in os.environ.get("PAGEFOLD_DISABLE", "").replace(" ", "").split(",") if name]
     features = pagefold_core.probe(disabled)
-    tier, trouble = _tier.choose(asked_tier, features)
+    tier, obstacle = _tier.choose(asked_tier, features)
+    code = 0
     asked_tracker = tracker if tracker is not None else os.environ.get("PAGEFOLD_TRACKER") or None
     asked_tracker = None if asked_tracker is None else _tracker.checked(asked_tracker)
     way = _tracker.choose(asked_tracker, features, tier)
@@ -157,7 +174,7 @@ def _connect(wanted: Wanted, parent: Parts | None = None) -> Client:
             why = _dumpable.why_not() or error
             if asked_tier is not None:
                 raise BarrierUnavailable(f"barrier={tier!r} cannot be had here: {why}") from error
-            tier, trouble, way = "off", f"nothing is merged: {why}", "checksum"
+            tier, obstacle, code, way = "off", _no_space(error), error.errno or 0, "checksum"
             space = Space(tier, lease.fd, budget, disabled=disabled)
         bell = release.make_doorbell()
         kin = _fork.Kin(space)
@@ -169,6 +186,8 @@ def _connect(wanted: Wanted, parent: Parts | None = None) -> Client:
             kin.in_child = lambda at_once: [act() for act in (forget if at_once else forget[:1])]
         undo.callback(_close_locked, kin, used)
         conversation = Conversation(space, used, bell.ring)
+        if obstacle is not None:
+            conversation.obstacles.put(obstacle, there=True, error=code)
         request = _hello_request(lease.name, proof, tier, way, domain)
         try:
             _threads.aside(_hello, kin, conversation, where, request, autostart)
@@ -189,8 +208,16 @@ def _connect(wanted: Wanted, parent: Parts | None = None) -> Client:
         except RuntimeError as error:
             raise OutOfThreads(f"the session's thread cannot be started: {error}") from error
         undo.pop_all()
+    if obstacle is not None and obstacle != pb.OBSTACLE_KIND_OFF:
+        level = logging.WARNING if parent is None else logging.DEBUG  # a family is told once
+        _log.log(level, "connected, but %s", _obstacles.text(conversation.obstacles.told(0)))
     again = functools.partial(_connect, replace(wanted, address=named))
-    return Client(Parts(kin, space, arena, conversation, session, trouble, way), again if transport is None else None)
+    return Client(Parts(kin, space, arena, conversation, session, way), again if transport is None else None)
+
+
+def _no_space(error: OSError) -> _obstacles.Kind:
+    """What it is that keeps this program from merging, where a space can be had in tier "off" only."""
+    return pb.OBSTACLE_KIND_PAGEMAP if "pagemap" in str(error) or _dumpable.why_not() else pb.OBSTACLE_KIND_SPACE
 
 
 def _open_channel(where: Address, token: str, ca: str | os.PathLike[str] | None) -> GrpcTransport:

@@ -33,13 +33,15 @@ from pagefold import _backing, _names, _threads
 from pagefold._arena import Arena, Segment
 from pagefold._errors import IncompatibleServer, OutOfSharedMemory, ServerFault, ServerRefused, SessionLost
 from pagefold._log import log as _log
+from pagefold._obstacles import Kind, Obstacle, Obstacles
 from pagefold._pools import MOST_POOLS, Pools
 from pagefold._reports import human
 from pagefold._settling import Settles
 from pagefold._space import ConversationSpace, SpaceEvents
-from pagefold._transport import ADD_SEGMENT, BYE, DROP_SEGMENT, EXCHANGE, HELLO, Method, Q, R, Transport
+from pagefold._transport import ADD_SEGMENT, BYE, DROP_SEGMENT, EXCHANGE, HELLO, MAX_DETAILS, Method, Q, R, Transport
 
 RPC_SECONDS: Final = 3.0
+_MOST_OBSTACLES: Final = 64  # that a server may tell of
 MAX_EVENTS: Final = 16384
 EVENT_BYTES: Final = 36
 """What an event takes in a message, at most: seven varints of up to five bytes, and a share of the headers."""
@@ -93,6 +95,8 @@ class Conversation:
         refused: segments that the server does not take, and why.
         earned: seconds of processor time that the turns since it was set to 0 were worth; infinite: real work was done.
         totals: the domain's, as of the last reply.
+        obstacles: what keeps pages from merging, as far as this client knows by itself.
+        told: the same as the server knows it, as of the last reply.
     """
 
     def __init__(
@@ -106,6 +110,8 @@ class Conversation:
         self.totals = pb.DomainTotals()
         self.poll_seconds = 1.0
         self.refused: dict[int, str] = {}
+        self.obstacles = Obstacles()
+        self.told: list[Obstacle] = []
         self.announced = _threads.Event()
         self.announced.set()
         self.earned = 0.0
@@ -140,6 +146,7 @@ class Conversation:
         self._added: deque[Segment] = deque()
         self._dropped: deque[Segment] = deque()
         self._dropping: list[_Dropping] = []
+        self._reported: dict[Kind, int] = {}  # obstacles that the server knows of, and their pages
 
     def watch(self, arena: Arena) -> None:
         """The arena whose level the server is told. Held weakly: memory goes with its last buffer, without a gc run."""
@@ -190,6 +197,7 @@ class Conversation:
             or not self.settles.is_current
             or self._look_told < self._look_wanted
             or self._space.pending()
+            or self._reported != _pages_by_kind(self.known_obstacles())
         )
 
     @property
@@ -213,7 +221,7 @@ class Conversation:
             self._greet(timeout)
         if self._request is None:
             self._request = self._next_request(timeout)
-        kinds, looked = self._request.events.kind, self._request.looked
+        kinds, looked, sent = self._request.events.kind, self._request.looked, self._request.obstacles
         carried = len(kinds)
         reply = self._transport.call(EXCHANGE, self._request, timeout)
         _check(reply.merges.count, reply.merges.segment, reply.merges.first, reply.merges.pool, reply.merges.frame)
@@ -228,6 +236,7 @@ class Conversation:
             self._let_parents_go()
         self._look_told = max(self._look_told, looked)
         self._look_wanted = max(self._look_wanted, reply.look)
+        self._reported = _pages_by_kind(sent)
         busy = self._carry_out(reply)
         self._drop_segments(timeout)
         return bool(carried) or busy or self._look_told < self._look_wanted
@@ -398,6 +407,7 @@ class Conversation:
             gauges=gauges,
             settling=number,
             resuming=self._sent + self._outbox_sent < self._resume_mark or self._maps_unclaimed(),
+            obstacles=self.known_obstacles(),
             looked=self._look_made if self._sent + self._outbox_sent >= self._look_mark else self._look_told,
         )
 
@@ -408,7 +418,10 @@ class Conversation:
             self._space.harvest(asked)
         except OSError as error:  # short of memory, say: what was not found is found by a later look
             _log.log(self._loudness("look", logging.WARNING), "looking for written pages: %s", error)
+            self.obstacles.put(pb.OBSTACLE_KIND_LOOK, there=True, error=error.errno or 0)
             return
+        self.obstacles.put(pb.OBSTACLE_KIND_LOOK, there=False)
+        self._see_hindrance()
         if asked:
             self._look_made = self._look_wanted
             self._look_mark = self._drained + self._space.pending()
@@ -494,16 +507,22 @@ class Conversation:
         announced = ((pool.pool, pool.name) for pool in reply.pools)
         named = itertools.islice(itertools.chain(self._unopened, announced), MOST_POOLS)
         self._unopened = [pool for pool in named if not self._pools.add(*pool)]
+        self.obstacles.put(pb.OBSTACLE_KIND_POOL, bool(self._pools.error), self._pools.error)
         totals = reply.totals  # which the message's other fields would live on with
         self.totals = pb.DomainTotals(
             pages_shared=totals.pages_shared, pages_sharing=totals.pages_sharing, zero_pages=totals.zero_pages
         )
+        self.told = [
+            Obstacle(kind=each.kind, pages=each.pages, error=each.error, detail=each.detail[:MAX_DETAILS])
+            for each in itertools.islice(reply.obstacles, _MOST_OBSTACLES)
+        ]
         merges, adopts = reply.merges, reply.adopts
         before = self._drained + self._space.pending()
         if merges.count:
             length = len(merges.count)
             runs = [merges.segment, merges.first, merges.count, merges.pool, merges.frame]
             self._attempt(self._space.merge, [_filled(column, length) for column in runs])
+            self._see_hindrance()
         if adopts.count:
             length = len(adopts.count)
             runs = [adopts.segment, adopts.first, adopts.count]
@@ -517,12 +536,18 @@ class Conversation:
 
     def _attempt(self, act: Callable[..., int], arguments: list[Any]) -> None:
         try:
-            if act(*arguments):
-                self.earned = math.inf
+            done = act(*arguments)
         except (OSError, ValueError, OverflowError):
             # What was done is in the journal, whatever happened: the books stay right.
             level = self._loudness("attempt", logging.ERROR)
             _log.log(level, "carrying out the server's instructions failed", exc_info=True)
+            return
+        if done:
+            self.earned = math.inf
+
+    def _see_hindrance(self) -> None:
+        found = self._space.hindrance()
+        self.obstacles.hindered(found[0] if found else None)
 
     def _loudness(self, what: str, level: int) -> int:
         """Of the first failure of a kind; the others are for those who debug: there may be one each turn, for ever."""
@@ -530,6 +555,23 @@ class Conversation:
             return logging.DEBUG
         self._failed.add(what)
         return level
+
+    def unmerged_pages(self) -> int:
+        """Pages handed out and not merged; holes included. For any thread."""
+        counts = self._space.counts()
+        arena = self._arena() if self._arena else None
+        in_use = (arena.pages_in_use if arena else 0) + counts.inherited
+        return max(0, int(in_use - counts.merged - counts.zero))
+
+    def known_obstacles(self) -> list[Obstacle]:
+        """What this client knows of by itself, with the pages that it concerns. For any thread."""
+        refused = list(self.refused.items())
+        known = self.obstacles.told(self.unmerged_pages()) if self.obstacles.kinds() else []
+        if refused:
+            pages = sum(segment.pages for number, segment in list(self._known.items()) if number in self.refused)
+            pages = min(pages, self.unmerged_pages())  # of segments, a part is handed out
+            known.append(Obstacle(kind=pb.OBSTACLE_KIND_SEGMENT, pages=pages, detail=refused[0][1]))
+        return known
 
     def _gauges(self) -> pb.Gauges:
         counts, windows = self._space.counts(), self._space.windows()
@@ -551,6 +593,10 @@ class Conversation:
 
     def _call(self, method: Method[Q, R], request: Q, timeout: float) -> R:
         return self._transport.call(method, request, timeout)
+
+
+def _pages_by_kind(obstacles: Iterable[Obstacle]) -> dict[Kind, int]:
+    return {obstacle.kind: obstacle.pages for obstacle in obstacles}
 
 
 def _filled(column: Iterable[int], length: int) -> list[int]:

@@ -140,7 +140,10 @@ def with_number(error: Exception) -> OSError:
     if isinstance(error, OSError) and error.errno is not None:
         return error
     if isinstance(error, posix_ipc.Error):
-        return OSError(errno.EACCES if isinstance(error, posix_ipc.PermissionsError) else errno.EINVAL, str(error))
+        for kind, number in ((posix_ipc.PermissionsError, errno.EACCES), (posix_ipc.ExistentialError, errno.ENOENT)):
+            if isinstance(error, kind):
+                return OSError(number, str(error))
+        return OSError(errno.EINVAL, str(error))
     return OSError(errno.ENFILE if "system" in str(error) else errno.EMFILE, str(error))
 
 

@@ -41,12 +41,14 @@ class Pools:
     Attributes:
         slot: this client's byte in every pool.
         before: in a forked child, the names of the pools that it may map frames of.
+        error: the errno for which the last pool could not be opened or used; 0: it could.
     """
 
     def __init__(self, space: PoolSpace) -> None:
         self.slot = _slots.new_slot()
         self._space = space
         self.before: frozenset[str] = frozenset()
+        self.error = 0
         self._held: dict[str, tuple[int, Descriptor]] = {}  # name -> number, descriptor that it maps through
         self._owner = 0
         self._told: set[str] = set()  # what was said of some names, a few
@@ -60,6 +62,7 @@ class Pools:
             return True
         if not _names.is_name(_names.POOL, name):
             self._tell(name, "the server names a pool %r: its proposals will be declined", name[:80])
+            self.error = errno.EINVAL
             return True
         if len(self._held) >= MOST_POOLS:
             self._tell(name, "the server names more than %d pools: proposals of %s will be declined", MOST_POOLS, name)
@@ -70,18 +73,22 @@ class Pools:
             leased = isinstance(error, BlockingIOError)
             why = "there is a file lease on it (F_SETLEASE): release that" if leased else error
             self._tell(name, "nothing merges until the pool %s can be opened: %s", name, why)
+            self.error = error.errno or errno.EIO
             return False
         try:
             self._space.add_pool(number, fd)
         except OSError as error:
             fd.close()
             self._tell(name, "nothing merges until the pool %s can be used: %s", name, error)
+            self.error = error.errno or errno.EIO
             return False
         except (ValueError, OverflowError) as error:
             fd.close()
             self._tell(name, "the pool %s cannot be used, so nothing will merge: %s", name, error)
+            self.error = errno.EINVAL
             return True
         self._held[name] = number, fd
+        self.error = 0
         self._told.discard(name)
         self.expect(name)
         return True

@@ -20,7 +20,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from pagefold import _threads
+from pagefold_proto.v1 import memory_pb2 as pb
+
+from pagefold import _obstacles, _threads
 from pagefold._arena import Arena
 from pagefold._conversation import Conversation
 from pagefold._errors import (
@@ -35,6 +37,7 @@ from pagefold._errors import (
 )
 from pagefold._fork import GENERATION_POLL, Kin, no_fork
 from pagefold._log import log as _log
+from pagefold._obstacles import Obstacle
 from pagefold._patience import Patience
 from pagefold._reports import SettleReport
 from pagefold._transport import Transport
@@ -127,10 +130,14 @@ class Session:
         seconds = _threads.monotonic() - began
         report, totals = waiter.report, self._w.conversation.totals
         if report is None:
-            why = waiter.failure or f"timeout: {self.trouble}".removesuffix(": ")
+            obstacles = self.obstacles()
+            if not (waiter.failure or self.trouble):
+                pages = self._w.conversation.unmerged_pages()
+                obstacles.append(Obstacle(kind=pb.OBSTACLE_KIND_TIMEOUT, pages=pages))
+            why = "" if self.lost else waiter.failure
             return SettleReport(
                 settled=False,
-                reason=why,
+                reason="; ".join(part for part in (why, _obstacles.text(obstacles)) if part),
                 seconds=seconds,
                 pages_shared=totals.pages_shared,
                 pages_sharing=totals.pages_sharing,
@@ -138,7 +145,7 @@ class Session:
             )
         return SettleReport(
             settled=report.settled,
-            reason="" if report.settled else GAVE_UP,
+            reason="" if report.settled else _obstacles.text(report.obstacles) or GAVE_UP,
             seconds=seconds,
             passes=report.passes,
             merged_pages=report.merged_pages,
@@ -151,6 +158,16 @@ class Session:
             pages_over_budget=report.pages_over_budget,
             pages_refused=report.pages_refused,
         )
+
+    def obstacles(self) -> list[Obstacle]:
+        """What keeps this client's pages from merging: as it knows by itself, and as of the server's last answer."""
+        conversation = self._w.conversation
+        found = conversation.known_obstacles()
+        for kind, detail in ((pb.OBSTACLE_KIND_LOST, self.lost), (pb.OBSTACLE_KIND_UNREACHABLE, self.trouble)):
+            if detail:
+                pages = conversation.unmerged_pages()
+                return [*found, Obstacle(kind=kind, pages=pages, detail=detail)]
+        return [*found, *(told for told in conversation.told if told.kind not in _obstacles.OWN)]
 
     def stop(self) -> None:
         """Has the thread end the session. Takes no lock and does not wait: for finalizers."""
@@ -322,7 +339,4 @@ class Session:
             _log.info("the server was not told that this client is closed, and will notice by itself: %s", error)
 
 
-GAVE_UP: Final = (
-    "the server stopped waiting: merging is switched off there, or there was no room for frames (`pagefold status` "
-    "says so), or a client does not answer, so that what it wrote is not known (`pagefold clients` says which)"
-)
+GAVE_UP: Final = "the server stopped waiting, and does not say why: pagefold status"

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
+from pagefold_proto.v1 import memory_pb2 as pb
+
 from pagefold._errors import BarrierUnavailable
+from pagefold._obstacles import HOLD_WRITES, Kind
 
 if TYPE_CHECKING:
     from pagefold_core import Features
 
 Barrier = Literal["uffd", "user", "off"]
 BARRIERS: Final[tuple[Barrier, ...]] = get_args(Barrier)
-
-REMEDY: Final = (
-    "set sysctl vm.unprivileged_userfaultfd=1, or let this user read /dev/userfaultfd (Linux 6.1), or give the program "
-    "CAP_SYS_PTRACE (docs/machine.md: how each lasts over a restart); or connect(barrier='user') ($PAGEFOLD_BARRIER), "
-    "at the price that a system call that writes into a page while it is switched fails with EFAULT"
-)
 
 
 def checked(barrier: str) -> Barrier:
@@ -36,7 +33,7 @@ def why_not(barrier: Barrier, features: Features) -> str:
     if barrier == "off":
         return ""
     if barrier == "uffd" and features.userfaultfd != "full":
-        return f"no userfaultfd that holds the kernel's writes ({features.userfaultfd_error}): {REMEDY}"
+        return f"no userfaultfd that holds the kernel's writes ({features.userfaultfd_error}): {HOLD_WRITES}"
     if barrier == "user" and features.userfaultfd == "none":
         return f"no userfaultfd at all ({features.userfaultfd_error}): container runtimes block it by seccomp"
     if not features.wp_shmem:
@@ -44,8 +41,8 @@ def why_not(barrier: Barrier, features: Features) -> str:
     return ""
 
 
-def choose(asked: Barrier | None, features: Features) -> tuple[Barrier, str]:
-    """The tier to use, and what to tell the user about it (empty: nothing).
+def choose(asked: Barrier | None, features: Features) -> tuple[Barrier, Kind | None]:
+    """The tier to use, and what keeps pages from merging then (None: nothing).
 
     Args:
         asked: what the user asked for; None: "uffd" if it can be had, else "off".
@@ -56,9 +53,9 @@ def choose(asked: Barrier | None, features: Features) -> tuple[Barrier, str]:
     """
     why = why_not(asked or "uffd", features)
     if asked is None:
-        if why:
-            return "off", f"nothing is merged: {why}"
-        return "uffd", ""
+        if not why:
+            return "uffd", None
+        return "off", pb.OBSTACLE_KIND_BARRIER if features.userfaultfd != "full" else pb.OBSTACLE_KIND_KERNEL
     if why:
         raise BarrierUnavailable(f"barrier={asked!r} cannot be had here: {why}; or connect with another barrier")
-    return asked, "nothing is merged: barrier='off' was asked for" if asked == "off" else ""
+    return asked, pb.OBSTACLE_KIND_OFF if asked == "off" else None

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import grpc
 import structlog
+from pagefold import _obstacles
 from pagefold_proto.v1 import admin_pb2 as pb
 from pagefold_proto.v1 import admin_pb2_grpc, memory_pb2
 
@@ -180,8 +181,12 @@ def _sum(reports: list[memory_pb2.SettleReport]) -> memory_pb2.SettleReport:
     total = memory_pb2.SettleReport(settled=True)
     for report in reports:
         for entry, value in report.ListFields():
-            if entry.name not in ("settled", "passes", "settling"):
+            if entry.name not in ("settled", "passes", "settling", "obstacles"):
                 setattr(total, entry.name, getattr(total, entry.name) + value)
+        total.obstacles.extend(report.obstacles)
         total.passes = max(total.passes, report.passes)
         total.settled = total.settled and report.settled
+    kept = _obstacles.summed(total.obstacles)
+    del total.obstacles[:]
+    total.obstacles.extend(kept)
     return total

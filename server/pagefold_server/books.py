@@ -17,14 +17,27 @@ from typing import Final
 
 from pagefold_server import tables
 from pagefold_server.client import Client
-from pagefold_server.engine import Columns, EngineOptions, Instructions, ProtocolViolation, SegmentCounts
-from pagefold_server.events import BUDGET, CHANGED, DISCARDED, GIVEN_BACK, MAY_HAVE_BEEN, ZERO_POOL, Event
+from pagefold_server.engine import Columns, EngineOptions, Instructions, Left, ProtocolViolation, SegmentCounts
+from pagefold_server.events import (
+    BUDGET,
+    CHANGED,
+    DISCARDED,
+    GIVEN_BACK,
+    MAY_HAVE_BEEN,
+    REASON_FAILED,
+    REASON_FORKED,
+    REASON_PINNED,
+    ZERO_POOL,
+    Event,
+)
 from pagefold_server.frames import Frames
 from pagefold_server.tables import (
     ADOPT_QUEUED,
     ADOPT_SENT,
     COPIED,
     EXCLUDED,
+    FAILED,
+    FORKED,
     LISTED,
     MAPPED,
     MAX_BREAKS,
@@ -33,10 +46,13 @@ from pagefold_server.tables import (
     OVER_BUDGET,
     OWNED,
     PENDING,
+    PINNED,
     PROPOSED,
     QUEUED,
     READING,
+    REFUSALS,
     REFUSED,
+    RESTING,
     UNHELD,
     UNWANTED,
     WAITING,
@@ -55,13 +71,14 @@ RETRY_PASSES: Final = 8
 _QUEUED_PAGES: Final = any_of(bytes((QUEUED,)))
 _PROPOSED_PAGES: Final = any_of(bytes((PROPOSED,)))
 _MAPPED_PAGES: Final = any_of(MAPPED)
-_REFUSED_PAGES: Final = any_of(bytes((REFUSED, EXCLUDED)))
-_RESTING_PAGES: Final = any_of(bytes((WAITING, REFUSED)))
+_REFUSED_PAGES: Final = any_of(bytes((*REFUSALS, EXCLUDED)))
+_RESTING_PAGES: Final = any_of(bytes((WAITING, *REFUSALS)))
+_REFUSED_BY: Final = {REASON_PINNED: PINNED, REASON_FAILED: FAILED, REASON_FORKED: FORKED}
 _UNHELD_PAGES: Final = any_of(UNHELD)
 _TO_ADOPT: Final = any_of(bytes(value for value in range(256) if value & ADOPT_QUEUED))
 _NOT_ASKED: Final = any_of(bytes(value for value in range(256) if not value & (ADOPT_QUEUED | ADOPT_SENT)))
 _OWNED_PAGES: Final = any_of(bytes((OWNED,)))
-_SAME: Final = {state: any_of(bytes((state,))) for state in (OWNED, WAITING, OVER_BUDGET, REFUSED, COPIED)}
+_SAME: Final = {state: any_of(bytes((state,))) for state in (OWNED, COPIED, *RESTING)}
 
 
 class Books:
@@ -203,7 +220,7 @@ class Books:
         elif event.detail == BUDGET:
             self._rest(table, first, count, OVER_BUDGET, RETRY_PASSES)
         else:
-            self._rest(table, first, count, REFUSED, RETRY_PASSES)
+            self._rest(table, first, count, _REFUSED_BY.get(event.detail, REFUSED), RETRY_PASSES)
 
     def _book_copied(self, event: Event) -> None:
         event.expect_states(bytes((MERGED, ZERO)))
@@ -459,6 +476,12 @@ class Books:
         """See `Engine`. Copied pages are not counted: they read their own bytes."""
         book = self._clients[client]
         return sum(t.counts[MERGED] + t.counts[ZERO] for t in book.segments.values()), book.proposed
+
+    def left(self, client: int) -> Left:
+        """See `Engine`."""
+        tables = self._clients[client].segments.values()
+        states = (OVER_BUDGET, REFUSED, PINNED, FAILED, FORKED, COPIED, WAITING)
+        return Left(*(sum(table.counts[state] for table in tables) for state in states))
 
     def check(self) -> None:
         """See `Engine`."""

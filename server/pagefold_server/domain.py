@@ -12,14 +12,14 @@ from dataclasses import fields, replace
 from typing import Final, Protocol
 
 import structlog
-from pagefold import _names
+from pagefold import _names, _obstacles
 from pagefold._backing import spare_pages
 from pagefold._text import printable
 from pagefold_proto.v1 import memory_pb2 as pb
 
 from pagefold_server import engines
 from pagefold_server.advisor import Advisor
-from pagefold_server.engine import EngineCounters, EngineOptions, PassReport, Step
+from pagefold_server.engine import EngineCounters, EngineOptions, Left, PassReport, Step
 from pagefold_server.errors import LimitReached
 from pagefold_server.pool_file import Orphan, Orphans
 from pagefold_server.settings import Settings
@@ -34,6 +34,8 @@ _LOOK_PATIENCE: Final = 1.0  # seconds without any pass, while clients are waite
 _LEAST_OUTSTANDING: Final = 16  # pages proposed to a client, however little memory there is
 _ROOM_SECONDS: Final = 0.05  # for which a look at the memory that is free holds; it takes half a millisecond
 _ANSWER_PAUSE: Final = 0.01  # seconds until the next pass, while all that is missing are answers
+
+_SPEECHLESS: Final = (pb.OBSTACLE_KIND_SILENT, pb.OBSTACLE_KIND_EXCLUDED)
 
 _SINCE_START: Final = (
     "pages_skipped",
@@ -70,6 +72,20 @@ class Member(Protocol):
 
     def answers(self, now: float) -> bool:
         """Whether it takes part, and is not silent in spite of having work."""
+
+    @property
+    def unmerged_pages(self) -> int:
+        """Pages that it has handed out and that are not merged, as it said last."""
+
+    def obstacles(self, left: Left, proposed: int, idle: bool, now: float) -> list[pb.Obstacle]:
+        """What keeps pages of it from merging.
+
+        Args:
+            left: its pages that were to be merged, by the books.
+            proposed: pages of which the answer is not in.
+            idle: nothing is queued for it.
+            now: the time.
+        """
 
     def is_working(self) -> bool:
         """Whether it was sent instructions, or asked for a look, and has not called since."""
@@ -118,6 +134,8 @@ class Domain:
         self.settlers = Settlers()
         self.closed = False
         self.unmerging = False
+        self.stopped = False  # nobody scans it
+        self.stale = False  # somebody has gone, and the others' totals are older than that
         self.fault = ""  # what the engine died of, if it did
         self.due = 0.0  # when to go on scanning
         self.served = 0.0  # when it was scanned last
@@ -132,6 +150,8 @@ class Domain:
         self._quiet_until = 0.0  # everyday passes that are to find written pages quiet are so far apart
         self._look = 0  # number of the last look that clients were asked for
         self._waiting_since: float | None = None  # for looks, with no pass begun since
+        self._speechless: list[tuple[int, pb.Obstacle]] = []
+        self._told: frozenset[tuple[int, int]] = frozenset()  # clients and kinds of obstacles
         self._looked = 0  # of the last that was complete when the pass under way began
 
     def __str__(self) -> str:
@@ -196,7 +216,7 @@ class Domain:
         self.full = self.engine.refusal()
         look = self.look()
         if self.settlers:
-            self.settlers.passed(found, self.engine.counters(), look, self._looked)
+            self.settlers.passed(found, self.engine.counters(), look, self._looked, self._look)
             self._tell_if_settled()
         if self.settlers:
             if found.fresh or found.volatile or not look.busy:  # else clients have better things to do
@@ -210,6 +230,7 @@ class Domain:
         elif not self.settlers:
             most = _IDLE_FIRST if found.waiting else _IDLE_MOST  # they wait for passes to go by, not for ever
             self._idle = min(self._idle * 2, most) or _IDLE_FIRST
+        self._tell_obstacles()
         self._quiet_until = self.served + pause
         self.due = self.served + max(pause, self._idle)
 
@@ -257,18 +278,68 @@ class Domain:
     # Clients
 
     def look(self) -> Look:
-        """Who has something to do, and who does not answer."""
+        """Who has something to do, who does not answer, and what keeps pages from merging."""
         now = time.monotonic()
         queued = self.engine.queued()
-        busy, unanswered, unread = False, 0, False
+        busy, unanswered = False, 0
         for client, member in self.members.items():
             proposed = self.engine.merged_pages(client)[1]
             if not member.answers(now):
                 unanswered += proposed
-                unread |= member.tracked and member.looking
             elif proposed or client in queued or member.is_working():
                 busy = True
-        return Look(busy, unanswered, self.full is not None, unread)
+        return Look(busy, unanswered, self.full is not None, [obstacle for _, obstacle in self.obstacles()])
+
+    def obstacles(self) -> list[tuple[int, pb.Obstacle]]:
+        """What keeps pages from merging, with the number of the client whose they are; 0: of all."""
+        found = [(0, obstacle) for obstacle in self._common_obstacles()]
+        for client in self.members:
+            found += ((client, obstacle) for obstacle in self._obstacles_in(client))
+        self._speechless = [(client, obstacle) for client, obstacle in found if obstacle.kind in _SPEECHLESS]
+        return found
+
+    def obstacles_of(self, client: int) -> list[pb.Obstacle]:
+        """Those that concern one client: its own, and, as of the last pass, the memory of those who do not speak."""
+        others = (obstacle for owner, obstacle in self._speechless if owner != client)
+        return _obstacles.summed((*self._common_obstacles(), *self._obstacles_in(client), *others))
+
+    def _obstacles_in(self, client: int) -> list[pb.Obstacle]:
+        if self.fault:  # its books answer no more
+            return []
+        left, proposed = self.engine.left(client), self.engine.merged_pages(client)[1]
+        idle = client not in self.engine.queued() if left.copied else True
+        return self.members[client].obstacles(left, proposed, idle, time.monotonic())
+
+    def _common_obstacles(self) -> Iterator[pb.Obstacle]:
+        for there, kind in (
+            (self.stopped, pb.OBSTACLE_KIND_STOPPED),
+            (self.unmerging, pb.OBSTACLE_KIND_UNMERGING),
+            (not self.closed and not self.pool.is_named(), pb.OBSTACLE_KIND_NAMELESS),
+        ):
+            if there:
+                yield pb.Obstacle(kind=kind, pages=self._unmerged())
+        if self.fault:
+            yield pb.Obstacle(kind=pb.OBSTACLE_KIND_FAULT, pages=max(1, self._unmerged()), detail=self.fault)
+        if self.full is not None:
+            pages = max(1, 0 if self.fault else self.engine.counters().pages_unplaced)
+            yield pb.Obstacle(kind=pb.OBSTACLE_KIND_FULL, pages=pages, error=self.full.errno or 0)
+
+    def _unmerged(self) -> int:
+        return sum(member.unmerged_pages for member in self.members.values())
+
+    def _tell_obstacles(self) -> None:
+        """Has all clients call when there are others than before: their stats() say what they were told last."""
+        kinds = frozenset((client, obstacle.kind) for client, obstacle in self.obstacles())
+        if kinds != self._told:
+            self._told = kinds
+            self.ring_all()
+
+    def ring_all(self) -> None:
+        """Has all clients call."""
+        self.stale = False
+        now = time.monotonic()
+        for member in self.members.values():
+            member.ring(now)
 
     def ring(self) -> None:
         """Rings the clients for which something is queued."""
@@ -285,18 +356,10 @@ class Domain:
         self.settlers.start(key, number, self._look, self.engine.counters(), done)
         self.wake()
 
-    def answered(self) -> None:
-        """Looks whether an answer, or a silence, was all that some were waiting for."""
-        if self.settlers:
-            self.settlers.answered(self.engine.counters(), self.look())
-            self._tell_if_settled()
-
     def _tell_if_settled(self) -> None:
         """Has all clients call when nobody waits any more: what their stats() say is as old as their last call."""
         if not self.settlers:
-            now = time.monotonic()
-            for member in self.members.values():
-                member.ring(now)
+            self.ring_all()
 
     def give_up(self) -> None:
         """Tells all who wait that nobody scans."""
@@ -378,6 +441,7 @@ class Domains:
             except OSError as error:
                 raise LimitReached(f"no frame pool can be made: {error.strerror}") from error
             domain.unmerge(settings.run == 2)
+            domain.stopped = settings.run == 0
             self._domains[uid, label] = domain
             _log.info("domain opened", uid=uid, label=label, pool=domain.pool.name)
         return domain
@@ -405,9 +469,11 @@ class Domains:
         for domain in self._domains.values():
             domain.configure(settings.engine_options)
             domain.unmerge(settings.run == 2)
+            domain.stopped = settings.run == 0
             if settings.run != 1:
                 domain.give_up()
             domain.wake()
+            domain.ring_all()
 
     def close(self) -> None:
         """Lets all pools go: the server is stopping."""

@@ -93,6 +93,8 @@ class PassReport:
         waiting: left alone this time because they keep breaking.
         backlog: not done in this pass, and worth another one: settled and mergeable, but their client had too many
             proposals outstanding; or tracked, and to be read again since the pass began.
+        unplaced: they have an equal, and there was no room for a frame. Of each content one page more is among those
+            that are like no other.
     """
 
     number: int
@@ -103,6 +105,7 @@ class PassReport:
     unshared: int
     waiting: int
     backlog: int
+    unplaced: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +140,7 @@ class EngineCounters:
     pages_over_budget: int = 0
     pages_refused: int = 0
     pages_waiting: int = 0
+    pages_unplaced: int = 0
     pages_proposed: int = 0
     bookkeeping_bytes: int = 0
 
@@ -149,6 +153,28 @@ class SegmentCounts:
     zero: int
     copied: int
     proposed: int
+
+
+class Left(NamedTuple):
+    """One client's pages that were to be merged and are not, by what keeps them.
+
+    Attributes:
+        over_budget: its mapping budget, or all mappings.
+        refused: it declined them for a reason that has no name below.
+        pinned: the program has pinned them.
+        failed: the kernel did not do it.
+        forked: a forked child shares them.
+        copied: they were written after they were merged, and are still to be taken back.
+        waiting: the same, and they rest before they are merged again.
+    """
+
+    over_budget: int
+    refused: int
+    pinned: int
+    failed: int
+    forked: int
+    copied: int
+    waiting: int
 
 
 class Held(NamedTuple):
@@ -329,6 +355,9 @@ class Engine(Protocol):
 
     def merged_pages(self, client: int) -> tuple[int, int]:
         """Pages of the client that map frames (zero pages included), and pages proposed to it."""
+
+    def left(self, client: int) -> Left:
+        """Pages of the client that were to be merged and are not."""
 
     # Audits
 

@@ -12,6 +12,9 @@ from pagefold_server.tables import PROPOSED, ZERO_FRAME, PageTable
 # Numbers of EventKind, DeclineReason, Released.detail and Written.detail in memory.proto.
 CHANGED: Final = 1
 BUDGET: Final = 2
+REASON_PINNED: Final = 3
+REASON_FAILED: Final = 5
+REASON_FORKED: Final = 6
 DISCARDED: Final = 1
 MAY_HAVE_BEEN: Final = 1
 GIVEN_BACK: Final = 2

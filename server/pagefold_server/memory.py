@@ -95,6 +95,7 @@ class MemoryServicer(memory_pb2_grpc.MemoryServicer):
                 request.settling,
                 request.looked,
                 request.resuming,
+                request.obstacles,
             )
 
     @answered

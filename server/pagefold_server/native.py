@@ -19,6 +19,7 @@ from pagefold_server.engine import (
     FrameFault,
     Held,
     Instructions,
+    Left,
     Miscount,
     PassReport,
     ProtocolViolation,
@@ -172,6 +173,10 @@ class NativeEngine:
     def merged_pages(self, client: int) -> tuple[int, int]:
         """See `Engine`. Copied pages are not counted: they read their own bytes."""
         return self._engine.merged_pages(client)
+
+    def left(self, client: int) -> Left:
+        """See `Engine`."""
+        return Left(*self._engine.left(client))
 
     def frames(self) -> list[int]:
         """Numbers of the frames in use, in order. For tests and audits."""

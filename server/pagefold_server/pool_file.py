@@ -68,6 +68,10 @@ class PoolFile:
         """What the kernel has allocated to this pool, released frames that were not given back yet included."""
         return os.fstat(self.fd).st_blocks * 512
 
+    def is_named(self) -> bool:
+        """Whether its name is still there, for clients that come."""
+        return self.fd >= 0 and os.fstat(self.fd).st_nlink > 0
+
     def is_held_only_by(self, slots: set[int]) -> bool:
         """Whether nobody may map frames but clients with these slots."""
         return _slots.held(self.fd, len(slots) + 1) <= slots

@@ -45,7 +45,7 @@ from pagefold_server.tables import (
     PROPOSED,
     QUEUED,
     READING,
-    REFUSED,
+    REFUSALS,
     WAITING,
     WRITTEN,
     ZERO,
@@ -77,6 +77,7 @@ class _Pass:
     volatile: int = 0
     unshared: int = 0
     backlog: int = 0
+    unplaced: int = 0
 
 
 class ReferenceEngine(Books):
@@ -100,7 +101,7 @@ class ReferenceEngine(Books):
         self._ahead: deque[PageTable] = deque()  # tables that this pass has still to finish
         self._page = 0  # where it is in the first of them
         self._pass: _Pass | None = None
-        self._report = PassReport(0, 0, 0, 0, 0, 0, 0, 0)  # of the last pass
+        self._report = PassReport(0, 0, 0, 0, 0, 0, 0, 0, 0)  # of the last pass
         self._unshared = 0  # found by the last pass, tracked pages not included
         self._scanned = 0
         self._skipped = 0
@@ -180,6 +181,7 @@ class ReferenceEngine(Books):
             unshared=done.unshared + self._unstable.tracked(),
             waiting=waiting,
             backlog=done.backlog + pending,
+            unplaced=done.unplaced,
         )
         self._unshared = done.unshared
         self._scanned += done.visited
@@ -342,10 +344,9 @@ class ReferenceEngine(Books):
             frame = self._frames.create(digest, content, self._near(table, page, other, twin))
         except OSError as error:  # no room for frames: both stay as they are
             self._refusal = error
+            current.unplaced += 1
             if table.tracked:
                 self._schedule(table, page, 1, OWNED, 1)
-            else:
-                current.unshared += 1
             return
         self._unstable.remove(other, twin, 1)
         current.unshared -= not other.tracked
@@ -442,8 +443,9 @@ class ReferenceEngine(Books):
             pages_broken=self._broken,
             pages_declined=self._declined,
             pages_over_budget=self._count(OVER_BUDGET),
-            pages_refused=self._count(REFUSED),
+            pages_refused=self._count(*REFUSALS),
             pages_waiting=self._count(WAITING),
+            pages_unplaced=self._report.unplaced,
             pages_proposed=self._count(QUEUED, PROPOSED),
             bookkeeping_bytes=self._bookkeeping_bytes(),
         )

@@ -10,20 +10,24 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from pagefold import _names
+from pagefold import _names, _obstacles
 from pagefold._text import printable
 from pagefold_proto.v1 import memory_pb2 as pb
 
 from pagefold_server.domain import Domain
 from pagefold_server.doorbell import Bell, path_of
+from pagefold_server.engine import Left
 from pagefold_server.segment import Lease, Segment
 from pagefold_server.settings import Configuration
 from pagefold_server.watch import Watch
 
 _LOOKING: Final = 3  # times `silent_seconds` that a look may take, for a client that has much to report before
+_COST: Final = 2  # mappings that an isolated page takes, at most
 _RING_AGAIN: Final = 1.0  # seconds without a call after which a client is rung once more
 
 
@@ -48,6 +52,7 @@ class Session:
         addresses: where it maps its segments, as it says; 0: unknown. For audits.
         mappings: as many of those that it says it has as it can have; see `Tenant`.
         watches: of audits that want to know which pages it reports something of, or is told to change.
+        told: what keeps its pages from merging, as it knows by itself; `refusal`: why a segment was refused last.
         settling: number of the settle() that it waits in, 0 for none; `report` is there when that is over.
     """
 
@@ -79,6 +84,8 @@ class Session:
     owing: bool = False
     waiting: float | None = None
     rung: float | None = None
+    told: list[pb.Obstacle] = field(default_factory=list)
+    refusal: str = ""
     settling: int = 0
     report: pb.SettleReport | None = None
 
@@ -114,6 +121,43 @@ class Session:
     def tracked(self) -> bool:
         """See `Member`."""
         return self.hello.tracker == pb.TRACKER_PAGEMAP
+
+    @property
+    def unmerged_pages(self) -> int:
+        """See `Member`."""
+        return self.gauges.owned_pages + self.gauges.copied_pages
+
+    def obstacles(self, left: Left, proposed: int, idle: bool, now: float) -> list[pb.Obstacle]:
+        """See `Member`."""
+        if self.state == "departed":
+            return _found({pb.OBSTACLE_KIND_CLOSED: self.unmerged_pages})
+        if self.state == "excluded":
+            return _found({pb.OBSTACLE_KIND_EXCLUDED: self.unmerged_pages})
+        pages: Counter[_obstacles.Kind] = Counter()
+        if self.is_silent(now):
+            unread = self.tracked and self.looking  # nobody knows what it has written, merged pages included
+            pages[pb.OBSTACLE_KIND_SILENT] = max(proposed, self._pages() if unread else 0)
+        short = self.gauges.mapping_budget - self.gauges.mappings < _COST
+        pages[pb.OBSTACLE_KIND_BUDGET if short else pb.OBSTACLE_KIND_MAPPINGS] = left.over_budget
+        pages[pb.OBSTACLE_KIND_FORKED] = left.forked
+        pages[pb.OBSTACLE_KIND_PINNED] = left.pinned
+        stuck = left.copied if idle and not self.is_working() else 0
+        pages[pb.OBSTACLE_KIND_FORKED if self.gauges.shared_pages else pb.OBSTACLE_KIND_STUCK] += stuck
+        told = [pb.Obstacle(kind=each.kind, pages=each.pages, error=each.error) for each in self.told]
+        if self.hello.tier == pb.TIER_OFF and not told:
+            told = _found({pb.OBSTACLE_KIND_BARRIER: self.unmerged_pages})
+        for obstacle in told:
+            if obstacle.kind == pb.OBSTACLE_KIND_SEGMENT:
+                obstacle.detail = self.refusal
+        if not told:  # else that is why
+            pages[pb.OBSTACLE_KIND_FAILED] = left.failed
+            pages[pb.OBSTACLE_KIND_REFUSED] = left.refused
+        return told + _found(pages)
+
+    def _pages(self) -> int:
+        levels = self.gauges
+        said = levels.owned_pages + levels.merged_pages + levels.zero_pages + levels.copied_pages
+        return said or sum(segment.pages for segment in self.segments.values())
 
     def ask(self, look: int, now: float) -> None:
         """See `Member`."""
@@ -192,3 +236,7 @@ class Session:
         for segment in self.segments.values():
             segment.close()
         self.lease.close()
+
+
+def _found(pages: Mapping[_obstacles.Kind, int]) -> list[pb.Obstacle]:
+    return [pb.Obstacle(kind=kind, pages=count) for kind, count in pages.items() if count]

@@ -12,11 +12,11 @@ import mmap
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, TypeVar
 
 import structlog
-from pagefold import _names, _slots
+from pagefold import _names, _obstacles, _slots
 from pagefold_proto.v1 import memory_pb2 as pb
 
 from pagefold_server.domain import Domains
@@ -28,6 +28,7 @@ from pagefold_server.errors import (
     PageSizeMismatch,
     ProtocolMismatch,
     SegmentInUse,
+    ServerError,
     ShuttingDown,
     UnknownSession,
     WrongOwner,
@@ -46,6 +47,9 @@ MAX_LABEL: Final = 64
 _log = structlog.get_logger("pagefold.sessions")
 _Message = TypeVar("_Message", pb.HelloRequest, pb.Gauges)
 
+
+_MOST_ERRNO: Final = 4096
+_MOST_PAGES: Final = 2**52  # of an address space
 
 _ANSWERS: Final = frozenset((pb.EVENT_KIND_MERGED, pb.EVENT_KIND_DECLINED))
 
@@ -162,7 +166,18 @@ class Sessions:
             holder: of a memfd.
             inherited: pages without a frame are the parent's, and may map anything but frames. For audits too.
         """
-        session, settings = self._find(token), self._configuration.now
+        session = self._find(token)
+        try:
+            self._take_segment(session, number, name, pages, holder)
+        except ServerError as error:
+            session.refusal = str(error)
+            raise
+        session.addresses[number] = address
+        if inherited:
+            session.inherited.add(number)
+
+    def _take_segment(self, session: Session, number: int, name: str, pages: int, holder: Holder | None) -> None:
+        settings = self._configuration.now
         known = session.segments.get(number)
         if known is not None:
             if (known.name, known.pages) == (name, pages):
@@ -183,9 +198,6 @@ class Sessions:
             segment.close()
             raise
         session.segments[number] = segment
-        session.addresses[number] = address
-        if inherited:
-            session.inherited.add(number)
         tenant.segments += 1
         tenant.pages += pages
         session.domain.stir()
@@ -215,6 +227,7 @@ class Sessions:
         settling: int,
         looked: int = 0,
         resuming: bool = False,
+        obstacles: Iterable[pb.Obstacle] = (),
     ) -> pb.ExchangeReply:
         """Books what a client reports, and says what it is to do next.
 
@@ -226,6 +239,7 @@ class Sessions:
             settling: number of the settle() that waits, 0 for none.
             looked: the last look that it has made.
             resuming: what it maps since before the session is not all told yet.
+            obstacles: what keeps its pages from merging, as it knows by itself.
         """
         session = self._find(token)
         if sequence == session.sequence and session.reply is not None:
@@ -243,6 +257,7 @@ class Sessions:
             session.gauges = kept(gauges)
             _book_mappings(session)
         session.resumed = not resuming
+        session.told = believable(obstacles)
         answers = any(kind in _ANSWERS for kind in events.kind)
         session.working = session.owing and not answers
         session.has_looked(looked, time.monotonic())
@@ -254,7 +269,6 @@ class Sessions:
         session.answered(time.monotonic(), reply, answers, bool(events.kind))
         if events.kind:
             domain.stir()
-            domain.answered()
             domain.ring()
         if events.kind or domain.settlers:
             self._wake()
@@ -288,7 +302,8 @@ class Sessions:
         for domain in self._domains:
             domain.bury_past()
             domain.ring()
-            domain.answered()
+            if domain.stale:
+                domain.ring_all()
         self._wake()  # a pass may have waited for somebody who is silent, or gone, by now
 
     def close(self) -> None:
@@ -362,6 +377,7 @@ class Sessions:
         reply.totals.pages_shared = counters.pages_shared
         reply.totals.pages_sharing = counters.pages_sharing
         reply.totals.zero_pages = counters.zero_pages
+        reply.obstacles.extend(session.domain.obstacles_of(session.client))
         return reply
 
     def _excluded(self, session: Session, error: Exception) -> Exception:
@@ -379,7 +395,7 @@ class Sessions:
         self._wake()
         session.domain.engine.depart_client(session.client)
         session.settling, session.waiting, session.reply, session.looked = 0, None, None, session.wanted
-        session.domain.answered()
+        session.domain.stale = True
 
     def _remove(self, session: Session, why: str) -> None:
         """It is over: nothing of it maps anything."""
@@ -397,9 +413,8 @@ class Sessions:
         tenant.mappings -= session.mappings
         session.close()
         _log.info("session over", uid=session.lease.uid, client=session.client, pid=session.hello.pid, why=why)
-        if domain.members:
-            domain.answered()
-        else:
+        domain.stale = True
+        if not domain.members:
             self._domains.drop(domain)
         if not self._by_client:
             self.empty_since = time.monotonic()
@@ -422,6 +437,16 @@ def _book_mappings(session: Session) -> None:
     counted = min(session.gauges.mappings, pages, most_mappings())
     session.domain.tenant.mappings += counted - session.mappings
     session.mappings = counted
+
+
+def believable(told: Iterable[pb.Obstacle]) -> list[pb.Obstacle]:
+    """What a client says of its obstacles, less what it cannot know, and all texts."""
+    found: dict[int, pb.Obstacle] = {}
+    for each in itertools.islice(told, len(_obstacles.OWN)):
+        if each.kind in _obstacles.OWN - _obstacles.UNSAID:
+            error = each.error if each.error < _MOST_ERRNO else 0
+            found[each.kind] = pb.Obstacle(kind=each.kind, pages=min(each.pages, _MOST_PAGES), error=error)
+    return list(found.values())
 
 
 def _check_proof(lease: Lease, said: pb.HelloRequest) -> None:

@@ -4,15 +4,18 @@ Time and scanning are somebody else's. This counts passes. Those count for a req
 looked for written pages after it: looks have numbers too.
 
     pass found    nothing proposed, fresh or in backlog, nobody busy  -> settled
-                  the same, but a client still works on proposals     -> settled when all its answers are yes
                   no merges, three passes in a row, nobody busy       -> settled: what is left keeps changing
+
+What was merged has to be so still: after a merge one more look is waited for. And it is settled only if no obstacle
+keeps a page from merging (`Look.obstacles`); else the same is the end of waiting, with the reasons.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
+from pagefold import _obstacles
 from pagefold_proto.v1 import memory_pb2 as pb
 
 from pagefold_server.engine import EngineCounters, PassReport
@@ -29,18 +32,18 @@ class Look:
         busy: a client that answers still has something to do.
         unanswered: pages proposed to clients that do not answer.
         full: there was no room for a frame.
-        unread: a client that reports what it writes does not answer: nobody knows what it has written.
+        obstacles: what keeps pages of the domain from merging.
     """
 
     busy: bool
     unanswered: int
     full: bool
-    unread: bool = False
+    obstacles: Sequence[pb.Obstacle] = ()
 
     @property
     def certain(self) -> bool:
         """Whether a pass that found nothing says that there is nothing."""
-        return not (self.full or self.unread)
+        return not (self.full or any(map(_obstacles.blocks, self.obstacles)))
 
 
 @dataclass(slots=True)
@@ -49,9 +52,9 @@ class _Settle:
     look: int  # passes that began before it was complete do not count
     merged_before: int
     done: Callable[[pb.SettleReport], None]
+    merged: int  # the same, when it was looked at last
     passes: int = 0
     quiet: int = 0
-    clean: tuple[int, int] | None = None  # losses at the last pass that left only answers to wait for
 
 
 class Settlers:
@@ -81,14 +84,22 @@ class Settlers:
             counters: the books as they are now.
             done: called once with the report, and never after `stop`.
         """
-        self._waiting[key] = _Settle(number, look, counters.pages_merged, done)
+        self._waiting[key] = _Settle(number, look, counters.pages_merged, done, counters.pages_merged)
 
     def stop(self, key: Hashable) -> None:
         """Forgets whoever waits under that key."""
         self._waiting.pop(key, None)
 
-    def passed(self, found: PassReport, counters: EngineCounters, look: Look, looked: int) -> None:
-        """Weighs a pass that has just ended; `looked` is the last look that was complete when it began."""
+    def passed(self, found: PassReport, counters: EngineCounters, look: Look, looked: int, asked: int) -> None:
+        """Weighs a pass that has just ended.
+
+        Args:
+            found: by it.
+            counters: the books as they are now.
+            look: at the domain now.
+            looked: the last look that was complete when the pass began.
+            asked: the last that clients were asked for.
+        """
         busy = look.busy
         merged_nothing = found.proposed == 0 and counters.pages_merged == self._merged_at_pass and not busy
         self._merged_at_pass = counters.pages_merged
@@ -97,20 +108,15 @@ class Settlers:
             if looked < settle.look:
                 continue
             settle.passes += 1
+            if settle.merged != counters.pages_merged:
+                settle.merged, settle.look = counters.pages_merged, asked + 1
+                settle.quiet = 0
+                continue
             settle.quiet = settle.quiet + 1 if merged_nothing else 0
             # Pages that changed before the request and just after the last pass look hot to the first pass that counts,
             # and may have been quiet ever since: only a second look can tell.
             done = nothing_left and (settle.passes > 1 or found.volatile == 0)
-            settle.clean = _losses(counters) if done else None
             if not busy and (done or settle.quiet >= QUIET_PASSES):
-                self._finish(key, look.certain, counters, look)
-
-    def answered(self, counters: EngineCounters, look: Look) -> None:
-        """Looks whether answers were all that some were waiting for."""
-        if look.busy:
-            return
-        for key, settle in list(self._waiting.items()):
-            if settle.clean == _losses(counters):
                 self._finish(key, look.certain, counters, look)
 
     def give_up(self, counters: EngineCounters, look: Look) -> None:
@@ -128,11 +134,6 @@ class Settlers:
         settle.done(_report(settle, settled, counters, look))
 
 
-def _losses(counters: EngineCounters) -> tuple[int, int]:
-    """What grows when an answer leaves something to do: pages declined, merges written to again."""
-    return counters.pages_declined, counters.pages_broken
-
-
 def _report(settle: _Settle, settled: bool, counters: EngineCounters, look: Look) -> pb.SettleReport:
     return pb.SettleReport(
         settling=settle.number,
@@ -147,4 +148,5 @@ def _report(settle: _Settle, settled: bool, counters: EngineCounters, look: Look
         pages_waiting=counters.pages_waiting,
         pages_over_budget=counters.pages_over_budget,
         pages_refused=counters.pages_refused + look.unanswered,
+        obstacles=_obstacles.summed(look.obstacles),
     )

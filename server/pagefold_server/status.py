@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from pagefold._address import SHM
+from pagefold import _obstacles
 from pagefold._text import printable
 from pagefold._version import __version__
 from pagefold_proto.v1 import admin_pb2 as pb
@@ -58,7 +58,7 @@ class Observer:
     def status(self) -> pb.Status:
         """One look at everything."""
         books = self._domains.counters()
-        sessions = list(self._sessions)
+        sessions, troubles = list(self._sessions), self.troubles()
         departed = sum(session.state == "departed" for session in sessions)
         return pb.Status(
             version=__version__,
@@ -79,7 +79,8 @@ class Observer:
             cpu_seconds=time.process_time(),
             scan_cpu_percent=self._pacer.cpu_percent(),
             settling=sum(len(domain.settlers) for domain in self._domains),
-            trouble="; ".join(self._trouble(sessions)),
+            trouble="; ".join(map(_words, troubles)),
+            troubles=troubles,
             memfd_segments=sum(map(_memfd_segments, sessions)),
             log=str(log.sink),
             log_lines_lost=log.sink.lost,
@@ -159,30 +160,30 @@ class Observer:
             pool_bytes=sum(domain.pool.bytes_allocated() for domain in domains),
         )
 
-    def _trouble(self, sessions: list[Session]) -> Iterator[str]:
-        """What holds merging up, and what to do about it; nothing if all is well."""
-        run = self._configuration.now.run
-        if run == 0:
-            yield "scanning is stopped (run=0): `pagefold scan start` starts it"
-        if run == 2:
-            yield "every page is being given back (run=2): `pagefold scan start` goes back to merging"
+    def troubles(self) -> list[pb.Trouble]:
+        """What keeps pages from merging, in whose memory; what blocks comes first."""
+        pids = {session.client: session.hello.pid for session in self._sessions}
+        found = []
         for domain in self._domains:
-            if domain.fault:
-                yield f"domain {domain} is not scanned any more, {domain.fault}: restart the server, and report it"
-            if domain.full is not None:
-                yield (
-                    f"domain {domain} has no room for frames ({domain.full.strerror}): {_room()}; "
-                    f"enlarge it (mount -o remount,size=... {SHM}) or free memory there"
+            for client, obstacle in domain.obstacles():
+                found.append(
+                    pb.Trouble(
+                        client=client,
+                        pid=pids.get(client, 0),
+                        uid=domain.uid,
+                        label=domain.label,
+                        obstacle=obstacle,
+                        code=_obstacles.TABLE[obstacle.kind].code,
+                        text=_obstacles.sentence(obstacle),
+                        blocks=_obstacles.blocks(obstacle),
+                    )
                 )
-        active = [session for session in sessions if session.state == "active"]
-        if active and all(session.hello.tier == memory_pb2.TIER_OFF for session in active):
-            yield "no client can hold writes (tier off), so nothing is merged: `pagefold doctor` says why"
-        over = sum(counted.pages_over_budget for counted in (d.engine.counters() for d in self._domains))
-        if over:
-            yield (
-                f"{over} pages are left alone because their clients used up their mapping budget, or all mappings: "
-                "raise vm.max_map_count (sysctl), and restart the clients"
-            )
+        return sorted(found, key=lambda each: not each.blocks)
+
+
+def _words(trouble: pb.Trouble) -> str:
+    whose = f"client {trouble.client} (pid {trouble.pid})" if trouble.client else f"user {trouble.uid}"
+    return f"{whose}: {trouble.text}"
 
 
 def counters(books: EngineCounters) -> pb.Counters:
@@ -205,6 +206,7 @@ def counters(books: EngineCounters) -> pb.Counters:
         general_profit=saved - books.bookkeeping_bytes,
         bookkeeping_bytes=books.bookkeeping_bytes,
         pages_proposed=books.pages_proposed,
+        pages_unplaced=books.pages_unplaced,
     )
 
 
@@ -226,9 +228,3 @@ def _segments(session: Session) -> Iterator[pb.SegmentInfo]:
 
 def _memfd_segments(session: Session) -> int:
     return sum(segment.holder is not None for segment in session.segments.values())
-
-
-def _room() -> str:
-    found = os.statvfs(SHM)
-    free, size = (count * found.f_frsize >> 20 for count in (found.f_bavail, found.f_blocks))
-    return f"{SHM} has {free} of {size} MiB free"

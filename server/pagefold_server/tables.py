@@ -3,7 +3,7 @@
     OWNED --proposed--> QUEUED --sent--> PROPOSED --merged--> MERGED or ZERO --written--> COPIED
       ^                                     |                      |                        |
       |<-- WAITING, OVER_BUDGET, REFUSED <--'declined              '------- released -------'
-      |    (rest for some passes)
+      |    (rest for some passes; PINNED, FAILED and FORKED are refused by name)
       '--> EXCLUDED (the program does not want it merged) and back
 
 Only OWNED pages are scanned, so that finding the next one is one `find` over the states. Where the client reports which
@@ -33,13 +33,18 @@ ZERO: Final = 4
 COPIED: Final = 5  # keeps the reference of what it was a copy of
 WAITING: Final = 6  # keeps breaking
 OVER_BUDGET: Final = 7
-REFUSED: Final = 8
+REFUSED: Final = 8  # for a reason that the books have no name for
 EXCLUDED: Final = 9
-STATES: Final = 10
+# Refused by name.
+PINNED: Final = 10
+FAILED: Final = 11
+FORKED: Final = 12
+STATES: Final = 13
 
 MAPPED: Final = bytes((MERGED, ZERO, COPIED))
-RESTING: Final = bytes((WAITING, OVER_BUDGET, REFUSED))
-UNHELD: Final = bytes((OWNED, WAITING, OVER_BUDGET, REFUSED, EXCLUDED))  # has no proposal and maps no frame
+REFUSALS: Final = bytes((REFUSED, PINNED, FAILED, FORKED))
+RESTING: Final = bytes((WAITING, OVER_BUDGET, *REFUSALS))
+UNHELD: Final = bytes((OWNED, *RESTING, EXCLUDED))  # has no proposal and maps no frame
 
 # What stands in the frame column.
 ZERO_FRAME: Final = -1  # the zero page

@@ -216,7 +216,7 @@ def test_trouble_says_that_no_client_can_hold_writes(serve) -> None:  # type: ig
     server = serve()
     with Raw(server.address) as raw:
         raw.hello(tier=memory_pb2.TIER_OFF)
-        assert "pagefold doctor" in server.status().trouble
+        assert "userfaultfd" in server.status().trouble
 
 
 def test_trouble_says_that_a_budget_is_used_up(serve) -> None:  # type: ignore[no-untyped-def]

@@ -115,6 +115,9 @@ class FakeSpace:
         rows = [self.journal.popleft() for _ in range(min(limit, len(self.journal)))]
         return SimpleNamespace(**{name: [row[i] for row in rows] for i, name in enumerate(COLUMNS)})
 
+    def hindrance(self) -> None:
+        """None of the program's limits keeps pages from merging."""
+
     def counts(self) -> Any:
         return SimpleNamespace(
             owned=0,

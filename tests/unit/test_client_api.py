@@ -130,14 +130,15 @@ class Features:
 
 def test_the_tier_is_what_was_asked_for_or_an_error() -> None:
     choose = _tier.choose
-    assert choose(None, Features()) == ("uffd", "")  # type: ignore[arg-type]
-    assert choose("user", Features("user-mode")) == ("user", "")  # type: ignore[arg-type]
-    tier, why = choose(None, Features("user-mode"))  # type: ignore[arg-type]
-    assert tier == "off"
-    assert "vm.unprivileged_userfaultfd=1" in why
-    assert "barrier='user'" in why, "README alone named it"
-    assert "EFAULT" in why, "and never without its price"
-    assert choose("off", Features())[0] == "off"  # type: ignore[arg-type]
+    assert choose(None, Features()) == ("uffd", None)  # type: ignore[arg-type]
+    assert choose("user", Features("user-mode")) == ("user", None)  # type: ignore[arg-type]
+    assert choose(None, Features("user-mode")) == ("off", pb.OBSTACLE_KIND_BARRIER)  # type: ignore[arg-type]
+    assert choose(None, Features(wp_shmem=False)) == ("off", pb.OBSTACLE_KIND_KERNEL)  # type: ignore[arg-type]
+    assert choose("off", Features()) == ("off", pb.OBSTACLE_KIND_OFF)  # type: ignore[arg-type]
+    remedy = _obstacles.TABLE[pb.OBSTACLE_KIND_BARRIER].remedy
+    assert "vm.unprivileged_userfaultfd=1" in remedy
+    assert "barrier='user'" in remedy, "README alone named it"
+    assert "EFAULT" in remedy, "and never without its price"
     for barrier, features in [
         ("uffd", Features("user-mode")),
         ("user", Features("none")),

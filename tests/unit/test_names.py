@@ -172,7 +172,8 @@ def test_too_many_files_is_an_errno_whatever_posix_ipc_says() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert info.value.errno == errno.EMFILE
     assert _names.with_number(posix_ipc.PermissionsError("no")).errno == errno.EACCES
-    assert _names.with_number(posix_ipc.ExistentialError("none")).errno == errno.EINVAL
+    assert _names.with_number(posix_ipc.ExistentialError("none")).errno == errno.ENOENT
+    assert _names.with_number(posix_ipc.Error("what")).errno == errno.EINVAL
     assert _names.with_number(OSError("The system limit on open files")).errno == errno.ENFILE
     numbered = OSError(errno.ENOSPC, "full")
     assert _names.with_number(numbered) is numbered

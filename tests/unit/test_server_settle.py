@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from pagefold import _obstacles
 from pagefold_proto.v1 import memory_pb2 as pb
 from pagefold_server.engine import EngineCounters, PassReport
 from pagefold_server.settle import Look, Settlers
@@ -24,11 +25,7 @@ class Waiting:
     def passed(self, look: Look = QUIET, **found: int) -> bool:
         self.passes += 1
         fields = dict.fromkeys(PassReport.__slots__, 0) | found | {"number": self.passes}
-        self.settlers.passed(PassReport(**fields), self.books, look, self.passes)
-        return bool(self.reports)
-
-    def answered(self, look: Look = QUIET) -> bool:
-        self.settlers.answered(self.books, look)
+        self.settlers.passed(PassReport(**fields), self.books, look, self.passes, self.passes)
         return bool(self.reports)
 
 
@@ -64,22 +61,37 @@ def test_a_pass_that_left_something_is_not(found: str) -> None:
     assert waiting.passed(volatile=9, unshared=9, waiting=9)
 
 
-def test_answers_are_waited_for_and_need_no_further_pass() -> None:
+def test_answers_are_waited_for() -> None:
     waiting = Waiting()
     assert not waiting.passed(BUSY)
-    assert not waiting.answered(BUSY)
+    assert waiting.passed()
+
+
+def test_what_was_merged_is_to_be_seen_merged_by_one_more_look() -> None:
+    # The kernel may have copied it at once: mlockall(MCL_FUTURE). It was "settled", and nothing was merged.
+    waiting = Waiting()
     waiting.books.pages_merged = 5
-    assert waiting.answered()
+    assert not waiting.passed(), "the clients looked before that"
+    assert waiting.passed()
     assert waiting.reports[0].merged_pages == 5
 
 
-@pytest.mark.parametrize("loss", ["pages_declined", "pages_broken"])
-def test_an_answer_that_leaves_something_to_do_needs_one(loss: str) -> None:
+@pytest.mark.parametrize("kind", [kind for kind, words in _obstacles.TABLE.items() if words.blocks])
+def test_it_is_not_settled_while_an_obstacle_concerns_a_page(kind: pb.ObstacleKind) -> None:
+    for pages in (0, 9):
+        waiting = Waiting()
+        assert waiting.passed(Look(False, 0, False, [pb.Obstacle(kind=kind, pages=pages)] * 2))
+        (report,) = waiting.reports
+        assert report.settled == (pages == 0)
+        assert [(each.kind, each.pages) for each in report.obstacles] == [(kind, 2 * pages)]
+
+
+@pytest.mark.parametrize("kind", [kind for kind, words in _obstacles.TABLE.items() if not words.blocks])
+def test_a_programs_own_wish_is_told_and_blocks_nothing(kind: pb.ObstacleKind) -> None:
     waiting = Waiting()
-    assert not waiting.passed(BUSY)
-    setattr(waiting.books, loss, 1)
-    assert not waiting.answered()
-    assert waiting.passed()
+    assert waiting.passed(Look(False, 0, False, [pb.Obstacle(kind=kind, pages=9)]))
+    assert waiting.reports[0].settled
+    assert waiting.reports[0].obstacles
 
 
 def test_three_quiet_passes_are_the_answer_where_pages_stay_fresh() -> None:

@@ -400,7 +400,7 @@ class Engine:
 
     def queued(self) -> list[int]: ...
     def outstanding(self) -> int: ...
-    def scan(self, pages: int, threads: int) -> tuple[int, tuple[int, int, int, int, int, int, int, int] | None]:
+    def scan(self, pages: int, threads: int) -> tuple[int, tuple[int, int, int, int, int, int, int, int, int] | None]:
         """Pages visited, and the fields of `PassReport` if a pass has ended."""
 
     def remaining(self) -> int: ...
@@ -414,6 +414,9 @@ class Engine:
 
     def segment_counts(self, client: int, segment: int) -> tuple[int, int, int, int]: ...
     def merged_pages(self, client: int) -> tuple[int, int]: ...
+    def left(self, client: int) -> list[int]:
+        """The fields of `Left` in engine.py."""
+
     def frames(self) -> list[int]:
         """Numbers of the frames in use, in order."""
 

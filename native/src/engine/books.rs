@@ -9,7 +9,7 @@ use super::clients::{ClientKey, Clients};
 use super::error::{Error, Result};
 use super::frames::Frames;
 use super::queues::Merge;
-use super::report::{Options, SegmentCounts};
+use super::report::{Left, Options, SegmentCounts};
 use super::segment::Segment;
 use super::state::{MAPPED, PENDING, State};
 use super::table::PageTable;
@@ -274,6 +274,21 @@ impl Books {
         let book = self.clients.get(self.clients.key(client)?);
         let tables = book.tables.iter().map(|id| self.tables.table(*id));
         Ok((tables.map(|t| t.count(State::Merged) + t.count(State::Zero)).sum(), book.proposed))
+    }
+
+    /// Pages of the client that were to be merged and are not, by what keeps them.
+    pub fn left(&self, client: i64) -> Result<Left> {
+        let book = self.clients.get(self.clients.key(client)?);
+        let count = |state: State| book.tables.iter().map(|id| self.tables.table(*id).count(state)).sum();
+        Ok(Left {
+            over_budget: count(State::OverBudget),
+            refused: count(State::Refused),
+            pinned: count(State::Pinned),
+            failed: count(State::Failed),
+            forked: count(State::Forked),
+            copied: count(State::Copied),
+            waiting: count(State::Waiting),
+        })
     }
 
     /// Clients for which something is queued.

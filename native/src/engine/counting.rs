@@ -2,7 +2,7 @@
 
 use super::report::Counters;
 use super::scan::Engine;
-use super::state::{PENDING, READING, State};
+use super::state::{PENDING, READING, REFUSED, State};
 use super::table::PageTable;
 use super::tables::TableId;
 
@@ -43,8 +43,9 @@ impl Engine {
             pages_broken: books.broken,
             pages_declined: books.declined,
             pages_over_budget: count(State::OverBudget),
-            pages_refused: count(State::Refused),
+            pages_refused: books.tables.count_in(REFUSED) as u64,
             pages_waiting: count(State::Waiting),
+            pages_unplaced: self.report.unplaced,
             pages_proposed: count(State::Queued) + count(State::Proposed),
             bookkeeping_bytes: self.bookkeeping_bytes() as u64,
         }

@@ -6,7 +6,7 @@ use super::books::Books;
 use super::clients::ClientKey;
 use super::error::{Result, Violation};
 use super::segment::Segment;
-use super::state::{MAPPED, PENDING, READING, State, UNHELD, UNWANTED, WRITTEN};
+use super::state::{MAPPED, PENDING, READING, REFUSED, State, UNHELD, UNWANTED, WRITTEN};
 use super::tables::TableId;
 use crate::page::{Run, bytes};
 
@@ -22,6 +22,9 @@ const WRITTEN_PAGES: i64 = 8;
 const RESUMED: i64 = 9;
 const CHANGED: i64 = 1;
 const BUDGET: i64 = 2;
+const PINNED: i64 = 3;
+const FAILED: i64 = 5;
+const FORKED: i64 = 6;
 const DISCARDED: i64 = 1;
 const MAY_HAVE_BEEN: i64 = 1;
 const GIVEN_BACK: i64 = 2;
@@ -196,6 +199,9 @@ impl Books {
                 self.rest(id, run, State::OverBudget, RETRY_PASSES);
                 self.clients.get_mut(event.key).add_over_budget(id, run);
             }
+            PINNED => self.rest(id, run, State::Pinned, RETRY_PASSES),
+            FAILED => self.rest(id, run, State::Failed, RETRY_PASSES),
+            FORKED => self.rest(id, run, State::Forked, RETRY_PASSES),
             _ => self.rest(id, run, State::Refused, RETRY_PASSES),
         }
         Ok(())
@@ -267,7 +273,7 @@ impl Books {
 
     fn book_included(&mut self, event: &Event) {
         self.tables.table_mut(event.id).clear_flag(event.run, UNWANTED);
-        self.own_those(event, State::Refused.bit() | State::Excluded.bit());
+        self.own_those(event, REFUSED | State::Excluded.bit());
     }
 
     fn own_those(&mut self, event: &Event, states: u16) {
@@ -296,7 +302,7 @@ impl Books {
     /// What comes here next has another story.
     fn book_given_back(&mut self, event: &Event) {
         self.unstable.remove(&mut self.tables, event.id, event.run);
-        self.own_those(event, State::Waiting.bit() | State::Refused.bit());
+        self.own_those(event, REFUSED | State::Waiting.bit());
         let table = self.tables.table_mut(event.id);
         table.forget_breaks(event.run);
         for flag in [WRITTEN, PENDING, READING] {

@@ -130,10 +130,9 @@ impl Engine {
 
     /// No room for a frame: the page stays as it is.
     pub(super) fn leave(&mut self, current: &mut Pass, (id, page): (TableId, usize)) {
+        current.unplaced += 1;
         if self.books.tables.table(id).tracked {
             self.books.calendar.schedule(id, Run { first: page, count: 1 }, State::Owned, 1);
-        } else {
-            current.unshared += 1;
         }
     }
 

@@ -55,5 +55,5 @@ pub use error::{Error, Result, Violation};
 pub use events::Columns;
 pub use frames::{Fault, Miscount};
 pub use queues::Instructions;
-pub use report::{Counters, Options, PassReport, SegmentCounts, Step};
+pub use report::{Counters, Left, Options, PassReport, SegmentCounts, Step};
 pub use scan::Engine;

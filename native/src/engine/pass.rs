@@ -10,9 +10,10 @@ pub struct Pass {
     pub proposed: u64,
     pub fresh: u64,
     pub volatile: u64,
-    /// Pages entered into the unstable tree, tracked ones not included, and those that found no room for a frame.
+    /// Pages entered into the unstable tree, tracked ones not included.
     pub unshared: u64,
     pub backlog: u64,
+    pub unplaced: u64,
 }
 
 /// Where a pass is: tables that it has still to finish, and the page in the first of them.

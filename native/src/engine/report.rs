@@ -38,6 +38,8 @@ pub struct PassReport {
     pub waiting: u64,
     /// Not done in this pass, and worth another one.
     pub backlog: u64,
+    /// They have an equal, and there was no room for a frame.
+    pub unplaced: u64,
 }
 
 /// What one slice of scanning did.
@@ -68,8 +70,22 @@ pub struct Counters {
     pub pages_over_budget: u64,
     pub pages_refused: u64,
     pub pages_waiting: u64,
+    pub pages_unplaced: u64,
     pub pages_proposed: u64,
     pub bookkeeping_bytes: u64,
+}
+
+/// One client's pages that were to be merged and are not, by what keeps them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the states are explained in `state`")]
+pub struct Left {
+    pub over_budget: usize,
+    pub refused: usize,
+    pub pinned: usize,
+    pub failed: usize,
+    pub forked: usize,
+    pub copied: usize,
+    pub waiting: usize,
 }
 
 /// One segment's pages by state.

@@ -9,7 +9,7 @@ use super::founding::{Founded, Proposal};
 use super::frames::Frames;
 use super::pass::{Ahead, Pass};
 use super::queues::Instructions;
-use super::report::{Options, PassReport, SegmentCounts, Step};
+use super::report::{Left, Options, PassReport, SegmentCounts, Step};
 use super::state::{READING, State};
 use super::store::Store;
 use super::tables::TableId;
@@ -159,6 +159,11 @@ impl Engine {
         self.books.merged_pages(client)
     }
 
+    /// Pages of the client that were to be merged and are not.
+    pub fn left(&self, client: i64) -> Result<Left> {
+        self.books.left(client)
+    }
+
     /// Why there was no room for a frame, if so, since this was asked last.
     pub fn refusal(&mut self) -> Option<io::Error> {
         self.refusal.take()
@@ -238,6 +243,7 @@ impl Engine {
             unshared: done.unshared + self.books.unstable.tracked() as u64,
             waiting,
             backlog: done.backlog + self.count_pending() as u64,
+            unplaced: done.unplaced,
         };
         self.unshared = done.unshared;
         self.chunks.truncate(1); // those of other threads are a quarter of a megabyte each

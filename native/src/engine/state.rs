@@ -16,11 +16,18 @@ pub enum State {
     /// Keeps breaking.
     Waiting = 6,
     OverBudget = 7,
+    /// Its client could not, for a reason that the books have no name for.
     Refused = 8,
     Excluded = 9,
+    /// Refused: the program has pinned it.
+    Pinned = 10,
+    /// Refused: the kernel did not do it.
+    Failed = 11,
+    /// Refused: a forked child shares it.
+    Forked = 12,
 }
 
-pub const STATES: usize = 10;
+pub const STATES: usize = 13;
 
 impl State {
     pub const ALL: [State; STATES] = [
@@ -34,6 +41,9 @@ impl State {
         State::OverBudget,
         State::Refused,
         State::Excluded,
+        State::Pinned,
+        State::Failed,
+        State::Forked,
     ];
 
     /// The set of just this state.
@@ -46,6 +56,9 @@ impl State {
 pub const MAPPED: u16 = State::Merged.bit() | State::Zero.bit() | State::Copied.bit();
 pub const HELD: u16 = State::Queued.bit() | State::Proposed.bit() | MAPPED;
 pub const UNHELD: u16 = !HELD & ((1 << STATES) - 1);
+
+/// Declined by the client, but not for want of mappings.
+pub const REFUSED: u16 = State::Refused.bit() | State::Pinned.bit() | State::Failed.bit() | State::Forked.bit();
 
 /// Frames that a run may go on from: those of pages that will stay.
 pub const IN_RUN: u16 = State::Queued.bit() | State::Proposed.bit() | State::Merged.bit();

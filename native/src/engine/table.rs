@@ -4,7 +4,7 @@
 //!   OWNED --proposed--> QUEUED --sent--> PROPOSED --merged--> MERGED or ZERO --written--> COPIED
 //!     ^                                     |                      |                        |
 //!     |<-- WAITING, OVER_BUDGET, REFUSED <--'declined              '------- released -------'
-//!     |    (rest for some passes)
+//!     |    (rest for some passes; PINNED, FAILED and FORKED are refused by name)
 //!     '--> EXCLUDED (the program does not want it merged) and back
 //!
 //!   column    bytes   what

@@ -82,4 +82,9 @@ impl Tables {
     pub fn count(&self, state: State) -> usize {
         self.segments.values().map(|segment| segment.table.count(state)).sum()
     }
+
+    /// Pages in a set of states.
+    pub fn count_in(&self, states: u16) -> usize {
+        State::ALL.into_iter().filter(|state| states & state.bit() != 0).map(|state| self.count(state)).sum()
+    }
 }

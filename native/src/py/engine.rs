@@ -1,6 +1,6 @@
 //! The engine.
 
-use crate::engine::{self, Columns, Counters, Error, Held, Miscount, Options, PassReport};
+use crate::engine::{self, Columns, Counters, Error, Held, Left, Miscount, Options, PassReport};
 use crate::page::Run;
 use crate::sys::mmap::duplicate;
 use pyo3::exceptions::{
@@ -20,7 +20,7 @@ pub struct Engine {
 
 /// A frame, its references and reservations by the books, and both as counted.
 type Recounted = (u32, u32, u32, u32, u32);
-type Report = (u64, u64, u64, u64, u64, u64, u64, u64);
+type Report = (u64, u64, u64, u64, u64, u64, u64, u64, u64);
 
 impl From<Error> for PyErr {
     fn from(error: Error) -> PyErr {
@@ -139,8 +139,9 @@ impl Engine {
 
     fn scan(&self, py: Python<'_>, pages: u64, threads: usize) -> PyResult<(u64, Option<Report>)> {
         let step = self.with(py, |engine| Ok(engine.scan(pages, threads)))?;
-        let columns =
-            |r: PassReport| (r.number, r.visited, r.proposed, r.fresh, r.volatile, r.unshared, r.waiting, r.backlog);
+        let columns = |r: PassReport| {
+            (r.number, r.visited, r.proposed, r.fresh, r.volatile, r.unshared, r.waiting, r.backlog, r.unplaced)
+        };
         Ok((step.visited, step.finished.map(columns)))
     }
 
@@ -183,6 +184,7 @@ impl Engine {
             pages_over_budget,
             pages_refused,
             pages_waiting,
+            pages_unplaced,
             pages_proposed,
             bookkeeping_bytes,
         ])
@@ -195,6 +197,12 @@ impl Engine {
 
     fn merged_pages(&self, py: Python<'_>, client: i64) -> PyResult<(usize, usize)> {
         self.with(py, |engine| engine.merged_pages(client))
+    }
+
+    fn left(&self, py: Python<'_>, client: i64) -> PyResult<[usize; 7]> {
+        let Left { over_budget, refused, pinned, failed, forked, copied, waiting } =
+            self.with(py, |engine| engine.left(client))?;
+        Ok([over_budget, refused, pinned, failed, forked, copied, waiting])
     }
 
     fn frames(&self, py: Python<'_>) -> PyResult<Vec<u32>> {

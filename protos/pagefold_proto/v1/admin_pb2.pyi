@@ -49,7 +49,7 @@ FINDING_KIND_UNANSWERED: FindingKind
 FINDING_KIND_UNSETTLED: FindingKind
 
 class Counters(_message.Message):
-    __slots__ = ("pages_shared", "pages_sharing", "pages_unshared", "pages_volatile", "pages_skipped", "pages_scanned", "full_scans", "zero_pages", "stable_node_dups", "pages_merged", "pages_broken", "pages_declined", "pages_over_budget", "general_profit", "bookkeeping_bytes", "pages_proposed")
+    __slots__ = ("pages_shared", "pages_sharing", "pages_unshared", "pages_volatile", "pages_skipped", "pages_scanned", "full_scans", "zero_pages", "stable_node_dups", "pages_merged", "pages_broken", "pages_declined", "pages_over_budget", "general_profit", "bookkeeping_bytes", "pages_proposed", "pages_unplaced")
     PAGES_SHARED_FIELD_NUMBER: _ClassVar[int]
     PAGES_SHARING_FIELD_NUMBER: _ClassVar[int]
     PAGES_UNSHARED_FIELD_NUMBER: _ClassVar[int]
@@ -66,6 +66,7 @@ class Counters(_message.Message):
     GENERAL_PROFIT_FIELD_NUMBER: _ClassVar[int]
     BOOKKEEPING_BYTES_FIELD_NUMBER: _ClassVar[int]
     PAGES_PROPOSED_FIELD_NUMBER: _ClassVar[int]
+    PAGES_UNPLACED_FIELD_NUMBER: _ClassVar[int]
     pages_shared: int
     pages_sharing: int
     pages_unshared: int
@@ -82,14 +83,15 @@ class Counters(_message.Message):
     general_profit: int
     bookkeeping_bytes: int
     pages_proposed: int
-    def __init__(self, pages_shared: _Optional[int] = ..., pages_sharing: _Optional[int] = ..., pages_unshared: _Optional[int] = ..., pages_volatile: _Optional[int] = ..., pages_skipped: _Optional[int] = ..., pages_scanned: _Optional[int] = ..., full_scans: _Optional[int] = ..., zero_pages: _Optional[int] = ..., stable_node_dups: _Optional[int] = ..., pages_merged: _Optional[int] = ..., pages_broken: _Optional[int] = ..., pages_declined: _Optional[int] = ..., pages_over_budget: _Optional[int] = ..., general_profit: _Optional[int] = ..., bookkeeping_bytes: _Optional[int] = ..., pages_proposed: _Optional[int] = ...) -> None: ...
+    pages_unplaced: int
+    def __init__(self, pages_shared: _Optional[int] = ..., pages_sharing: _Optional[int] = ..., pages_unshared: _Optional[int] = ..., pages_volatile: _Optional[int] = ..., pages_skipped: _Optional[int] = ..., pages_scanned: _Optional[int] = ..., full_scans: _Optional[int] = ..., zero_pages: _Optional[int] = ..., stable_node_dups: _Optional[int] = ..., pages_merged: _Optional[int] = ..., pages_broken: _Optional[int] = ..., pages_declined: _Optional[int] = ..., pages_over_budget: _Optional[int] = ..., general_profit: _Optional[int] = ..., bookkeeping_bytes: _Optional[int] = ..., pages_proposed: _Optional[int] = ..., pages_unplaced: _Optional[int] = ...) -> None: ...
 
 class GetStatusRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class Status(_message.Message):
-    __slots__ = ("version", "protocol", "pid", "uptime_seconds", "address", "engine", "run", "page_size", "clients", "departed", "segments", "domains", "counters", "saved_bytes", "pool_bytes", "cpu_seconds", "scan_cpu_percent", "settling", "trouble", "memfd_segments", "log", "log_lines_lost", "log_trouble")
+    __slots__ = ("version", "protocol", "pid", "uptime_seconds", "address", "engine", "run", "page_size", "clients", "departed", "segments", "domains", "counters", "saved_bytes", "pool_bytes", "cpu_seconds", "scan_cpu_percent", "settling", "trouble", "memfd_segments", "log", "log_lines_lost", "log_trouble", "troubles")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
@@ -113,6 +115,7 @@ class Status(_message.Message):
     LOG_FIELD_NUMBER: _ClassVar[int]
     LOG_LINES_LOST_FIELD_NUMBER: _ClassVar[int]
     LOG_TROUBLE_FIELD_NUMBER: _ClassVar[int]
+    TROUBLES_FIELD_NUMBER: _ClassVar[int]
     version: str
     protocol: int
     pid: int
@@ -136,7 +139,28 @@ class Status(_message.Message):
     log: str
     log_lines_lost: int
     log_trouble: str
-    def __init__(self, version: _Optional[str] = ..., protocol: _Optional[int] = ..., pid: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., address: _Optional[str] = ..., engine: _Optional[str] = ..., run: _Optional[int] = ..., page_size: _Optional[int] = ..., clients: _Optional[int] = ..., departed: _Optional[int] = ..., segments: _Optional[int] = ..., domains: _Optional[int] = ..., counters: _Optional[_Union[Counters, _Mapping]] = ..., saved_bytes: _Optional[int] = ..., pool_bytes: _Optional[int] = ..., cpu_seconds: _Optional[float] = ..., scan_cpu_percent: _Optional[float] = ..., settling: _Optional[int] = ..., trouble: _Optional[str] = ..., memfd_segments: _Optional[int] = ..., log: _Optional[str] = ..., log_lines_lost: _Optional[int] = ..., log_trouble: _Optional[str] = ...) -> None: ...
+    troubles: _containers.RepeatedCompositeFieldContainer[Trouble]
+    def __init__(self, version: _Optional[str] = ..., protocol: _Optional[int] = ..., pid: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., address: _Optional[str] = ..., engine: _Optional[str] = ..., run: _Optional[int] = ..., page_size: _Optional[int] = ..., clients: _Optional[int] = ..., departed: _Optional[int] = ..., segments: _Optional[int] = ..., domains: _Optional[int] = ..., counters: _Optional[_Union[Counters, _Mapping]] = ..., saved_bytes: _Optional[int] = ..., pool_bytes: _Optional[int] = ..., cpu_seconds: _Optional[float] = ..., scan_cpu_percent: _Optional[float] = ..., settling: _Optional[int] = ..., trouble: _Optional[str] = ..., memfd_segments: _Optional[int] = ..., log: _Optional[str] = ..., log_lines_lost: _Optional[int] = ..., log_trouble: _Optional[str] = ..., troubles: _Optional[_Iterable[_Union[Trouble, _Mapping]]] = ...) -> None: ...
+
+class Trouble(_message.Message):
+    __slots__ = ("client", "pid", "uid", "label", "obstacle", "code", "text", "blocks")
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    OBSTACLE_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    client: int
+    pid: int
+    uid: int
+    label: str
+    obstacle: _memory_pb2.Obstacle
+    code: str
+    text: str
+    blocks: bool
+    def __init__(self, client: _Optional[int] = ..., pid: _Optional[int] = ..., uid: _Optional[int] = ..., label: _Optional[str] = ..., obstacle: _Optional[_Union[_memory_pb2.Obstacle, _Mapping]] = ..., code: _Optional[str] = ..., text: _Optional[str] = ..., blocks: bool = ...) -> None: ...
 
 class ListClientsRequest(_message.Message):
     __slots__ = ()

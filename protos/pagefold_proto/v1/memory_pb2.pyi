@@ -66,6 +66,38 @@ class DeclineReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DECLINE_REASON_STATE: _ClassVar[DeclineReason]
     DECLINE_REASON_FAILED: _ClassVar[DeclineReason]
     DECLINE_REASON_FORKED: _ClassVar[DeclineReason]
+
+class ObstacleKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    OBSTACLE_KIND_UNSPECIFIED: _ClassVar[ObstacleKind]
+    OBSTACLE_KIND_BARRIER: _ClassVar[ObstacleKind]
+    OBSTACLE_KIND_KERNEL: _ClassVar[ObstacleKind]
+    OBSTACLE_KIND_OFF: _ClassVar[ObstacleKind]
+    OBSTACLE_KIND_PAGEMAP: _ClassVar[ObstacleKind]
+    OBSTACLE_KIND_SPACE: _ClassVar[ObstacleKind]
+    OBSTACLE_KIND_DATA: _ClassVar[ObstacleKind]
+    OBSTACLE_KIND_LOCKED: _ClassVar[ObstacleKind]
+    OBSTACLE_KIND_POOL: _ClassVar[ObstacleKind]
+    OBSTACLE_KIND_LOOK: _ClassVar[ObstacleKind]
+    OBSTACLE_KIND_SEGMENT: _ClassVar[ObstacleKind]
+    OBSTACLE_KIND_LOST: _ClassVar[ObstacleKind]
+    OBSTACLE_KIND_UNREACHABLE: _ClassVar[ObstacleKind]
+    OBSTACLE_KIND_TIMEOUT: _ClassVar[ObstacleKind]
+    OBSTACLE_KIND_BUDGET: _ClassVar[ObstacleKind]
+    OBSTACLE_KIND_MAPPINGS: _ClassVar[ObstacleKind]
+    OBSTACLE_KIND_FORKED: _ClassVar[ObstacleKind]
+    OBSTACLE_KIND_PINNED: _ClassVar[ObstacleKind]
+    OBSTACLE_KIND_FAILED: _ClassVar[ObstacleKind]
+    OBSTACLE_KIND_REFUSED: _ClassVar[ObstacleKind]
+    OBSTACLE_KIND_STUCK: _ClassVar[ObstacleKind]
+    OBSTACLE_KIND_SILENT: _ClassVar[ObstacleKind]
+    OBSTACLE_KIND_EXCLUDED: _ClassVar[ObstacleKind]
+    OBSTACLE_KIND_CLOSED: _ClassVar[ObstacleKind]
+    OBSTACLE_KIND_FULL: _ClassVar[ObstacleKind]
+    OBSTACLE_KIND_NAMELESS: _ClassVar[ObstacleKind]
+    OBSTACLE_KIND_STOPPED: _ClassVar[ObstacleKind]
+    OBSTACLE_KIND_UNMERGING: _ClassVar[ObstacleKind]
+    OBSTACLE_KIND_FAULT: _ClassVar[ObstacleKind]
 REASON_UNSPECIFIED: Reason
 REASON_PROTOCOL_MISMATCH: Reason
 REASON_PAGE_SIZE_MISMATCH: Reason
@@ -109,6 +141,35 @@ DECLINE_REASON_PINNED: DeclineReason
 DECLINE_REASON_STATE: DeclineReason
 DECLINE_REASON_FAILED: DeclineReason
 DECLINE_REASON_FORKED: DeclineReason
+OBSTACLE_KIND_UNSPECIFIED: ObstacleKind
+OBSTACLE_KIND_BARRIER: ObstacleKind
+OBSTACLE_KIND_KERNEL: ObstacleKind
+OBSTACLE_KIND_OFF: ObstacleKind
+OBSTACLE_KIND_PAGEMAP: ObstacleKind
+OBSTACLE_KIND_SPACE: ObstacleKind
+OBSTACLE_KIND_DATA: ObstacleKind
+OBSTACLE_KIND_LOCKED: ObstacleKind
+OBSTACLE_KIND_POOL: ObstacleKind
+OBSTACLE_KIND_LOOK: ObstacleKind
+OBSTACLE_KIND_SEGMENT: ObstacleKind
+OBSTACLE_KIND_LOST: ObstacleKind
+OBSTACLE_KIND_UNREACHABLE: ObstacleKind
+OBSTACLE_KIND_TIMEOUT: ObstacleKind
+OBSTACLE_KIND_BUDGET: ObstacleKind
+OBSTACLE_KIND_MAPPINGS: ObstacleKind
+OBSTACLE_KIND_FORKED: ObstacleKind
+OBSTACLE_KIND_PINNED: ObstacleKind
+OBSTACLE_KIND_FAILED: ObstacleKind
+OBSTACLE_KIND_REFUSED: ObstacleKind
+OBSTACLE_KIND_STUCK: ObstacleKind
+OBSTACLE_KIND_SILENT: ObstacleKind
+OBSTACLE_KIND_EXCLUDED: ObstacleKind
+OBSTACLE_KIND_CLOSED: ObstacleKind
+OBSTACLE_KIND_FULL: ObstacleKind
+OBSTACLE_KIND_NAMELESS: ObstacleKind
+OBSTACLE_KIND_STOPPED: ObstacleKind
+OBSTACLE_KIND_UNMERGING: ObstacleKind
+OBSTACLE_KIND_FAULT: ObstacleKind
 
 class HelloRequest(_message.Message):
     __slots__ = ("protocol", "page_size", "pid", "program", "version", "label", "lease", "doorbell", "tier", "tracker", "slot", "proof")
@@ -224,8 +285,20 @@ class Gauges(_message.Message):
     shared_pages: int
     def __init__(self, owned_pages: _Optional[int] = ..., merged_pages: _Optional[int] = ..., zero_pages: _Optional[int] = ..., copied_pages: _Optional[int] = ..., mappings: _Optional[int] = ..., mapping_budget: _Optional[int] = ..., windows: _Optional[int] = ..., window_p99_micros: _Optional[int] = ..., window_max_micros: _Optional[int] = ..., shared_pages: _Optional[int] = ...) -> None: ...
 
+class Obstacle(_message.Message):
+    __slots__ = ("kind", "pages", "error", "detail")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    PAGES_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    kind: ObstacleKind
+    pages: int
+    error: int
+    detail: str
+    def __init__(self, kind: _Optional[_Union[ObstacleKind, str]] = ..., pages: _Optional[int] = ..., error: _Optional[int] = ..., detail: _Optional[str] = ...) -> None: ...
+
 class ExchangeRequest(_message.Message):
-    __slots__ = ("session", "sequence", "events", "gauges", "settling", "looked", "resuming")
+    __slots__ = ("session", "sequence", "events", "gauges", "settling", "looked", "resuming", "obstacles")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     EVENTS_FIELD_NUMBER: _ClassVar[int]
@@ -233,6 +306,7 @@ class ExchangeRequest(_message.Message):
     SETTLING_FIELD_NUMBER: _ClassVar[int]
     LOOKED_FIELD_NUMBER: _ClassVar[int]
     RESUMING_FIELD_NUMBER: _ClassVar[int]
+    OBSTACLES_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     sequence: int
     events: Events
@@ -240,7 +314,8 @@ class ExchangeRequest(_message.Message):
     settling: int
     looked: int
     resuming: bool
-    def __init__(self, session: _Optional[bytes] = ..., sequence: _Optional[int] = ..., events: _Optional[_Union[Events, _Mapping]] = ..., gauges: _Optional[_Union[Gauges, _Mapping]] = ..., settling: _Optional[int] = ..., looked: _Optional[int] = ..., resuming: bool = ...) -> None: ...
+    obstacles: _containers.RepeatedCompositeFieldContainer[Obstacle]
+    def __init__(self, session: _Optional[bytes] = ..., sequence: _Optional[int] = ..., events: _Optional[_Union[Events, _Mapping]] = ..., gauges: _Optional[_Union[Gauges, _Mapping]] = ..., settling: _Optional[int] = ..., looked: _Optional[int] = ..., resuming: bool = ..., obstacles: _Optional[_Iterable[_Union[Obstacle, _Mapping]]] = ...) -> None: ...
 
 class MergeBatch(_message.Message):
     __slots__ = ("segment", "first", "count", "pool", "frame")
@@ -275,7 +350,7 @@ class PoolInfo(_message.Message):
     def __init__(self, pool: _Optional[int] = ..., name: _Optional[str] = ...) -> None: ...
 
 class SettleReport(_message.Message):
-    __slots__ = ("settling", "settled", "passes", "merged_pages", "pages_shared", "pages_sharing", "zero_pages", "pages_unshared", "pages_volatile", "pages_waiting", "pages_over_budget", "pages_refused")
+    __slots__ = ("settling", "settled", "passes", "merged_pages", "pages_shared", "pages_sharing", "zero_pages", "pages_unshared", "pages_volatile", "pages_waiting", "pages_over_budget", "pages_refused", "obstacles")
     SETTLING_FIELD_NUMBER: _ClassVar[int]
     SETTLED_FIELD_NUMBER: _ClassVar[int]
     PASSES_FIELD_NUMBER: _ClassVar[int]
@@ -288,6 +363,7 @@ class SettleReport(_message.Message):
     PAGES_WAITING_FIELD_NUMBER: _ClassVar[int]
     PAGES_OVER_BUDGET_FIELD_NUMBER: _ClassVar[int]
     PAGES_REFUSED_FIELD_NUMBER: _ClassVar[int]
+    OBSTACLES_FIELD_NUMBER: _ClassVar[int]
     settling: int
     settled: bool
     passes: int
@@ -300,7 +376,8 @@ class SettleReport(_message.Message):
     pages_waiting: int
     pages_over_budget: int
     pages_refused: int
-    def __init__(self, settling: _Optional[int] = ..., settled: bool = ..., passes: _Optional[int] = ..., merged_pages: _Optional[int] = ..., pages_shared: _Optional[int] = ..., pages_sharing: _Optional[int] = ..., zero_pages: _Optional[int] = ..., pages_unshared: _Optional[int] = ..., pages_volatile: _Optional[int] = ..., pages_waiting: _Optional[int] = ..., pages_over_budget: _Optional[int] = ..., pages_refused: _Optional[int] = ...) -> None: ...
+    obstacles: _containers.RepeatedCompositeFieldContainer[Obstacle]
+    def __init__(self, settling: _Optional[int] = ..., settled: bool = ..., passes: _Optional[int] = ..., merged_pages: _Optional[int] = ..., pages_shared: _Optional[int] = ..., pages_sharing: _Optional[int] = ..., zero_pages: _Optional[int] = ..., pages_unshared: _Optional[int] = ..., pages_volatile: _Optional[int] = ..., pages_waiting: _Optional[int] = ..., pages_over_budget: _Optional[int] = ..., pages_refused: _Optional[int] = ..., obstacles: _Optional[_Iterable[_Union[Obstacle, _Mapping]]] = ...) -> None: ...
 
 class DomainTotals(_message.Message):
     __slots__ = ("pages_shared", "pages_sharing", "zero_pages")
@@ -313,7 +390,7 @@ class DomainTotals(_message.Message):
     def __init__(self, pages_shared: _Optional[int] = ..., pages_sharing: _Optional[int] = ..., zero_pages: _Optional[int] = ...) -> None: ...
 
 class ExchangeReply(_message.Message):
-    __slots__ = ("pools", "merges", "adopts", "more", "settle_report", "totals", "look")
+    __slots__ = ("pools", "merges", "adopts", "more", "settle_report", "totals", "look", "obstacles")
     POOLS_FIELD_NUMBER: _ClassVar[int]
     MERGES_FIELD_NUMBER: _ClassVar[int]
     ADOPTS_FIELD_NUMBER: _ClassVar[int]
@@ -321,6 +398,7 @@ class ExchangeReply(_message.Message):
     SETTLE_REPORT_FIELD_NUMBER: _ClassVar[int]
     TOTALS_FIELD_NUMBER: _ClassVar[int]
     LOOK_FIELD_NUMBER: _ClassVar[int]
+    OBSTACLES_FIELD_NUMBER: _ClassVar[int]
     pools: _containers.RepeatedCompositeFieldContainer[PoolInfo]
     merges: MergeBatch
     adopts: AdoptBatch
@@ -328,7 +406,8 @@ class ExchangeReply(_message.Message):
     settle_report: SettleReport
     totals: DomainTotals
     look: int
-    def __init__(self, pools: _Optional[_Iterable[_Union[PoolInfo, _Mapping]]] = ..., merges: _Optional[_Union[MergeBatch, _Mapping]] = ..., adopts: _Optional[_Union[AdoptBatch, _Mapping]] = ..., more: bool = ..., settle_report: _Optional[_Union[SettleReport, _Mapping]] = ..., totals: _Optional[_Union[DomainTotals, _Mapping]] = ..., look: _Optional[int] = ...) -> None: ...
+    obstacles: _containers.RepeatedCompositeFieldContainer[Obstacle]
+    def __init__(self, pools: _Optional[_Iterable[_Union[PoolInfo, _Mapping]]] = ..., merges: _Optional[_Union[MergeBatch, _Mapping]] = ..., adopts: _Optional[_Union[AdoptBatch, _Mapping]] = ..., more: bool = ..., settle_report: _Optional[_Union[SettleReport, _Mapping]] = ..., totals: _Optional[_Union[DomainTotals, _Mapping]] = ..., look: _Optional[int] = ..., obstacles: _Optional[_Iterable[_Union[Obstacle, _Mapping]]] = ...) -> None: ...
 
 class DropSegmentRequest(_message.Message):
     __slots__ = ("session", "segment")
