@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import operator
 import os
 import sys
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, SupportsIndex
 
 import pagefold_core
 from pagefold_core import Space
+from pagefold_proto.v1 import memory_pb2 as pb
 
 from pagefold import _arrays, _fork, _obstacles, _threads
 from pagefold._arena import Arena
@@ -38,6 +40,7 @@ SETTLE_SECONDS: Final = 60.0
 Shape = SupportsIndex | tuple[SupportsIndex, ...]
 
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
+_outlived: weakref.WeakSet[Session] = weakref.WeakSet()  # their clients are gone, their buffers are not
 # Held while a child's client connects. A fork may copy it in that state, so children have a new one.
 _attach_lock = _threads.RLock()
 
@@ -275,13 +278,23 @@ class Client:
     def close(self) -> None:
         """Ends the session with the server. Buffers and arrays go on as ordinary memory. Closing twice is fine.
 
-        In a forked child it does nothing: the client is the parent's.
+        What is merged of them stays so until it is written, and nothing more of them is merged: a warning of the
+        logger "pagefold" says how much that is. A client that goes out of scope unclosed goes on merging as long as
+        its buffers and arrays live. In a forked child it does nothing: the client is the parent's.
         """
+        self._close(logging.WARNING)
+
+    def _close(self, loudness: int) -> None:
         parts = self._parts
         if parts is None or parts.kin.forked:
             return
+        with contextlib.suppress(RuntimeError):  # a signal handler that came in between: what died may count as alive
+            parts.arena.sweep()
+        left = parts.conversation.unmerged_pages()
         parts.session.close()
         self._parts = None
+        if left:
+            _log.log(loudness, "%s", _obstacles.sentence(_obstacles.Obstacle(kind=pb.OBSTACLE_KIND_CLOSED, pages=left)))
 
     def __enter__(self) -> Client:
         return self
@@ -294,6 +307,10 @@ class Client:
     def __del__(self) -> None:
         parts = getattr(self, "_parts", None)
         if parts is not None and not parts.kin.forked and not sys.is_finalizing():
+            if parts.arena.pages_in_use:  # buffers and arrays keep their session alive
+                _outlived.add(parts.session)
+                parts.session.outlive()
+                return
             warnings.warn("a pagefold client was not closed", ResourceWarning, source=self, stacklevel=2)
             parts.session.stop()
 
@@ -377,9 +394,11 @@ def _close_all() -> None:
     # While Python is whole: a thread that came back from native code later could not take the GIL any more.
     for client in list(_clients):
         try:
-            client.close()
+            client._close(logging.DEBUG)  # nobody needs memory any more
         except Exception:  # at exit: the other clients are closed all the same
             _log.exception("closing a pagefold client at exit failed")
+    for session in list(_outlived):
+        session.close()
 
 
 def _renew_lock() -> None:

@@ -74,6 +74,11 @@ def connect(
 ) -> Client:
     """Connects to a pagefold server; starts one for this user if none answers.
 
+    Keep the client as long as its memory: `close()`, which the end of a `with` block is, ends the merging of arrays
+    that live on. One that goes out of scope unclosed is kept by its buffers and arrays. Each call makes a client of
+    its own, with a session, memory and a mapping budget of its own; the memory of all clients of one user and domain
+    is merged, in one process as between processes. So a second one is never needed, and does no harm.
+
     Args:
         address: `unix:/path/server.sock` or `tcp:HOST:PORT`. Default: $PAGEFOLD_ADDRESS, else this user's own socket.
         domain: only clients of the same user with the same domain share memory. At most 64 characters.

@@ -565,8 +565,13 @@ class Conversation:
 
     def known_obstacles(self) -> list[Obstacle]:
         """What this client knows of by itself, with the pages that it concerns. For any thread."""
-        refused = list(self.refused.items())
+        refused, counts = list(self.refused.items()), self._space.counts()
         known = self.obstacles.told(self.unmerged_pages()) if self.obstacles.kinds() else []
+        for obstacle in known:
+            if obstacle.kind == pb.OBSTACLE_KIND_LOOK:
+                obstacle.pages += counts.merged + counts.zero  # they may have been written
+        if counts.shared and (pages := min(counts.frozen + counts.copied, self.unmerged_pages())):
+            known.append(Obstacle(kind=pb.OBSTACLE_KIND_FORKED, pages=pages))
         if refused:
             pages = sum(segment.pages for number, segment in list(self._known.items()) if number in self.refused)
             pages = min(pages, self.unmerged_pages())  # of segments, a part is handed out

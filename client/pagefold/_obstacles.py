@@ -28,23 +28,26 @@ class Words(NamedTuple):
 
     Attributes:
         code: stable, for scripts.
-        why: after "are not merged: ".
+        why: what is so.
         remedy: what to do about it.
         blocks: whether no settle() is True because of it, if it concerns a page.
+        what: the pages are.
     """
 
     code: str
     why: str
     remedy: str
     blocks: bool = True
+    what: str = "not merged"
 
 
 HOLD_WRITES: Final = (
     "set sysctl vm.unprivileged_userfaultfd=1, or let this user read /dev/userfaultfd (Linux 6.1), or give the program "
-    "CAP_SYS_PTRACE (docs/machine.md: how each lasts over a restart); where a seccomp profile forbids userfaultfd, allow "
-    "it; or connect(barrier='user') ($PAGEFOLD_BARRIER), at the price that a system call that writes into a page while "
-    "it is switched fails with EFAULT"
+    "CAP_SYS_PTRACE (docs/machine.md: how each lasts over a restart); where a seccomp profile forbids userfaultfd, "
+    "allow it; or connect(barrier='user') ($PAGEFOLD_BARRIER), at the price that a system call that writes into "
+    "a page while it is switched fails with EFAULT"
 )
+_UNKNOWN: Final = "not known to be merged"
 _MORE_SHM: Final = "make /dev/shm larger (mount -o remount,size=SIZE /dev/shm, or docker run --shm-size=SIZE)"
 
 TABLE: Final[dict[Kind, Words]] = {
@@ -80,8 +83,8 @@ TABLE: Final[dict[Kind, Words]] = {
     ),
     pb.OBSTACLE_KIND_LOCKED: Words(
         "locked",
-        "the program locks all its memory ahead (mlockall with MCL_FUTURE), so that the kernel would copy a page as soon "
-        "as it is merged",
+        "the program locks all its memory ahead (mlockall with MCL_FUTURE), so that the kernel would copy a page as "
+        "soon as it is merged",
         "lock with MCL_FUTURE | MCL_ONFAULT, or what needs it (mlock)",
     ),
     pb.OBSTACLE_KIND_POOL: Words(
@@ -94,6 +97,7 @@ TABLE: Final[dict[Kind, Words]] = {
         "look",
         "the kernel does not say which pages were written",
         "free memory, or raise its limit; connect(tracker='checksum') does without",
+        what=_UNKNOWN,
     ),
     pb.OBSTACLE_KIND_SEGMENT: Words(
         "segment", "the server does not take this memory", "what the server said names the setting, or the limit"
@@ -104,6 +108,11 @@ TABLE: Final[dict[Kind, Words]] = {
     ),
     pb.OBSTACLE_KIND_TIMEOUT: Words(
         "timeout", "the timeout of settle() was too short", "settle(timeout=SECONDS), or look again later"
+    ),
+    pb.OBSTACLE_KIND_FORKED: Words(
+        "forked",
+        "a forked child shares them, and nobody looks which of them were written",
+        "they merge when the child has ended, has called exec, or has let go of them; allocate after the fork",
     ),
     # The server's books, or the server itself.
     pb.OBSTACLE_KIND_BUDGET: Words(
@@ -116,11 +125,6 @@ TABLE: Final[dict[Kind, Words]] = {
         "mappings",
         "the kernel gives their client no more mappings, address space or memory",
         "raise sysctl vm.max_map_count, ulimit -v and ulimit -d, or, with vm.overcommit_memory=2, the commit limit",
-    ),
-    pb.OBSTACLE_KIND_FORKED: Words(
-        "forked",
-        "a forked child shares them",
-        "they merge when the child has ended, has called exec, or has let go of them; allocate after the fork",
     ),
     pb.OBSTACLE_KIND_PINNED: Words(
         "pinned",
@@ -148,6 +152,7 @@ TABLE: Final[dict[Kind, Words]] = {
         "silent",
         "their client does not answer",
         "pagefold clients says which; it is stopped, starved, or holds Python's lock",
+        what=_UNKNOWN,
     ),
     pb.OBSTACLE_KIND_EXCLUDED: Words(
         "excluded", "their client reported the impossible, and was excluded", "restart that program, and report it"
@@ -161,9 +166,10 @@ TABLE: Final[dict[Kind, Words]] = {
     pb.OBSTACLE_KIND_FULL: Words("full", "there is no room for frames", f"{_MORE_SHM}, or free memory there"),
     pb.OBSTACLE_KIND_NAMELESS: Words(
         "nameless",
-        "the pool of shared frames has lost its name in /dev/shm, and clients that come later merge nothing",
+        "the pool of shared frames has lost its name in /dev/shm",
         "restart the server; loginctl enable-linger, or RemoveIPC=no, keeps names",
         blocks=False,
+        what="not to be shared by clients that come later",
     ),
     pb.OBSTACLE_KIND_STOPPED: Words("stopped", "scanning is stopped (run=0)", "pagefold scan start"),
     pb.OBSTACLE_KIND_UNMERGING: Words("unmerging", "everything is being given back (run=2)", "pagefold scan start"),
@@ -176,6 +182,8 @@ UNSAID: Final = frozenset((pb.OBSTACLE_KIND_LOST, pb.OBSTACLE_KIND_UNREACHABLE, 
 """Of these: what a client can tell its program only."""
 
 
+CAUSES: Final = OWN - {pb.OBSTACLE_KIND_OFF, pb.OBSTACLE_KIND_SEGMENT, pb.OBSTACLE_KIND_FORKED, pb.OBSTACLE_KIND_LOOK}
+"""Of these: for which a client declines what it is told to merge."""
 _HINDRANCES: Final = {"locked": pb.OBSTACLE_KIND_LOCKED, "data": pb.OBSTACLE_KIND_DATA}
 
 
@@ -227,7 +235,7 @@ def sentence(obstacle: Obstacle) -> str:
     why = f"{words.why} ({os.strerror(obstacle.error)})" if obstacle.error else words.why
     if obstacle.detail:
         why += f" ({obstacle.detail})"
-    return f"{_count(obstacle.pages)} not merged: {why}: {words.remedy}"
+    return f"{_count(obstacle.pages)} {words.what}: {why}: {words.remedy}"
 
 
 def text(obstacles: Iterable[Obstacle]) -> str:

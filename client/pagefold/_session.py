@@ -91,6 +91,7 @@ class Session:
         self._w = wiring
         self._stopping = _threads.Event()
         self._finished = _threads.Event()
+        self._outlives = False
         self._failures = 0
         self._patience = Patience()
         self._rest_seconds = 0.0
@@ -174,8 +175,18 @@ class Session:
         self._stopping.set()
         self.kick()
 
+    def outlive(self) -> None:
+        """Nobody has the client any more: goes on as long as buffers live. Takes no lock: for finalizers."""
+        self._outlives = True
+        self.kick()
+
     def close(self) -> None:
-        """Ends the session and waits until that is done. In the session's own thread it does not wait."""
+        """Ends the session and waits until that is done. In the session's own thread it does not wait.
+
+        In a forked child it does nothing.
+        """
+        if self._w.kin.forked:
+            return
         self.stop()
         if self._thread.is_current or self._w.kin.is_holding():
             return  # the thread ends the session; to wait for it here would be to wait for ourselves
@@ -210,6 +221,9 @@ class Session:
         """Goes round once; whether to talk in the next round. Waits if there is nothing to do."""
         w = self._w
         self._tidy()
+        if self._outlives and not w.arena.pages_in_use:
+            self._stopping.set()
+            return False
         if self.lost:
             with w.kin.session():
                 w.conversation.forget_events()

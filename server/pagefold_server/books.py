@@ -481,7 +481,8 @@ class Books:
         """See `Engine`."""
         tables = self._clients[client].segments.values()
         states = (OVER_BUDGET, REFUSED, PINNED, FAILED, FORKED, COPIED, WAITING)
-        return Left(*(sum(table.counts[state] for table in tables) for state in states))
+        apart = sum(table.counts[EXCLUDED] + table.count_flag(LISTED) for table in tables)
+        return Left(*(*(sum(table.counts[state] for table in tables) for state in states), apart))
 
     def check(self) -> None:
         """See `Engine`."""

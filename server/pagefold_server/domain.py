@@ -314,10 +314,12 @@ class Domain:
         for there, kind in (
             (self.stopped, pb.OBSTACLE_KIND_STOPPED),
             (self.unmerging, pb.OBSTACLE_KIND_UNMERGING),
-            (not self.closed and not self.pool.is_named(), pb.OBSTACLE_KIND_NAMELESS),
         ):
             if there:
                 yield pb.Obstacle(kind=kind, pages=self._unmerged())
+        if not (self.closed or self.fault or self.pool.is_named()):
+            counters = self.engine.counters()
+            yield pb.Obstacle(kind=pb.OBSTACLE_KIND_NAMELESS, pages=counters.pages_shared + counters.pages_sharing)
         if self.fault:
             yield pb.Obstacle(kind=pb.OBSTACLE_KIND_FAULT, pages=max(1, self._unmerged()), detail=self.fault)
         if self.full is not None:

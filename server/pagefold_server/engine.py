@@ -166,6 +166,7 @@ class Left(NamedTuple):
         forked: a forked child shares them.
         copied: they were written after they were merged, and are still to be taken back.
         waiting: the same, and they rest before they are merged again.
+        apart: not of these. They are known and like no other page, or the program does not want them merged.
     """
 
     over_budget: int
@@ -175,6 +176,7 @@ class Left(NamedTuple):
     forked: int
     copied: int
     waiting: int
+    apart: int
 
 
 class Held(NamedTuple):

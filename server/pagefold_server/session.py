@@ -139,17 +139,22 @@ class Session:
             pages[pb.OBSTACLE_KIND_SILENT] = max(proposed, self._pages() if unread else 0)
         short = self.gauges.mapping_budget - self.gauges.mappings < _COST
         pages[pb.OBSTACLE_KIND_BUDGET if short else pb.OBSTACLE_KIND_MAPPINGS] = left.over_budget
-        pages[pb.OBSTACLE_KIND_FORKED] = left.forked
         pages[pb.OBSTACLE_KIND_PINNED] = left.pinned
         stuck = left.copied if idle and not self.is_working() else 0
-        pages[pb.OBSTACLE_KIND_FORKED if self.gauges.shared_pages else pb.OBSTACLE_KIND_STUCK] += stuck
+        forked = left.forked + (stuck if self.gauges.shared_pages else 0)
+        pages[pb.OBSTACLE_KIND_STUCK] = stuck if not self.gauges.shared_pages else 0
         told = [pb.Obstacle(kind=each.kind, pages=each.pages, error=each.error) for each in self.told]
         if self.hello.tier == pb.TIER_OFF and not told:
-            told = _found({pb.OBSTACLE_KIND_BARRIER: self.unmerged_pages})
+            told.append(pb.Obstacle(kind=pb.OBSTACLE_KIND_BARRIER, pages=self.unmerged_pages))
         for obstacle in told:
             if obstacle.kind == pb.OBSTACLE_KIND_SEGMENT:
                 obstacle.detail = self.refusal
-        if not told:  # else that is why
+            elif obstacle.kind == pb.OBSTACLE_KIND_FORKED:
+                # An untracked client's pages the server reads itself. Of others it knows what it read before the fork.
+                unknown = max(0, obstacle.pages - left.apart) if self.tracked else 0
+                obstacle.pages, forked = max(unknown, forked), 0
+        pages[pb.OBSTACLE_KIND_FORKED] = forked
+        if not {obstacle.kind for obstacle in told} & _obstacles.CAUSES:  # else these are why
             pages[pb.OBSTACLE_KIND_FAILED] = left.failed
             pages[pb.OBSTACLE_KIND_REFUSED] = left.refused
         return told + _found(pages)

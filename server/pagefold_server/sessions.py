@@ -276,6 +276,11 @@ class Sessions:
             reply.settle_report.CopyFrom(session.report)
         return reply
 
+    def pid_of(self, client: int) -> int:
+        """Which process says that it is that client; 0: none."""
+        session = self._by_client.get(client)
+        return session.hello.pid if session else 0
+
     def tenant_of(self, token: bytes) -> Tenant:
         """Whose session has that token."""
         session = self._by_token.get(token)

@@ -162,23 +162,25 @@ class Observer:
 
     def troubles(self) -> list[pb.Trouble]:
         """What keeps pages from merging, in whose memory; what blocks comes first."""
-        pids = {session.client: session.hello.pid for session in self._sessions}
-        found = []
-        for domain in self._domains:
-            for client, obstacle in domain.obstacles():
-                found.append(
-                    pb.Trouble(
-                        client=client,
-                        pid=pids.get(client, 0),
-                        uid=domain.uid,
-                        label=domain.label,
-                        obstacle=obstacle,
-                        code=_obstacles.TABLE[obstacle.kind].code,
-                        text=_obstacles.sentence(obstacle),
-                        blocks=_obstacles.blocks(obstacle),
-                    )
-                )
+        found = [self._trouble(each, domain) for domain in self._domains for each in domain.obstacles()]
+        run = self._configuration.now.run
+        if run != 1 and not found:  # there is no domain to say so
+            kind = memory_pb2.OBSTACLE_KIND_UNMERGING if run else memory_pb2.OBSTACLE_KIND_STOPPED
+            found = [self._trouble((0, memory_pb2.Obstacle(kind=kind)))]
         return sorted(found, key=lambda each: not each.blocks)
+
+    def _trouble(self, told: tuple[int, memory_pb2.Obstacle], domain: Domain | None = None) -> pb.Trouble:
+        client, obstacle = told
+        return pb.Trouble(
+            client=client,
+            pid=self._sessions.pid_of(client),
+            uid=domain.uid if domain else os.geteuid(),
+            label=domain.label if domain else "",
+            obstacle=obstacle,
+            code=_obstacles.TABLE[obstacle.kind].code,
+            text=_obstacles.sentence(obstacle),
+            blocks=_obstacles.blocks(obstacle),
+        )
 
 
 def _words(trouble: pb.Trouble) -> str:

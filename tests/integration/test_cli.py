@@ -200,7 +200,7 @@ def test_doctor_says_off_where_the_kernel_lacks_it(server: Server) -> None:
     report = told(server.address, "doctor", code=1, PAGEFOLD_DISABLE="uffd,user")
     assert not report["able"]
     assert (checks(report)["tier"]["state"], checks(report)["tier"]["found"]) == ("fail", "off")
-    assert "see tier" in pagefold(server.address, "doctor", code=1, PAGEFOLD_DISABLE="uffd,user")
+    assert "see client, tier" in pagefold(server.address, "doctor", code=1, PAGEFOLD_DISABLE="uffd,user")
 
 
 def test_doctor_without_a_server(tmp_path: Path) -> None:

@@ -17,13 +17,16 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any
 
-from support import identity, variant
+from support import identity, seccomp, variant
 
 PAGE = mmap.PAGESIZE
 
 
 class Worker:
-    """The test's end. With a `uid` it is another user, who can hold writes all the same; for root."""
+    """The test's end. With a `uid` it is another user, who can hold writes all the same; for root.
+
+    $DENY in `env` names system calls that it may not make, from before it connects.
+    """
 
     def __init__(self, address: str, env: dict[str, str] | None = None, uid: int | None = None, **connect: Any) -> None:
         mine, theirs = socket.socketpair()
@@ -203,6 +206,8 @@ def main() -> None:
         import pagefold  # noqa: F401 - before it cannot be read any more
 
         identity.become(int(sys.argv[2]))
+    if denied := os.environ.get("DENY"):
+        seccomp.deny(*denied.split(","))
     remote = Remote()
     while True:
         try:

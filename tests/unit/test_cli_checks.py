@@ -93,9 +93,22 @@ def test_asking_for_off_is_not_blamed_on_the_kernel() -> None:
     assert check.remedy == "unset PAGEFOLD_BARRIER"
 
 
-def test_tracker_says_what_a_later_version_will_miss() -> None:
-    assert "will not work here: no PAGEMAP_SCAN" in checks.tracker(probe(["pagemap_scan"])).meaning
-    assert "6.4" in checks.tracker(probe(["wp_unpopulated"])).meaning
+def test_tracker_is_the_one_that_clients_use() -> None:
+    # It said "checksum", and that a later version would have another, where every client used that other one.
+    probed = probe()
+    if probed.pagemap_scan and probed.wp_async:
+        assert (checks.tracker(Machine(environ={}), probed).found) == "pagemap"
+        asked = checks.tracker(Machine(environ={"PAGEFOLD_TRACKER": "checksum"}), probed)
+        assert (asked.state, asked.found) == ("warn", "checksum")
+        assert "PAGEFOLD_TRACKER" in asked.remedy
+    older = checks.tracker(Machine(environ={}), probe(["pagemap_scan"]))
+    assert (older.state, older.found) == ("warn", "checksum")
+    assert "6.7" in older.remedy
+    assert checks.tracker(Machine(environ={}), probed, used="checksum").found == "checksum", "a client knows better"
+    for asked_for in ("pagemap", "nonsense"):
+        refused = checks.tracker(Machine(environ={"PAGEFOLD_TRACKER": asked_for}), probe(["wp_async"]))
+        assert refused.state == "fail"
+    assert "6.4" in checks.tracker(Machine(environ={}), probe(["wp_unpopulated"])).meaning
 
 
 class Filesystem:

@@ -12,7 +12,7 @@ from pathlib import Path
 import grpc
 import pagefold
 import pytest
-from pagefold import _errors, _tier, _transport
+from pagefold import _errors, _obstacles, _tier, _transport
 from pagefold._reports import SettleReport, human
 from pagefold_proto.v1 import memory_pb2 as pb
 

@@ -503,6 +503,37 @@ def test_settle_without_an_end_waits_longer_than_the_default(
     timer.join()
 
 
+def test_arrays_keep_the_session_of_a_client_that_went_out_of_scope(fake: FakeServer) -> None:
+    # A table that a function made and returned was never merged, and nothing said so.
+    before = kernel.names()
+
+    def load() -> Any:
+        return pagefold.connect(transport=pagefold.LocalTransport(fake)).array(np.arange(5000))
+
+    table = load()
+    until(lambda: bool(fake.of("AddSegment")), what="the memory being announced")
+    fake.replies.append(pb.ExchangeReply(merges=pb.MergeBatch(segment=[1], first=[0], count=[1])))
+    view = table[10:]
+    del table
+    assert not fake.of("Bye"), "merging goes on as long as anybody looks at the memory"
+    assert view[0] == 10
+    del view
+    until(lambda: bool(fake.of("Bye")), what="the session ending with the last array")
+    until(lambda: kernel.names() == before, what="its names going")
+
+
+def test_closing_says_what_is_left_unmerged(connect: Connect, caplog: pytest.LogCaptureFixture) -> None:
+    client = connect()
+    client.allocate(3 * PAGE)
+    client.close()
+    assert caplog.text == "", "nothing lives on"
+    with connect() as client:
+        kept = client.array(np.zeros(3 * PAGE, "u1"))
+    assert "3 pages (12 KiB) are not merged: their client was closed" in caplog.text
+    assert "keep a client open as long as its arrays" in caplog.text
+    del kept
+
+
 def test_closing_by_several_threads_at_once(connect: Connect) -> None:
     client = connect()
     client.allocate(1)
@@ -671,6 +702,7 @@ PROGRAMS = {
     "returns": "",
     "raises": "raise SystemExit(0)",
     "closed before": "client.close()",
+    "out of scope": "del client",
     "in a child": "import os\nif os.fork() == 0:\n    buffer[0] = 2\n    sys.exit(0)\nos.wait()\nassert buffer[0] == 1",
     "in a thread": "import threading\nthreading.Thread(target=lambda: [client.allocate(9) for _ in range(99)]).start()",
 }
@@ -694,4 +726,5 @@ buffer[0] = 1
         timeout=30,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    said = "their client was closed while buffers and arrays of it live" in done.stderr
+    assert (done.returncode, said, len(done.stderr.splitlines())) == (0, how == "closed before", int(said)), done.stderr

@@ -14,8 +14,8 @@ from typing import Final, Literal
 
 from pagefold_core import Features, probe
 
-from pagefold import _backing, _dumpable, _tier
-from pagefold._errors import BarrierUnavailable
+from pagefold import _backing, _dumpable, _tier, _tracker
+from pagefold._errors import BarrierUnavailable, TrackerUnavailable
 from pagefold._reports import human
 
 State = Literal["ok", "warn", "fail"]
@@ -86,12 +86,12 @@ class Machine:
         return probe([name for name in names if name])
 
 
-def machine_checks(machine: Machine) -> list[Check]:
-    """All checks of kernel and user, the most important first."""
+def machine_checks(machine: Machine, used: str = "") -> list[Check]:
+    """All checks of kernel and user, the most important first. `used`: the tracker that a client has."""
     features = machine.features()
     return [
         tier(machine, features),
-        tracker(features),
+        tracker(machine, features, used),
         *own_pages(),
         shared_memory(machine),
         backing(machine),
@@ -136,25 +136,24 @@ def _uffd_remedy(features: Features) -> str:
     )
 
 
-def tracker(features: Features) -> Check:
-    """How changed pages are found."""
-    missing = [
-        name
-        for name, there in (
-            ("PAGEMAP_SCAN", features.pagemap_scan),
-            ("write-protection without waiting", features.wp_async),
-        )
-        if not there
-    ]
-    if missing:
-        later = f"a later version's pagemap tracker will not work here: no {' and no '.join(missing)} (Linux 6.7)"
-    else:
-        later = "this kernel has what the pagemap tracker of a later version needs"
-    if not features.pagemap_scan:
-        later += "; looking for written pages reads /proc/self/pagemap, which is slower"
+def tracker(machine: Machine, features: Features, used: str = "") -> Check:
+    """How changed pages are found: what a client uses, or else would use."""
+    asked = machine.environ.get("PAGEFOLD_TRACKER", "")
+    try:
+        way = used or _tracker.choose(_tracker.checked(asked) if asked else None, features, "uffd")
+    except (TrackerUnavailable, ValueError) as error:
+        return Check("tracker", "fail", f"PAGEFOLD_TRACKER={asked}", f"connect() fails: {error}", "unset it")
+    more = ""
     if not features.wp_unpopulated:
-        later += "; untouched pages are touched before they are protected (Linux 6.4 protects them as they are)"
-    return Check("tracker", "ok", "checksum", f"the server reads every page in every pass; {later}")
+        more = "; untouched pages are touched before they are protected (Linux 6.4 protects them as they are)"
+    if way == "pagemap":
+        return Check("tracker", "ok", way, f"the kernel says which pages were written: only those are read{more}")
+    if not features.pagemap_scan:
+        more += "; looking for copies reads /proc/self/pagemap, which is slower"
+    why = _tracker.why_not(features, "uffd")
+    remedy = "use Linux 6.7 or newer" if why else "leave out PAGEFOLD_TRACKER (and tracker=)"
+    meaning = f"the server reads every page in every pass{f': {why}' if why else ''}{more}"
+    return Check("tracker", "warn", way, meaning, remedy)
 
 
 def own_pages() -> list[Check]:

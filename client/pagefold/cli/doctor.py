@@ -19,8 +19,10 @@ from pagefold._autostart import _NEEDED as SERVER_NEEDS
 from pagefold._text import printable
 from pagefold._transport import FORK_SUPPORT_OFF
 from pagefold._version import __version__
+from pagefold.cli import trial
 from pagefold.cli.admin import Admin, parse_address
 from pagefold.cli.checks import Check, Machine, machine_checks
+from pagefold.cli.embedded import embedded_server
 from pagefold.cli.exits import CommandError, ExitCode
 from pagefold.cli.options import AddressOption, CaOption, JsonOption, TokenFileOption
 from pagefold.cli.output import PROSE_WIDTH, console, count, print_json, table
@@ -29,6 +31,7 @@ PROTOCOL: Final = 1
 _STYLES: Final = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 _WORDS: Final = "what it means, and what to do"
 _SECONDS: Final = 3.0
+_NONE: Final = "none at"
 
 
 def doctor(
@@ -37,17 +40,22 @@ def doctor(
     token_file: TokenFileOption = None,
     ca: CaOption = None,
 ) -> None:
-    """Look at everything that merging needs, and say for each what it means and what to do.
+    """Look at everything that merging needs, try it, and say for each what it means and what to do.
 
-    Changes nothing. Exits 1 if something prevents merging ("fail"); a "warn" costs something, or will.
+    It starts a client that connects, allocates, settles and reads back (with a server of its own where none answers),
+    and believes that. Changes nothing. Exits 1 if something prevents merging ("fail"); a "warn" costs something, or
+    will.
 
     Examples:
       pagefold doctor
       pagefold doctor --json | jq '.checks[] | select(.state != "ok")'
     """
+    found = server(address, lambda: Admin(address, token_file, ca))
+    outcome = try_out(found, address, token_file, ca)
     checks = [
-        *machine_checks(Machine()),
-        server(address, lambda: Admin(address, token_file, ca)),
+        client(outcome),
+        *machine_checks(Machine(), outcome.tracker),
+        found,
         packages(),
         fork_support(os.environ.get("GRPC_ENABLE_FORK_SUPPORT", "")),
     ]
@@ -65,6 +73,36 @@ def doctor(
     else:
         _show(checks, able)
     raise typer.Exit(ExitCode.OK if able else ExitCode.FAILED)
+
+
+def try_out(found: Check, address: str, token_file: Path | None = None, ca: Path | None = None) -> trial.Outcome:
+    """What becomes of a client, at this server or, where none answers and one could be started, at one of its own."""
+    if found.state == "fail" and not found.found.startswith(f"{__version__},"):
+        return trial.Outcome(error=f"{found.found}: {found.meaning}")
+    try:
+        if not found.found.startswith(_NONE):
+            return trial.run(str(parse_address(address)), token_file, ca)
+        with embedded_server() as own:
+            return trial.run(own)
+    except (CommandError, OSError) as error:
+        return trial.Outcome(error=str(error))
+
+
+def client(outcome: trial.Outcome) -> Check:
+    """What became of the client that was started to find out."""
+    name, most = "client", 2 * trial.PAGES
+    if outcome.error:
+        return Check(name, "fail", "could not try", outcome.error, "see above")
+    told = f"{outcome.merged} of {most} pages merged in {outcome.seconds:.1f} s ({outcome.tier}, {outcome.tracker})"
+    if not outcome.intact:
+        return Check(name, "fail", told, "it does not read what it has written", "do not use this build; report it")
+    if outcome.merged < most:
+        return Check(name, "fail", told, outcome.reason or outcome.trouble or "it does not say why", "see above")
+    if not outcome.settled:
+        return Check(name, "warn", told, f"its own pages are merged, others are not: {outcome.reason}", "see above")
+    if outcome.trouble:
+        return Check(name, "warn", told, outcome.trouble, "see above")
+    return Check(name, "ok", told, "a client connects, merges, and reads what it has written")
 
 
 def server(address: str, connect: Callable[[], Admin]) -> Check:
@@ -112,7 +150,7 @@ def _directory(where: _address.Address) -> Check | None:
 
 
 def _no_server(where: _address.Address) -> Check:
-    name, found = "server", f"none at {where}"
+    name, found = "server", f"{_NONE} {where}"
     if where.scheme == "tcp":
         return Check(name, "fail", found, "connect() fails: only a per-user server starts by itself", "pagefold serve")
     missing = [module for module in SERVER_NEEDS if find_spec(module) is None]

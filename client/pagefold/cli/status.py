@@ -92,7 +92,7 @@ def render(found: pb.Status) -> RenderableType:
         facts(
             {
                 "server": f"{found.version}, pid {found.pid}, up {duration(found.uptime_seconds)}, {found.address}",
-                "state": _RUN.get(found.run, str(found.run))
+                "state": _state(found)
                 + (f", {count(found.settling, 'client')} waiting in settle()" if found.settling else ""),
                 "clients": f"{found.clients}, {count(found.segments, 'segment')}"
                 + (f" ({found.memfd_segments} in memfd)" if found.memfd_segments else "")
@@ -109,6 +109,7 @@ def render(found: pb.Status) -> RenderableType:
                 "pages_sharing": pages(counters.pages_sharing, size) + "  saved by them",
                 "zero_pages": pages(counters.zero_pages, size) + "  saved by the zero page",
                 "pages_unshared": pages(counters.pages_unshared, size) + "  unlike any other",
+                "pages_unplaced": pages(counters.pages_unplaced, size) + "  have an equal, and no room for a frame",
                 "pages_volatile": pages(counters.pages_volatile, size) + "  changed since the last pass",
                 "full_scans": f"{counters.full_scans:,}",
                 "pages_merged": f"{counters.pages_merged:,} since the start, {counters.pages_broken:,} written since",
@@ -118,9 +119,24 @@ def render(found: pb.Status) -> RenderableType:
             }
         ),
     ]
-    if found.trouble:
-        parts.append(Text(f"\n trouble: {printable(found.trouble)}", style="bold yellow"))
+    parts += [Text(f"\n {printable(line)}", style="bold yellow") for line in _trouble(found)]
     return Group(*parts)
+
+
+def _state(found: pb.Status) -> str:
+    """What it does, which is not all that there is to do while something keeps pages from merging."""
+    held_up = any(trouble.blocks for trouble in found.troubles)
+    return _RUN.get(found.run, str(found.run)) + (" what it can: see trouble" if held_up and found.run == 1 else "")
+
+
+def _trouble(found: pb.Status) -> list[str]:
+    """A line for each obstacle, with the client whose pages it keeps from merging."""
+    if not found.troubles:
+        return [f"trouble: {found.trouble}"] if found.trouble else []
+    return [
+        f"trouble: {f'client {each.client} (pid {each.pid})' if each.client else f'user {each.uid}'}: {each.text}"
+        for each in found.troubles
+    ]
 
 
 def _domains(listed: pb.ListDomainsReply, size: int) -> RenderableType:

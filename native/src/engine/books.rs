@@ -11,7 +11,7 @@ use super::frames::Frames;
 use super::queues::Merge;
 use super::report::{Left, Options, SegmentCounts};
 use super::segment::Segment;
-use super::state::{MAPPED, PENDING, State};
+use super::state::{LISTED, MAPPED, PENDING, State};
 use super::table::PageTable;
 use super::tables::{TableId, Tables};
 use super::unstable::Unstable;
@@ -279,7 +279,7 @@ impl Books {
     /// Pages of the client that were to be merged and are not, by what keeps them.
     pub fn left(&self, client: i64) -> Result<Left> {
         let book = self.clients.get(self.clients.key(client)?);
-        let count = |state: State| book.tables.iter().map(|id| self.tables.table(*id).count(state)).sum();
+        let count = |state: State| book.tables.iter().map(|id| self.tables.table(*id).count(state)).sum::<usize>();
         Ok(Left {
             over_budget: count(State::OverBudget),
             refused: count(State::Refused),
@@ -288,6 +288,8 @@ impl Books {
             forked: count(State::Forked),
             copied: count(State::Copied),
             waiting: count(State::Waiting),
+            apart: count(State::Excluded)
+                + book.tables.iter().map(|id| self.tables.table(*id).count_flag(LISTED)).sum::<usize>(),
         })
     }
 

@@ -83,9 +83,9 @@ class ObstacleKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     OBSTACLE_KIND_LOST: _ClassVar[ObstacleKind]
     OBSTACLE_KIND_UNREACHABLE: _ClassVar[ObstacleKind]
     OBSTACLE_KIND_TIMEOUT: _ClassVar[ObstacleKind]
+    OBSTACLE_KIND_FORKED: _ClassVar[ObstacleKind]
     OBSTACLE_KIND_BUDGET: _ClassVar[ObstacleKind]
     OBSTACLE_KIND_MAPPINGS: _ClassVar[ObstacleKind]
-    OBSTACLE_KIND_FORKED: _ClassVar[ObstacleKind]
     OBSTACLE_KIND_PINNED: _ClassVar[ObstacleKind]
     OBSTACLE_KIND_FAILED: _ClassVar[ObstacleKind]
     OBSTACLE_KIND_REFUSED: _ClassVar[ObstacleKind]
@@ -155,9 +155,9 @@ OBSTACLE_KIND_SEGMENT: ObstacleKind
 OBSTACLE_KIND_LOST: ObstacleKind
 OBSTACLE_KIND_UNREACHABLE: ObstacleKind
 OBSTACLE_KIND_TIMEOUT: ObstacleKind
+OBSTACLE_KIND_FORKED: ObstacleKind
 OBSTACLE_KIND_BUDGET: ObstacleKind
 OBSTACLE_KIND_MAPPINGS: ObstacleKind
-OBSTACLE_KIND_FORKED: ObstacleKind
 OBSTACLE_KIND_PINNED: ObstacleKind
 OBSTACLE_KIND_FAILED: ObstacleKind
 OBSTACLE_KIND_REFUSED: ObstacleKind

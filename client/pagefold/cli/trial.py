@@ -1,0 +1,101 @@
+"""A client that the doctor starts: a small process that connects, allocates, settles and reads back.
+
+Whatever keeps programs from merging keeps this one from it, and it says so in the same words. It is run with the
+doctor's environment and limits, and in the domain in which this user's programs are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+PAGES: Final = 64
+_SETTLE_SECONDS: Final = 10.0
+_PATIENCE: Final = 40.0  # for the whole process
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of it.
+
+    Attributes:
+        merged: pages merged, of twice `PAGES`.
+        settled: what settle() answered; `reason` is its reason.
+        trouble: of its stats(), as are `tier` and `tracker`.
+        intact: it read what it had written.
+        seconds: for which it settled.
+        error: why it could not even try; empty if it could.
+    """
+
+    merged: int = 0
+    settled: bool = False
+    reason: str = ""
+    trouble: str = ""
+    tier: str = ""
+    tracker: str = ""
+    intact: bool = False
+    seconds: float = 0.0
+    error: str = ""
+
+
+def run(address: str, token_file: Path | None = None, ca: Path | None = None) -> Outcome:
+    """Starts one, and waits for it. Never raises for what it finds."""
+    environ = dict(os.environ)
+    if token_file is not None:
+        environ["PAGEFOLD_TOKEN"] = token_file.read_text(errors="replace").strip()
+    asked = [address, *([] if ca is None else [str(ca)])]
+    try:
+        ran = subprocess.run(  # noqa: S603 - our own interpreter and module
+            [sys.executable, "-P", "-m", "pagefold.cli.trial", *asked],
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_PATIENCE,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return Outcome(error=f"the client did not end within {_PATIENCE:.0f} s")
+    try:
+        return Outcome(**json.loads(ran.stdout))
+    except (ValueError, TypeError):
+        words = ran.stderr.strip()[-500:] or "it says nothing"
+        return Outcome(error=f"the client ended with {ran.returncode}: {words}")
+
+
+def _try(address: str, ca: str | None) -> Outcome:
+    import pagefold
+
+    try:
+        with pagefold.connect(address, autostart=False, ca=ca) as client:
+            content = os.urandom(PAGES * os.sysconf("SC_PAGE_SIZE"))
+            buffers = [client.allocate(len(content)) for _ in range(2)]
+            for buffer in buffers:
+                buffer[:] = content
+            report = client.settle(_SETTLE_SECONDS)
+            stats = client.stats()
+            return Outcome(
+                merged=stats.merged_bytes // os.sysconf("SC_PAGE_SIZE"),
+                settled=report.settled,
+                reason=report.reason,
+                trouble=stats.trouble,
+                tier=stats.tier,
+                tracker=stats.tracker,
+                intact=all(buffer[:] == content for buffer in buffers),
+                seconds=report.seconds,
+            )
+    except (pagefold.PagefoldError, MemoryError, ValueError, OSError) as error:
+        return Outcome(error=str(error))
+
+
+if __name__ == "__main__":
+    import logging
+
+    logging.getLogger("pagefold").addHandler(logging.NullHandler())  # what it logs, it also says
+    print(json.dumps(dataclasses.asdict(_try(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None))))
