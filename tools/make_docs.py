@@ -1,4 +1,4 @@
-"""Makes docs/cli.md and docs/configuration.md from the sources, so that they cannot say anything else.
+"""Makes docs/cli.md, docs/configuration.md and docs/obstacles.md from the sources, so that they can say nothing else.
 
 python tools/make_docs.py           writes them
 python tools/make_docs.py --check   exits 1 if they are not what it would write
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pagefold import _obstacles
 from pagefold.cli.app import app
 from pagefold.cli.exits import EXIT_CODES
 from pagefold_server.settings import ENV_PREFIX, Settings, is_live
@@ -90,6 +91,35 @@ log_format = "json"
 ```
 """
 
+OBSTACLES_HEAD = f"""{NOTE}
+
+# What keeps pages from merging
+
+**The rule.** `settle()` is True only if everything mergeable is merged, and is so still: after the last merge every
+client looks once more. Whatever keeps pages from merging is told with the number of pages, the reason and the remedy,
+in the same words by `SettleReport.reason`, `stats().trouble`, `pagefold status` (with the client whose pages they are)
+and `pagefold doctor`, which asks a client that it starts itself. What a client knows of itself travels to the server
+with its next call; what the server knows comes back with the answer. Not mergeable is what the program itself keeps out
+(`advise(mergeable=False)`), and what changes all the time: pages that are written again and again are counted
+(`pages_volatile`, `pages_waiting`), and not waited for. While a child shares memory, the parent's writes are not looked
+at: of its pages, those count that were not read before the fork, and those that were to be merged since.
+
+Where "blocks" is empty, `settle()` can be True all the same: it is the program's own wish, or will hurt later. The
+codes are those of `pagefold status --json` (`troubles`).
+
+| code | blocks | the pages are | why | what to do |
+|---|---|---|---|---|
+"""
+
+
+def obstacles() -> str:
+    """docs/obstacles.md."""
+    rows = [
+        (each.code, "yes" if each.blocks else "", each.what, _cell(each.why), _cell(each.remedy))
+        for each in _obstacles.TABLE.values()
+    ]
+    return OBSTACLES_HEAD + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
 
 def cli() -> str:
     """docs/cli.md."""
@@ -146,7 +176,7 @@ def configuration() -> str:
 def main() -> int:
     """Writes the pages, or compares them."""
     stale = []
-    for name, text in (("cli.md", cli()), ("configuration.md", configuration())):
+    for name, text in (("cli.md", cli()), ("configuration.md", configuration()), ("obstacles.md", obstacles())):
         path = ROOT / "docs" / name
         if "--check" not in sys.argv:
             path.write_text(text)

@@ -151,7 +151,8 @@ class Client:
         """Merges now, and returns when nothing in the domain is left to merge.
 
         Use it before measuring, or after loading data that others have too. It is never a guess: `settled` is True
-        only if the server read all of the domain's memory and found nothing to merge.
+        only if the server read all of the domain's memory, found nothing to merge, and nothing keeps pages of it from
+        merging; else `reason` says what does, in how many pages, and what to do.
 
         Args:
             timeout: seconds, any number of them; None, as `math.inf`: without an end. When they are over, the report

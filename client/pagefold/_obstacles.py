@@ -146,7 +146,8 @@ TABLE: Final[dict[Kind, Words]] = {
     pb.OBSTACLE_KIND_STUCK: Words(
         "stuck",
         "they were written after they were merged, and cannot be taken back",
-        f"free memory, raise the limit of the container or control group, or {_MORE_SHM}",
+        f"free memory, raise the limit of the container or control group, or {_MORE_SHM}; where a pin or a child was "
+        "in the way, it is tried again some passes later",
     ),
     pb.OBSTACLE_KIND_SILENT: Words(
         "silent",
@@ -182,6 +183,8 @@ UNSAID: Final = frozenset((pb.OBSTACLE_KIND_LOST, pb.OBSTACLE_KIND_UNREACHABLE, 
 """Of these: what a client can tell its program only."""
 
 
+JUDGED: Final = frozenset((pb.OBSTACLE_KIND_FORKED,))
+"""Of these: what the server knows better how many pages it concerns."""
 CAUSES: Final = OWN - {pb.OBSTACLE_KIND_OFF, pb.OBSTACLE_KIND_SEGMENT, pb.OBSTACLE_KIND_FORKED, pb.OBSTACLE_KIND_LOOK}
 """Of these: for which a client declines what it is told to merge."""
 _HINDRANCES: Final = {"locked": pb.OBSTACLE_KIND_LOCKED, "data": pb.OBSTACLE_KIND_DATA}

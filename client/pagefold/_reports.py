@@ -27,7 +27,7 @@ class Stats:
         tier: how writes are held: "uffd", "user" or "off" (nothing merges).
         tracker: how written pages are found: "pagemap" (the kernel tells) or "checksum" (the server reads everything).
         connected: the server answered the last time, and knows this client.
-        trouble: what is not as it should be, and what to do; empty if all is well.
+        trouble: what keeps pages from merging: how many, why, and what to do (docs/obstacles.md); empty: nothing.
         windows: how often writes were held so far.
         window_p99_micros: 99 % of these times were no longer.
         window_max_micros: the longest of them.
@@ -66,8 +66,8 @@ class SettleReport:
     """What `Client.settle` found. Page counts are of the whole domain, other processes included.
 
     Attributes:
-        settled: a full pass found nothing left to merge. If False, `reason` says why there is no such answer.
-        reason: empty if settled.
+        settled: everything mergeable is merged, and still was when all clients had looked once more.
+        reason: empty if settled; else what keeps pages from merging: how many, why, and what to do (docs/obstacles.md).
         seconds: how long it took.
         passes: full passes over the domain's memory since the request.
         merged_pages: pages merged since the request.

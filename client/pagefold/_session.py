@@ -163,12 +163,13 @@ class Session:
     def obstacles(self) -> list[Obstacle]:
         """What keeps this client's pages from merging: as it knows by itself, and as of the server's last answer."""
         conversation = self._w.conversation
-        found = conversation.known_obstacles()
+        own = _obstacles.OWN - _obstacles.JUDGED
+        found = [known for known in conversation.known_obstacles() if known.kind in own]
         for kind, detail in ((pb.OBSTACLE_KIND_LOST, self.lost), (pb.OBSTACLE_KIND_UNREACHABLE, self.trouble)):
             if detail:
                 pages = conversation.unmerged_pages()
                 return [*found, Obstacle(kind=kind, pages=pages, detail=detail)]
-        return [*found, *(told for told in conversation.told if told.kind not in _obstacles.OWN)]
+        return [*found, *(told for told in conversation.told if told.kind not in own)]
 
     def stop(self) -> None:
         """Has the thread end the session. Takes no lock and does not wait: for finalizers."""

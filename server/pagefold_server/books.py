@@ -481,8 +481,12 @@ class Books:
         """See `Engine`."""
         tables = self._clients[client].segments.values()
         states = (OVER_BUDGET, REFUSED, PINNED, FAILED, FORKED, COPIED, WAITING)
-        apart = sum(table.counts[EXCLUDED] + table.count_flag(LISTED) for table in tables)
-        return Left(*(*(sum(table.counts[state] for table in tables) for state in states), apart))
+        return Left(*(sum(table.counts[state] for table in tables) for state in states))
+
+    def apart(self, client: int) -> int:
+        """See `Engine`."""
+        tables = self._clients[client].segments.values()
+        return sum(table.counts[EXCLUDED] + table.count_flag(LISTED) for table in tables)
 
     def check(self) -> None:
         """See `Engine`."""

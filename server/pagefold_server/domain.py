@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import fields, replace
+from functools import partial
 from typing import Final, Protocol
 
 import structlog
@@ -77,12 +78,15 @@ class Member(Protocol):
     def unmerged_pages(self) -> int:
         """Pages that it has handed out and that are not merged, as it said last."""
 
-    def obstacles(self, left: Left, proposed: int, idle: bool, now: float) -> list[pb.Obstacle]:
+    def obstacles(
+        self, left: Left, proposed: int, apart: Callable[[], int], idle: bool, now: float
+    ) -> list[pb.Obstacle]:
         """What keeps pages of it from merging.
 
         Args:
             left: its pages that were to be merged, by the books.
             proposed: pages of which the answer is not in.
+            apart: counts those of its pages that are known and like no other, or not wanted.
             idle: nothing is queued for it.
             now: the time.
         """
@@ -308,7 +312,8 @@ class Domain:
             return []
         left, proposed = self.engine.left(client), self.engine.merged_pages(client)[1]
         idle = client not in self.engine.queued() if left.copied else True
-        return self.members[client].obstacles(left, proposed, idle, time.monotonic())
+        apart = partial(self.engine.apart, client)
+        return self.members[client].obstacles(left, proposed, apart, idle, time.monotonic())
 
     def _common_obstacles(self) -> Iterator[pb.Obstacle]:
         for there, kind in (

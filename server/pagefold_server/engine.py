@@ -166,7 +166,6 @@ class Left(NamedTuple):
         forked: a forked child shares them.
         copied: they were written after they were merged, and are still to be taken back.
         waiting: the same, and they rest before they are merged again.
-        apart: not of these. They are known and like no other page, or the program does not want them merged.
     """
 
     over_budget: int
@@ -176,7 +175,6 @@ class Left(NamedTuple):
     forked: int
     copied: int
     waiting: int
-    apart: int
 
 
 class Held(NamedTuple):
@@ -360,6 +358,9 @@ class Engine(Protocol):
 
     def left(self, client: int) -> Left:
         """Pages of the client that were to be merged and are not."""
+
+    def apart(self, client: int) -> int:
+        """Pages of the client that are known and like no other, or that the program does not want merged."""
 
     # Audits
 

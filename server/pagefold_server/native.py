@@ -178,6 +178,10 @@ class NativeEngine:
         """See `Engine`."""
         return Left(*self._engine.left(client))
 
+    def apart(self, client: int) -> int:
+        """See `Engine`."""
+        return self._engine.apart(client)
+
     def frames(self) -> list[int]:
         """Numbers of the frames in use, in order. For tests and audits."""
         return self._engine.frames()

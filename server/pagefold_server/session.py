@@ -9,9 +9,10 @@ Only an active session is proposed anything. The others keep their references, b
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -27,6 +28,7 @@ from pagefold_server.settings import Configuration
 from pagefold_server.watch import Watch
 
 _LOOKING: Final = 3  # times `silent_seconds` that a look may take, for a client that has much to report before
+_MOST_ERRNO: Final = 4095
 _COST: Final = 2  # mappings that an isolated page takes, at most
 _RING_AGAIN: Final = 1.0  # seconds without a call after which a client is rung once more
 
@@ -53,6 +55,7 @@ class Session:
         mappings: as many of those that it says it has as it can have; see `Tenant`.
         watches: of audits that want to know which pages it reports something of, or is told to change.
         told: what keeps its pages from merging, as it knows by itself; `refusal`: why a segment was refused last.
+        stuck: the errno for which pages were not taken back last.
         settling: number of the settle() that it waits in, 0 for none; `report` is there when that is over.
     """
 
@@ -86,6 +89,7 @@ class Session:
     rung: float | None = None
     told: list[pb.Obstacle] = field(default_factory=list)
     refusal: str = ""
+    stuck: int = 0
     settling: int = 0
     report: pb.SettleReport | None = None
 
@@ -127,7 +131,9 @@ class Session:
         """See `Member`."""
         return self.gauges.owned_pages + self.gauges.copied_pages
 
-    def obstacles(self, left: Left, proposed: int, idle: bool, now: float) -> list[pb.Obstacle]:
+    def obstacles(
+        self, left: Left, proposed: int, apart: Callable[[], int], idle: bool, now: float
+    ) -> list[pb.Obstacle]:
         """See `Member`."""
         if self.state == "departed":
             return _found({pb.OBSTACLE_KIND_CLOSED: self.unmerged_pages})
@@ -142,22 +148,28 @@ class Session:
         pages[pb.OBSTACLE_KIND_PINNED] = left.pinned
         stuck = left.copied if idle and not self.is_working() else 0
         forked = left.forked + (stuck if self.gauges.shared_pages else 0)
-        pages[pb.OBSTACLE_KIND_STUCK] = stuck if not self.gauges.shared_pages else 0
         told = [pb.Obstacle(kind=each.kind, pages=each.pages, error=each.error) for each in self.told]
+        if stuck and not self.gauges.shared_pages:
+            told.append(pb.Obstacle(kind=pb.OBSTACLE_KIND_STUCK, pages=stuck, error=min(self.stuck, _MOST_ERRNO)))
         if self.hello.tier == pb.TIER_OFF and not told:
             told.append(pb.Obstacle(kind=pb.OBSTACLE_KIND_BARRIER, pages=self.unmerged_pages))
         for obstacle in told:
             if obstacle.kind == pb.OBSTACLE_KIND_SEGMENT:
                 obstacle.detail = self.refusal
             elif obstacle.kind == pb.OBSTACLE_KIND_FORKED:
-                # An untracked client's pages the server reads itself. Of others it knows what it read before the fork.
-                unknown = max(0, obstacle.pages - left.apart) if self.tracked else 0
-                obstacle.pages, forked = max(unknown, forked), 0
+                obstacle.pages, forked = max(self._unread(obstacle.pages, apart), forked), 0
         pages[pb.OBSTACLE_KIND_FORKED] = forked
         if not {obstacle.kind for obstacle in told} & _obstacles.CAUSES:  # else these are why
             pages[pb.OBSTACLE_KIND_FAILED] = left.failed
             pages[pb.OBSTACLE_KIND_REFUSED] = left.refused
         return told + _found(pages)
+
+    def _unread(self, frozen: int, apart: Callable[[], int]) -> int:
+        """Of the pages that a child shares, those of which the books know nothing: not read before the fork."""
+        if not self.tracked or not frozen:
+            return 0  # the server reads them itself
+        present = sum(segment.bytes_allocated() for segment in self.segments.values()) // mmap.PAGESIZE
+        return max(0, min(frozen, present) - apart())
 
     def _pages(self) -> int:
         levels = self.gauges

@@ -258,6 +258,8 @@ class Sessions:
             _book_mappings(session)
         session.resumed = not resuming
         session.told = believable(obstacles)
+        if pb.EVENT_KIND_NOT_ADOPTED in events.kind:
+            session.stuck = events.detail[list(events.kind).index(pb.EVENT_KIND_NOT_ADOPTED)]
         answers = any(kind in _ANSWERS for kind in events.kind)
         session.working = session.owing and not answers
         session.has_looked(looked, time.monotonic())

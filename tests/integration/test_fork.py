@@ -142,7 +142,8 @@ with child():
         return space.counts().frozen < 40000
     until(thawed, what="the thaw of what only the second child had")
     assert space.shared and space.counts().frozen >= 16
-    assert client.settle(20).settled
+    report = client.settle(20)                # of the old ones, some may not have been looked at before the fork
+    assert report.settled or "16 pages (64 KiB) are not merged: a forked child shares them" in report.reason, report
     assert client.stats().merged_bytes == 64 * PAGE
     assert (new[:64] == 7).all() and not new[64:].any()
 quiet()

@@ -67,6 +67,13 @@ def run(remote):
         except OSError:
             pass
 """
+LIMIT_DATA = """
+import resource
+def run(remote):
+    with open("/proc/self/statm") as file:
+        used = int(file.read().split()[5]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_DATA, (used + (32 << 20), resource.RLIM_INFINITY))
+"""
 LIE = """
 from types import SimpleNamespace
 def run(remote):
@@ -142,7 +149,7 @@ CASES = {
     "userfaultfd denied": Case(pb.OBSTACLE_KIND_BARRIER, env={"DENY": "userfaultfd"}, around=True),
     "user mode only": Case(pb.OBSTACLE_KIND_BARRIER, env={"PAGEFOLD_DISABLE": "uffd"}),
     "barrier off": Case(pb.OBSTACLE_KIND_OFF, connect={"barrier": "off"}),
-    "mincore denied": Case(pb.OBSTACLE_KIND_MINCORE, env={"DENY": "mincore"}, errno=True, around=True),
+    "no data limit left": Case(pb.OBSTACLE_KIND_DATA, lambda scene: scene.one.call("execute", LIMIT_DATA)),
     "memory locked": Case(pb.OBSTACLE_KIND_LOCKED, lambda scene: scene.one.call("execute", LOCK), around=True),
     "looks fail": Case(
         pb.OBSTACLE_KIND_LOOK,

@@ -142,7 +142,9 @@ class Machine(RuleBasedStateMachine):
     @rule(worker=st.integers(0, 1))
     def settle(self, worker: int) -> None:
         report = self.world.workers[worker].call("settle", 30)
-        assert report.settled, report
+        # A child that has just ended, or a pin, may still be in the way.
+        in_the_way = ("a forked child shares them", "cannot be taken back (Device or resource busy)")
+        assert report.settled or any(words in report.reason for words in in_the_way), report
 
     @rule()
     def unmerge(self) -> None:

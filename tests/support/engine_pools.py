@@ -14,6 +14,7 @@ from pagefold_server.engine import (
     EngineOptions,
     Held,
     Instructions,
+    Left,
     Miscount,
     ProtocolViolation,
     Step,
@@ -212,6 +213,13 @@ class Lockstep:
         pages: tuple[int, int] = self._both("merged_pages", client)
         return pages
 
+    def left(self, client: int) -> Left:
+        left: Left = self._both("left", client)
+        return left
+
+    def apart(self, client: int) -> int:
+        return int(self._both("apart", client))
+
     def held(self, client: int, segment: int, first: int, count: int) -> list[Held]:
         held: list[Held] = self._both("held", client, segment, first, count)
         return held
@@ -231,6 +239,8 @@ class Lockstep:
         self.remaining()
         for client, book in self.reference._clients.items():
             self.merged_pages(client)
+            self.left(client)
+            self.apart(client)
             for segment in book.segments:
                 self.segment_counts(client, segment)
                 self.held(client, segment, 0, 1 << 20)

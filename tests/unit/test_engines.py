@@ -14,7 +14,7 @@ from dataclasses import replace
 import pytest
 from pagefold import _names
 from pagefold_server import engines, reference
-from pagefold_server.engine import EngineOptions, PassReport, ProtocolViolation, SegmentCounts
+from pagefold_server.engine import EngineOptions, Left, PassReport, ProtocolViolation, SegmentCounts
 from pagefold_server.pool import Pool
 from pagefold_server.reference import ReferenceEngine
 from support import engine_pools
@@ -594,10 +594,13 @@ def test_a_declined_page_is_counted_and_tried_again_some_passes_later(world: Wor
     assert world.engine.outstanding() == 0
     assert world.store.pages == {}
     assert getattr(world.engine.counters(), name) == 2
+    kept = {BUDGET: "over_budget", PINNED: "pinned", STATE: "refused", FAILED: "failed", FORKED: "forked"}[reason]
+    assert world.engine.left(1) == Left(**{field: 2 * (field == kept) for field in Left._fields})
     passes = 1
     while world.run_pass().proposed == 0:
         passes += 1
     assert passes == 9
+    assert sum(world.engine.left(1)) == 0
     assert getattr(world.engine.counters(), name) == 0
     assert world.engine.counters().pages_declined == 2
     world.settle(1)

@@ -417,6 +417,7 @@ class Engine:
     def left(self, client: int) -> list[int]:
         """The fields of `Left` in engine.py."""
 
+    def apart(self, client: int) -> int: ...
     def frames(self) -> list[int]:
         """Numbers of the frames in use, in order."""
 

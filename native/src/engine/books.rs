@@ -279,7 +279,7 @@ impl Books {
     /// Pages of the client that were to be merged and are not, by what keeps them.
     pub fn left(&self, client: i64) -> Result<Left> {
         let book = self.clients.get(self.clients.key(client)?);
-        let count = |state: State| book.tables.iter().map(|id| self.tables.table(*id).count(state)).sum::<usize>();
+        let count = |state: State| book.tables.iter().map(|id| self.tables.table(*id).count(state)).sum();
         Ok(Left {
             over_budget: count(State::OverBudget),
             refused: count(State::Refused),
@@ -288,9 +288,14 @@ impl Books {
             forked: count(State::Forked),
             copied: count(State::Copied),
             waiting: count(State::Waiting),
-            apart: count(State::Excluded)
-                + book.tables.iter().map(|id| self.tables.table(*id).count_flag(LISTED)).sum::<usize>(),
         })
+    }
+
+    /// Pages of the client that are known and like no other, or not wanted.
+    pub fn apart(&self, client: i64) -> Result<usize> {
+        let book = self.clients.get(self.clients.key(client)?);
+        let tables = book.tables.iter().map(|id| self.tables.table(*id));
+        Ok(tables.map(|table| table.count(State::Excluded) + table.count_flag(LISTED)).sum())
     }
 
     /// Clients for which something is queued.

@@ -86,8 +86,6 @@ pub struct Left {
     pub forked: usize,
     pub copied: usize,
     pub waiting: usize,
-    /// Not of these: known, and like no other page; or not wanted.
-    pub apart: usize,
 }
 
 /// One segment's pages by state.

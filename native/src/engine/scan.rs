@@ -164,6 +164,11 @@ impl Engine {
         self.books.left(client)
     }
 
+    /// Pages of the client that are known and like no other, or not wanted.
+    pub fn apart(&self, client: i64) -> Result<usize> {
+        self.books.apart(client)
+    }
+
     /// Why there was no room for a frame, if so, since this was asked last.
     pub fn refusal(&mut self) -> Option<io::Error> {
         self.refusal.take()

@@ -199,10 +199,14 @@ impl Engine {
         self.with(py, |engine| engine.merged_pages(client))
     }
 
-    fn left(&self, py: Python<'_>, client: i64) -> PyResult<[usize; 8]> {
-        let Left { over_budget, refused, pinned, failed, forked, copied, waiting, apart } =
+    fn left(&self, py: Python<'_>, client: i64) -> PyResult<[usize; 7]> {
+        let Left { over_budget, refused, pinned, failed, forked, copied, waiting } =
             self.with(py, |engine| engine.left(client))?;
-        Ok([over_budget, refused, pinned, failed, forked, copied, waiting, apart])
+        Ok([over_budget, refused, pinned, failed, forked, copied, waiting])
+    }
+
+    fn apart(&self, py: Python<'_>, client: i64) -> PyResult<usize> {
+        self.with(py, |engine| engine.apart(client))
     }
 
     fn frames(&self, py: Python<'_>) -> PyResult<Vec<u32>> {
