@@ -105,7 +105,7 @@ class Thread:
     """
 
     def __init__(self, run: Callable[[], object]) -> None:
-        self._run = run
+        self._todo = [run]
         self._ident: int | None = None
         self._ended = Event()
 
@@ -134,7 +134,7 @@ class Thread:
     def _main(self) -> None:
         self._ident = _thread.get_ident()
         try:
-            self._run()
+            self._todo.pop()()  # whose it is goes with its last other reference, when this has ended
         finally:
             self._ended.set()
 
