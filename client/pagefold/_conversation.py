@@ -47,6 +47,7 @@ EVENT_BYTES: Final = 36
 """What an event takes in a message, at most: seven varints of up to five bytes, and a share of the headers."""
 ADOPT_PAGES: Final = 16384
 DROP_AGAIN_SECONDS: Final = 0.5
+OBSTACLE_SECONDS: Final = 1.0
 DROP_TRIES: Final = 8
 LEAST_EVENTS: Final = 1024
 """A server that takes fewer events in a message would have them pile up here."""
@@ -147,6 +148,7 @@ class Conversation:
         self._dropped: deque[Segment] = deque()
         self._dropping: list[_Dropping] = []
         self._reported: dict[Kind, int] = {}  # obstacles that the server knows of, and their pages
+        self._reported_at = 0.0
 
     def watch(self, arena: Arena) -> None:
         """The arena whose level the server is told. Held weakly: memory goes with its last buffer, without a gc run."""
@@ -197,8 +199,19 @@ class Conversation:
             or not self.settles.is_current
             or self._look_told < self._look_wanted
             or self._space.pending()
-            or self._reported != _pages_by_kind(self.known_obstacles())
+            or self._has_obstacles_to_tell()
         )
+
+    def _has_obstacles_to_tell(self) -> bool:
+        known = _pages_by_kind(self.known_obstacles())
+        if known.keys() != self._reported.keys():
+            return True  # their pages are told now and then: programs allocate and free all the time
+        return known != self._reported and _threads.monotonic() - self._reported_at > OBSTACLE_SECONDS
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether the server knows other numbers of obstacles than there are."""
+        return bool(self._reported) and _pages_by_kind(self.known_obstacles()) != self._reported
 
     @property
     def is_pressed(self) -> bool:
@@ -236,7 +249,7 @@ class Conversation:
             self._let_parents_go()
         self._look_told = max(self._look_told, looked)
         self._look_wanted = max(self._look_wanted, reply.look)
-        self._reported = _pages_by_kind(sent)
+        self._reported, self._reported_at = _pages_by_kind(sent), _threads.monotonic()
         busy = self._carry_out(reply)
         self._drop_segments(timeout)
         return bool(carried) or busy or self._look_told < self._look_wanted

@@ -47,6 +47,10 @@ HOLD_WRITES: Final = (
     "allow it; or connect(barrier='user') ($PAGEFOLD_BARRIER), at the price that a system call that writes into "
     "a page while it is switched fails with EFAULT"
 )
+_NAMES_GONE: Final = (
+    "restart the server and the programs that were there when it went (loginctl enable-linger, or RemoveIPC=no, keeps "
+    "names)"
+)
 _UNKNOWN: Final = "not known to be merged"
 _MORE_SHM: Final = "make /dev/shm larger (mount -o remount,size=SIZE /dev/shm, or docker run --shm-size=SIZE)"
 
@@ -90,8 +94,7 @@ TABLE: Final[dict[Kind, Words]] = {
     pb.OBSTACLE_KIND_POOL: Words(
         "pool",
         "the pool of shared frames cannot be opened",
-        "if its name is gone from /dev/shm, restart the server (loginctl enable-linger, or RemoveIPC=no, keeps names); "
-        "if descriptors are short, raise ulimit -n",
+        f"if its name is gone from /dev/shm, {_NAMES_GONE}; if descriptors are short, raise ulimit -n",
     ),
     pb.OBSTACLE_KIND_LOOK: Words(
         "look",
@@ -168,7 +171,7 @@ TABLE: Final[dict[Kind, Words]] = {
     pb.OBSTACLE_KIND_NAMELESS: Words(
         "nameless",
         "the pool of shared frames has lost its name in /dev/shm",
-        "restart the server; loginctl enable-linger, or RemoveIPC=no, keeps names",
+        _NAMES_GONE,
         blocks=False,
         what="not to be shared by clients that come later",
     ),

@@ -24,7 +24,7 @@ from pagefold_proto.v1 import memory_pb2 as pb
 
 from pagefold import _obstacles, _threads
 from pagefold._arena import Arena
-from pagefold._conversation import Conversation
+from pagefold._conversation import OBSTACLE_SECONDS, Conversation
 from pagefold._errors import (
     DescriptorsClosed,
     IncompatibleServer,
@@ -285,6 +285,8 @@ class Session:
             timeout = SETTLING_SECONDS
         elif w.kin.quarantined or w.arena.quarantined or w.conversation.is_dropping:
             timeout = GENERATION_POLL
+        elif w.conversation.is_outdated and not self.lost:
+            timeout = OBSTACLE_SECONDS
         try:
             woken = w.space.wait(w.bell, w.conversation.poll_seconds, timeout)
         except OSError as error:
