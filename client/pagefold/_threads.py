@@ -105,7 +105,7 @@ class Thread:
     """
 
     def __init__(self, run: Callable[[], object]) -> None:
-        self._todo = [run]
+        self._run = run
         self._ident: int | None = None
         self._ended = Event()
 
@@ -134,8 +134,9 @@ class Thread:
     def _main(self) -> None:
         self._ident = _thread.get_ident()
         try:
-            self._todo.pop()()  # whose it is goes with its last other reference, when this has ended
+            self._run()
         finally:
+            del self._run  # whose object may hold this one
             self._ended.set()
 
 

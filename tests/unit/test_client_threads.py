@@ -6,6 +6,7 @@ import ast
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -135,3 +136,19 @@ def test_the_log_tells_who_spoke(caplog: pytest.LogCaptureFixture) -> None:
     assert [record.getMessage() for record in caplog.records] == ["3 pages", "it failed"]
     assert [record.filename for record in caplog.records] == ["test_client_threads.py"] * 2
     assert caplog.records[1].exc_info is not None
+
+
+def test_a_thread_that_has_ended_keeps_nothing() -> None:
+    class Owner:
+        def __init__(self) -> None:
+            self.thread = _threads.Thread(self.run)
+
+        def run(self) -> None:
+            pass
+
+    owner = Owner()
+    owner.thread.start()
+    owner.thread.join()
+    gone = weakref.ref(owner)
+    del owner
+    assert gone() is None, "gone without a run of the garbage collector"
