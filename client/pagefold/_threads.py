@@ -42,6 +42,7 @@ Lock: Final[Callable[[], Any]] = _thread.allocate_lock
 RLock: Final[Callable[[], Any]] = _thread.RLock
 sleep: Final[Callable[[float], None]] = _time.sleep
 monotonic: Final[Callable[[], float]] = _time.monotonic
+wall_clock: Final[Callable[[], float]] = _time.time
 thread_time: Final[Callable[[], float]] = _time.thread_time
 TIMEOUT_MAX: Final[float] = _thread.TIMEOUT_MAX
 
@@ -143,14 +144,6 @@ class Thread:
 def are_greenlets() -> bool:
     """Whether what the program takes for threads are greenlets, at this moment."""
     return not isinstance(sys.modules["_thread"].start_new_thread, BuiltinFunctionType)
-
-
-def by_the_programs_clock(seconds: float) -> float:
-    """What a library has to be told that adds it to `time.time()`, for a moment that is so many seconds from now.
-
-    A clock that a test has stopped years ago would have every deadline be over.
-    """
-    return seconds + float(_time.time() - sys.modules["time"].time())
 
 
 def aside(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
