@@ -80,6 +80,7 @@ def test_a_process_that_changed_its_user_is_told_what_opens_its_pages(dumpable: 
         """
 import ctypes, os, sys
 import pagefold
+from pagefold.cli.checks import own_pages
 os.setgid(int(sys.argv[1])); os.setuid(int(sys.argv[1]))
 PR_SET_DUMPABLE = 4
 ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, int(sys.argv[2]), 0, 0, 0)
@@ -88,7 +89,6 @@ for asked in ({"barrier": "user"}, {"barrier": "user", "tracker": "pagemap"}):
         pagefold.connect("unix:/nowhere/server.sock", autostart=False, **asked)
     except pagefold.PagefoldError as error:
         print(type(error).__name__, error)
-from pagefold.cli.checks import own_pages
 print([check.state for check in own_pages()])
 """,
         str(USER),

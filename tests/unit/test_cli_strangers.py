@@ -79,7 +79,7 @@ def strange(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Admin, "_call", call)
     monkeypatch.setattr(Admin, "_stream", stream)
-    monkeypatch.setattr(doctor, "machine_checks", lambda _: [Check(HOSTILE, "fail", HOSTILE, HOSTILE, HOSTILE)])
+    monkeypatch.setattr(doctor, "machine_checks", lambda *_: [Check(HOSTILE, "fail", HOSTILE, HOSTILE, HOSTILE)])
 
 
 @pytest.mark.usefixtures("strange")

@@ -31,7 +31,7 @@ def main() -> None:
 
 def _fill_standard_descriptors() -> None:
     """Opens /dev/null where standard input, output or error is closed: else the next socket gets what is printed."""
-    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+    while (number := os.open(os.devnull, os.O_RDWR | os.O_NONBLOCK)) <= 2:
         os.set_inheritable(number, True)
     os.close(number)
     sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
