@@ -117,7 +117,7 @@ impl Books {
 
     fn claims(&self) -> usize {
         let clients: usize = self.clients.iter().map(|(_, book)| book.claims()).sum();
-        self.tables.iter().map(|(_, segment)| segment.table.claims()).sum::<usize>() + self.calendar.claims() + clients
+        self.tables.claims() + self.calendar.claims() + clients
     }
 
     /// The part of `claims` that an event may change.

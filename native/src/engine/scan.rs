@@ -28,6 +28,8 @@ const FORGIVENESS: u64 = 256;
 const AHEAD: usize = 8;
 /// After a pass that read so many pages the heap is looked through for what nobody uses.
 const LARGE_PASS: u64 = 1 << 16;
+/// The same after a client whose columns took so many bytes.
+const LARGE_CLIENT: usize = 1 << 20;
 /// Fewer chunks than this for each thread are not worth starting one.
 const WORTH: usize = 4;
 /// A chunk is a quarter of a megabyte: this bounds what a caller can ask for.
@@ -121,7 +123,12 @@ impl Engine {
 
     /// The client's whole process family is dead.
     pub fn remove_client(&mut self, client: i64) -> Result<()> {
-        self.books.remove_client(client)
+        let before = self.books.tables.claims();
+        self.books.remove_client(client)?;
+        if before.saturating_sub(self.books.tables.claims()) > LARGE_CLIENT {
+            give_back_heap();
+        }
+        Ok(())
     }
 
     /// Books what a client reported.

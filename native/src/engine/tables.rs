@@ -61,6 +61,11 @@ impl Tables {
         &mut self.segments.get_mut(&id).expect("the segment is there").table
     }
 
+    /// What all columns take because pages differ, or something is known of them, in bytes.
+    pub fn claims(&self) -> usize {
+        self.segments.values().map(|segment| segment.table.claims()).sum()
+    }
+
     /// Lets go of what can be done without.
     pub fn compact(&mut self) {
         self.segments.values_mut().for_each(|segment| segment.table.compact());
