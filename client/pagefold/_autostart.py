@@ -20,12 +20,22 @@ import sys
 from collections.abc import Iterator
 from typing import Final
 
+import pagefold_core
+
 from pagefold import _address, _boot, _interpreter, _threads
 from pagefold._address import Address
 from pagefold._errors import ServerUnavailable
 
 IDLE_EXIT_SECONDS: Final = 60
-_NEEDED: Final = ("pagefold_server", "grpc_health", "grpc_reflection", "pydantic_settings", "structlog", "xxhash")
+_NEEDED: Final = (
+    "pagefold_server",
+    "grpc_health",
+    "grpc_reflection",
+    "pydantic_settings",
+    "sortedcontainers",
+    "structlog",
+    "xxhash",
+)
 _LOG_TAIL: Final = 2000
 _LOG_BYTES: Final = 8 << 20
 _LOG_BYTES_IN_MEMORY: Final = 256 << 10
@@ -218,8 +228,8 @@ def _reap(pid: int) -> None:
             posix.waitpid(pid, 0)
 
     if parent == os.getpid():
-        with contextlib.suppress(RuntimeError):  # no thread is to be had: then it stays a zombie
-            _threads.Thread(wait).start()
+        with contextlib.suppress(OSError):  # no thread is to be had: then it stays a zombie
+            pagefold_core.start(wait)
 
 
 def _tail(path: str) -> str:

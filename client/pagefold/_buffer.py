@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
 import operator
 import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NoReturn, SupportsIndex, TypeGuard, cast, overload
 
-from pagefold_core import Block
+from pagefold_core import Block, span
 
-from pagefold._fork import Kin
 from pagefold._reports import human
 
 if TYPE_CHECKING:
     import numpy as np
-
-    # In the stubs a block's space is the native one; a Kin may hold a fake.
-    from pagefold_core import Space
     from typing_extensions import Buffer as BytesLike
 
 
@@ -36,15 +31,8 @@ class Buffer(Block):
         b'hello\x00'
     """
 
-    __slots__ = ("_kin",)
-    _kin: Kin
-
-    def __new__(cls, kin: Kin, segment: int, first: int, nbytes: int) -> Buffer:
-        """For the arena. The kin is held so that a fork freezes this memory even after the client was closed."""
-        space: Space = kin.space  # type: ignore[assignment]
-        self = cast(Buffer, super().__new__(cls, space, segment, first, nbytes))
-        self._kin = kin
-        return self
+    # No __new__ and no __init__: making one is a single native call, and an exception comes before it or after it.
+    __slots__ = ()
 
     def __enter__(self) -> Buffer:
         return self
@@ -102,7 +90,7 @@ def span_of(obj: Any) -> tuple[int, int]:
     if _is_array(obj):
         return _bounds(obj.ctypes.data, obj.shape, obj.strides, obj.itemsize)
     if isinstance(obj, memoryview):
-        return _memoryview_span(obj)
+        return span(obj)
     raise ValueError(f"{type(obj).__name__} is not a pagefold Buffer, an ndarray or a memoryview: {HOW_TO_ALLOCATE}")
 
 
@@ -122,35 +110,3 @@ def _bounds(address: int, shape: tuple[int, ...], strides: tuple[int, ...], item
         reach = (count - 1) * stride
         low, high = low + min(reach, 0), high + max(reach, 0)
     return address + low, high - low + itemsize
-
-
-class _PyBuffer(ctypes.Structure):
-    """Py_buffer, which has been part of the stable ABI since Python 3.11."""
-
-    _fields_ = (
-        ("buf", ctypes.c_void_p),
-        ("obj", ctypes.c_void_p),
-        ("len", ctypes.c_ssize_t),
-        ("itemsize", ctypes.c_ssize_t),
-        ("readonly", ctypes.c_int),
-        ("ndim", ctypes.c_int),
-        ("format", ctypes.c_char_p),
-        ("shape", ctypes.POINTER(ctypes.c_ssize_t)),
-        ("strides", ctypes.POINTER(ctypes.c_ssize_t)),
-        ("suboffsets", ctypes.POINTER(ctypes.c_ssize_t)),
-        ("internal", ctypes.c_void_p),
-    )
-
-
-_FULL_RO: Final = 0x011C  # PyBUF_FULL_RO: any layout, read-only will do
-
-
-def _memoryview_span(view: memoryview) -> tuple[int, int]:
-    raw = _PyBuffer()
-    ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(view), ctypes.byref(raw), _FULL_RO)
-    try:
-        if raw.suboffsets:
-            raise ValueError("the memoryview follows pointers; it is not memory of one piece")
-        return _bounds(raw.buf or 0, view.shape or (), view.strides or (), view.itemsize)
-    finally:
-        ctypes.pythonapi.PyBuffer_Release(ctypes.byref(raw))

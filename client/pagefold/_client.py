@@ -1,55 +1,60 @@
-"""The client: what programs use. It puts the parts together; the work is done in arena, session and native space.
+"""The client: what programs use. It puts the parts together; native arena and space, and the session, do the work.
 
-Lock order: arena -> session -> native (`_fork.py`). Nothing here holds a lock while it calls into anything else.
+An exception may come out of a signal handler between any two steps of Python here. So each method does its work with
+one native call, and what that returns lets go of itself: nothing has to be undone, and no lock is held.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import logging
+import errno
+import functools
 import operator
-import os
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NoReturn, SupportsIndex
 
 import pagefold_core
-from pagefold_core import Space
+from pagefold_core import Answer, Arena, Lifeline, NotBacked, Pin, Space
 from pagefold_proto.v1 import memory_pb2 as pb
 
 from pagefold import _arrays, _fork, _obstacles, _threads
-from pagefold._arena import Arena
+from pagefold._arena import not_allocated, not_taken_back
 from pagefold._buffer import HOW_TO_ALLOCATE, Buffer, span_of
-from pagefold._conversation import ADOPT_PAGES, Conversation
-from pagefold._errors import ClientClosed, ForkedClient
+from pagefold._conversation import Conversation
+from pagefold._errors import ClientClosed, ForkedClient, OutOfThreads, PagefoldError
 from pagefold._log import log as _log
 from pagefold._reports import SettleReport, Stats
-from pagefold._session import Session
+from pagefold._session import GOODBYE_SECONDS, Session
+from pagefold._transport import MORE_THREADS
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 PAGE: Final = pagefold_core.PAGE_SIZE
 SETTLE_SECONDS: Final = 60.0
+ANNOUNCE_SECONDS: Final = 1.0
+_EXIT_SECONDS: Final = 10.0
+"""Most that the end of a program waits for its sessions to end."""
 
 Shape = SupportsIndex | tuple[SupportsIndex, ...]
-
-_clients: weakref.WeakSet[Client] = weakref.WeakSet()
-_outlived: weakref.WeakSet[Session] = weakref.WeakSet()  # their clients are gone, their buffers are not
-# Held while a child's client connects. A fork may copy it in that state, so children have a new one.
-_attach_lock = _threads.RLock()
+Again = Callable[["weakref.ref[Client]", Answer], object]
+"""In a child, on a thread of its own: connects a client that the process has inherited."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What an open client consists of. A closed one lets go of it all, so that memory goes with its last buffer."""
+    """What an open client consists of. A closed one lets go of it all, so that memory goes with its last buffer.
 
-    kin: _fork.Kin
+    The session ends when its `lifeline` is let go of, which nobody else holds.
+    """
+
+    lifeline: Lifeline
     space: Space
     arena: Arena
     conversation: Conversation
@@ -72,10 +77,9 @@ class Client:
         True
     """
 
-    def __init__(self, parts: Parts, again: Callable[[Parts], Client] | None = None) -> None:
+    def __init__(self, parts: Parts, again: Again | None = None) -> None:
         self._parts: Parts | None = parts
         self._again = again
-        _clients.add(self)
 
     def allocate(self, size: SupportsIndex) -> Buffer:
         """Allocates zeroed memory that starts on a page boundary. Pages take memory when they are touched.
@@ -202,12 +206,12 @@ class Client:
             memfd_bytes=parts.arena.memfd_pages * PAGE,
         )
 
-    @contextlib.contextmanager
-    def pinned(self, obj: Any) -> Iterator[None]:
+    def pinned(self, obj: Any) -> Pin:
         """Keeps memory from being merged, for as long as a device may write to it.
 
         Devices write by physical address, past every protection: O_DIRECT reads, io_uring's fixed buffers, RDMA.
         Pin before such a transfer begins, and until it is over. Nests; any number of threads may pin the same memory.
+        What this returns is a context manager: the memory is pinned from the call on, until the end of the block.
 
         Args:
             obj: a Buffer, ndarray or memoryview in this client's memory; all pages that it touches are pinned.
@@ -216,18 +220,8 @@ class Client:
             ValueError: it is not in memory of this client.
         """
         parts = self._open()
-        with contextlib.ExitStack() as stack:
-            if isinstance(obj, Buffer):
-                stack.enter_context(memoryview(obj))  # so that it cannot be closed meanwhile
-            place = _place(parts, obj)
-            if place is not None:
-                parts.space.pin(*place)
-            try:
-                yield
-            finally:
-                if place is not None and not parts.kin.forked:
-                    with contextlib.suppress(RuntimeError):  # closed meanwhile: nothing merges any more anyway
-                        parts.space.unpin(*place)
+        # A buffer that somebody looks at cannot be closed.
+        return parts.arena.pin(_place(parts, obj), memoryview(obj) if isinstance(obj, Buffer) else obj)
 
     def advise(self, obj: Any, *, mergeable: bool) -> None:
         """Says whether memory is worth merging, as madvise(MADV_MERGEABLE and MADV_UNMERGEABLE) does for KSM.
@@ -247,15 +241,15 @@ class Client:
         place = _place(parts, obj)
         if place is None:
             return
-        segment, first, pages = place
-        parts.space.exclude(segment, first, pages, not mergeable)
         if mergeable:
+            parts.space.exclude(*place, False)
             return
-        parts.arena.sweep()  # what was freed before has room for what is taken back
-        for begin in range(first, first + pages, ADOPT_PAGES):
-            with parts.kin.session():
-                parts.conversation.adopt(segment, begin, min(ADOPT_PAGES, first + pages - begin))
-        parts.session.kick()
+        try:
+            parts.arena.take_back(*place)
+        except NotBacked as error:
+            raise not_taken_back(error) from None
+        finally:
+            parts.session.kick()
 
     def reattach(self) -> None:
         """In a forked child: connects, so that what is allocated from here on is merged. Elsewhere it does nothing.
@@ -274,7 +268,8 @@ class Client:
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return self._parts is None
+        parts = self._parts
+        return parts is None or parts.session.is_ending
 
     def close(self) -> None:
         """Ends the session with the server. Buffers and arrays go on as ordinary memory. Closing twice is fine.
@@ -283,19 +278,16 @@ class Client:
         logger "pagefold" says how much that is. A client that goes out of scope unclosed goes on merging as long as
         its buffers and arrays live. In a forked child it does nothing: the client is the parent's.
         """
-        self._close(logging.WARNING)
-
-    def _close(self, loudness: int) -> None:
         parts = self._parts
-        if parts is None or parts.kin.forked:
+        if parts is None or parts.space.forked:
             return
-        with contextlib.suppress(RuntimeError):  # a signal handler that came in between: what died may count as alive
+        with contextlib.suppress(RuntimeError):  # it was closed already: what died may count as alive
             parts.arena.sweep()
-        left = parts.conversation.unmerged_pages()
+        left = 0 if parts.session.is_ending else parts.conversation.unmerged_pages()
         parts.session.close()
         self._parts = None
         if left:
-            _log.log(loudness, "%s", _obstacles.sentence(_obstacles.Obstacle(kind=pb.OBSTACLE_KIND_CLOSED, pages=left)))
+            _log.warning("%s", _obstacles.sentence(_obstacles.Obstacle(kind=pb.OBSTACLE_KIND_CLOSED, pages=left)))
 
     def __enter__(self) -> Client:
         return self
@@ -306,14 +298,12 @@ class Client:
         self.close()
 
     def __del__(self) -> None:
+        # The lifeline goes now, and the session with it; here is only said that this is no way to do it.
         parts = getattr(self, "_parts", None)
-        if parts is not None and not parts.kin.forked and not sys.is_finalizing():
-            if parts.arena.pages_in_use:  # buffers and arrays keep their session alive
-                _outlived.add(parts.session)
-                parts.session.outlive()
-                return
+        if parts is None or parts.session.is_ending or parts.space.forked or sys.is_finalizing():
+            return
+        if not parts.arena.pages_in_use:  # buffers and arrays keep their session alive
             warnings.warn("a pagefold client was not closed", ResourceWarning, source=self, stacklevel=2)
-            parts.session.stop()
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         """Refuses what copy, deepcopy and pickle ask for: the end of a copy would end the original's session."""
@@ -326,15 +316,16 @@ class Client:
         parts = self._parts
         if parts is None:
             return "<pagefold.Client, closed>"
-        return f"<pagefold.Client, tier {parts.space.tier}{', of the parent process' if parts.kin.forked else ''}>"
+        return f"<pagefold.Client, tier {parts.space.tier}{', of the parent process' if parts.space.forked else ''}>"
 
     def _open(self) -> Parts:
         parts = self._parts
-        if parts is None:
+        if parts is None or parts.session.is_ending:
             raise ClientClosed("the client is closed: connect again")
-        return self._attach(parts) if parts.kin.forked else parts
+        return self._attach() if parts.space.forked else parts
 
-    def _attach(self, inherited: Parts) -> Parts:
+    def _attach(self) -> Parts:
+        _fork.tell_troubles()
         if self._again is None:
             raise ForkedClient(
                 "this client belongs to the parent process, and its memory is a snapshot here: open a client of your "
@@ -342,21 +333,55 @@ class Client:
             )
         if why := _fork.why_not_attach():
             raise ForkedClient(f"this client belongs to the parent process, and its memory is a snapshot here: {why}")
-        with _attach_lock:
-            if self._parts is inherited:  # else another thread was faster
-                made = self._again(inherited)
-                self._parts, made._parts = made._parts, None
+        begin(functools.partial(self._again, weakref.ref(self)))
         return self._open()
 
+    # For the session's thread
+
+    def abandon(self) -> None:
+        """Nobody will ever have this client."""
+        self._parts = None
+
+    @property
+    def inherited(self) -> Parts | None:
+        """What it consists of, if it is a parent's."""
+        parts = self._parts
+        return parts if parts is not None and parts.space.forked else None
+
+    def attached(self, parts: Parts) -> None:
+        """It has connected in a child."""
+        self._parts = parts
+
     def _allocator(self) -> _arrays.Allocate:
-        parts = self._open()
+        return functools.partial(_allocate, self._open())
 
-        def allocate(nbytes: int) -> Buffer:
-            buffer: Buffer = parts.arena.allocate(nbytes)
-            parts.session.wait_announced()
-            return buffer
 
-        return allocate
+def begin(session: Callable[[Answer], object]) -> Any:
+    """Has a thread of its own, which no signal reaches, begin a session, and waits for what it gives.
+
+    Whoever is interrupted in here has nothing to undo: the thread finds that nobody waits.
+
+    Raises:
+        OutOfThreads: the thread cannot be started.
+    """
+    try:
+        return pagefold_core.call(session)
+    except OSError as error:
+        if isinstance(error, PagefoldError) or error.errno != errno.EAGAIN:
+            raise
+        raise OutOfThreads(f"the session's thread cannot be started. {MORE_THREADS}") from error
+
+
+def _allocate(parts: Parts, nbytes: int) -> Buffer:
+    greenlets = _threads.are_greenlets()
+    try:
+        if not greenlets:
+            return Buffer(parts.arena, nbytes)
+        buffer = Buffer(parts.arena, nbytes, waits=False)
+    except NotBacked as error:
+        raise not_allocated(nbytes, error) from None
+    _threads.wait_among_greenlets(lambda _: parts.arena.is_announced or None, ANNOUNCE_SECONDS)
+    return buffer
 
 
 def _size(size: SupportsIndex) -> int:
@@ -384,28 +409,12 @@ def _place(parts: Parts, obj: Any) -> tuple[int, int, int] | None:
     if nbytes == 0:
         return None
     place = parts.arena.locate(address, nbytes)
-    if place is None and _fork.is_inherited(address, nbytes):
+    if place is None and pagefold_core.is_inherited(address, nbytes):
         return None  # a snapshot that nothing was merged of: it never is
     if place is None:
         raise ValueError(f"this memory does not belong to the client: {HOW_TO_ALLOCATE}")
     return place
 
 
-def _close_all() -> None:
-    # While Python is whole: a thread that came back from native code later could not take the GIL any more.
-    for client in list(_clients):
-        try:
-            client._close(logging.DEBUG)  # nobody needs memory any more
-        except Exception:  # at exit: the other clients are closed all the same
-            _log.exception("closing a pagefold client at exit failed")
-    for session in list(_outlived):
-        session.close()
-
-
-def _renew_lock() -> None:
-    global _attach_lock
-    _attach_lock = _threads.RLock()
-
-
-atexit.register(_close_all)
-os.register_at_fork(after_in_child=_renew_lock)
+# While Python is whole: a thread that came back from native code later could not take the GIL any more.
+atexit.register(pagefold_core.end_all, GOODBYE_SECONDS, _EXIT_SECONDS)

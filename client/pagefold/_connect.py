@@ -1,6 +1,9 @@
 """connect(): puts a client together, and leaves nothing behind when that fails half way.
 
-lease -> native space -> doorbell -> kin (from here on forks wait) -> hello -> arena -> session's thread
+lease -> native space (from here on forks wait) -> doorbell -> arena -> channel -> hello -> session
+
+All of it is done by the session's thread, which no signal reaches. Whoever called connect() waits for it, and may be
+interrupted at any moment: then the thread finds that nobody waits, and ends the session that it has just begun.
 """
 
 from __future__ import annotations
@@ -12,12 +15,13 @@ import logging
 import os
 import secrets
 import sys
+import weakref
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final, cast
 
 import pagefold_core
 import posix_ipc
-from pagefold_core import Doorbell, Space
+from pagefold_core import Answer, Arena, Doorbell, Ending, Lifeline, Space, Turn
 from pagefold_proto.v1 import memory_pb2 as pb
 
 from pagefold import (
@@ -25,7 +29,6 @@ from pagefold import (
     _autostart,
     _backing,
     _dumpable,
-    _fork,
     _names,
     _obstacles,
     _threads,
@@ -34,18 +37,17 @@ from pagefold import (
     _tracker,
 )
 from pagefold._address import Address
-from pagefold._arena import Arena, no_segment
-from pagefold._buffer import Buffer
-from pagefold._client import PAGE, Client, Parts
+from pagefold._arena import FIRST_SEGMENT, LAST_SEGMENT, no_segment
+from pagefold._client import PAGE, Again, Client, Parts, begin
 from pagefold._conversation import Conversation
 from pagefold._errors import (
     BarrierUnavailable,
     DescriptorsClosed,
-    OutOfThreads,
     ServerUnavailable,
     TlsFailed,
     TrackerUnavailable,
 )
+from pagefold._log import log as _log
 from pagefold._session import Session, Wiring
 from pagefold._text import printable
 from pagefold._transport import GrpcTransport, Transport
@@ -56,7 +58,8 @@ START_SECONDS: Final = 20.0
 MAX_DOMAIN: Final = 64
 _EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
-_log = logging.getLogger("pagefold")
+# By process: one client connects at a time in a child. Only threads that no signal reaches take it.
+_attaching: dict[int, Any] = {}
 
 
 def connect(
@@ -116,8 +119,8 @@ def connect(
         >>> with pagefold.connect() as client:
         ...     buf = client.allocate(1 << 20)
     """
-    made = Wanted(address, domain, autostart, barrier, tracker, backing, mapping_budget, token, ca, transport)
-    return _connect(made)
+    wanted = Wanted(address, domain, autostart, barrier, tracker, backing, mapping_budget, token, ca, transport)
+    return cast(Client, begin(functools.partial(_connect, wanted)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +139,32 @@ class Wanted:
     transport: Transport | None
 
 
-def _connect(wanted: Wanted, parent: Parts | None = None) -> Client:
+def _connect(wanted: Wanted, answer: Answer) -> None:
+    """The session's thread, of a client that is new."""
+    session, parts, again = _put_together(wanted, answer)
+    client = Client(parts, again)
+    del parts  # whoever has the client is the only one to hold its lifeline
+    if not answer.give(client):
+        client.abandon()
+    del client
+    session.run()
+
+
+def _attach(wanted: Wanted, known: weakref.ref[Client], answer: Answer) -> None:
+    """The session's thread, of a client that this process has inherited."""
+    with _attaching.setdefault(os.getpid(), _threads.Lock()):
+        client = known()
+        inherited = None if client is None else client.inherited
+        if client is None or inherited is None:
+            return  # another thread was faster
+        session, parts, _ = _put_together(wanted, answer, inherited)
+        client.attached(parts)
+        del client, inherited, parts
+    answer.give(None)
+    session.run()
+
+
+def _put_together(wanted: Wanted, answer: Answer, parent: Parts | None = None) -> tuple[Session, Parts, Again | None]:
     domain, barrier, tracker, transport = wanted.domain, wanted.barrier, wanted.tracker, wanted.transport
     if len(domain) > MAX_DOMAIN:
         raise ValueError(f"domain has {len(domain)} characters; {MAX_DOMAIN} are the most")
@@ -168,10 +196,10 @@ def _connect(wanted: Wanted, parent: Parts | None = None) -> Client:
             lease = _names.create_locked(_names.LEASE, 0o600, PAGE)
         except OSError as error:
             raise no_segment(PAGE, error) from error
-        release = _Release(lease)
+        release = _Release(lease.name)
         undo.callback(release)
-        proof = _write_proof(lease.fd)
         try:
+            proof = _write_proof(lease.fd)
             space, way = _make_space(tier, lease.fd, budget, disabled, way, asked_tracker is not None)
         except OSError as error:
             if error.errno in _EXHAUSTED:  # a client that merges nothing, for want of a descriptor, is no help
@@ -181,43 +209,38 @@ def _connect(wanted: Wanted, parent: Parts | None = None) -> Client:
                 raise BarrierUnavailable(f"barrier={tier!r} cannot be had here: {why}") from error
             tier, obstacle, code, way = "off", _no_space(error), error.errno or 0, "checksum"
             space = Space(tier, lease.fd, budget, disabled=disabled)
+        finally:
+            lease.fd.close()  # the native half has one of its own, for as long as it needs it
+        undo.callback(space.close)
         bell = release.make_doorbell()
-        kin = _fork.Kin(space)
-        _fork.register(kin)
-        undo.callback(kin.detach)
-        with kin.session():
+        space.attend(bell)
+        arena = Arena(space, where_from, FIRST_SEGMENT // PAGE, LAST_SEGMENT // PAGE)
+        with Turn():
             used = transport or _open_channel(where, token, wanted.ca)
-            forget = [used.forget, release.forget]
-            kin.in_child = lambda at_once: [act() for act in (forget if at_once else forget[:1])]
-        undo.callback(_close_locked, kin, used)
-        conversation = Conversation(space, used, bell.ring)
+        pagefold_core.hold_signals_over_forks()  # grpc has registered its own handlers by now
+        undo.callback(_close_in_turn, used)
+        conversation = Conversation(space, arena, used)
         if obstacle is not None:
             conversation.obstacles.put(obstacle, there=True, error=code)
         request = _hello_request(lease.name, proof, tier, way, domain)
         try:
-            _threads.aside(_hello, kin, conversation, where, request, autostart)
+            _hello(conversation, where, request, autostart, answer)
         except ServerUnavailable as error:
             why = _tls.why_not(where, wanted.ca) if transport is None else ""
             if why:
                 raise TlsFailed(f"somebody listens at {where}, but {why}: check ca=") from error
             raise
-        arena = Arena(kin, space, conversation, Buffer, backing=where_from)
-        forget += [arena.forget, conversation.forget]
-        conversation.watch(arena)
         if parent is not None and conversation.may_inherit(parent.conversation):
             for segment in arena.inherit(parent.space):
                 conversation.inherited(segment)
-        session = Session(Wiring(kin, space, arena, conversation, used, bell, release))
-        try:
-            session.start()
-        except RuntimeError as error:
-            raise OutOfThreads(f"the session's thread cannot be started: {error}") from error
+        ending = Ending(bell, functools.partial(_close_in_turn, used))
+        session = Session(Wiring(space, arena, conversation, used, bell, release, ending))
         undo.pop_all()
     if obstacle is not None and obstacle != pb.OBSTACLE_KIND_OFF:
         level = logging.WARNING if parent is None else logging.DEBUG  # a family is told once
         _log.log(level, "connected, but %s", _obstacles.text(conversation.obstacles.told(0)))
-    again = functools.partial(_connect, replace(wanted, address=named))
-    return Client(Parts(kin, space, arena, conversation, session, way), again if transport is None else None)
+    again = functools.partial(_attach, replace(wanted, address=named)) if transport is None else None
+    return session, Parts(Lifeline(ending, arena), space, arena, conversation, session, way), again
 
 
 def _no_space(error: OSError) -> _obstacles.Kind:
@@ -250,14 +273,14 @@ def _make_space(
 
 
 class _Release:
-    """Lets go of a client's lease and doorbell; the native half has descriptors of its own for as long as it needs."""
+    """Lets go of the names of a client's lease and doorbell."""
 
-    def __init__(self, lease: _names.LockedObject) -> None:
+    def __init__(self, lease: str) -> None:
         self._lease = lease
         self._doorbell = ""
 
     def make_doorbell(self) -> Doorbell:
-        name = _names.doorbell_for(self._lease.name)
+        name = _names.doorbell_for(self._lease)
         try:
             posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode=0o600, initial_value=0).close()
             self._doorbell = name
@@ -265,16 +288,11 @@ class _Release:
         except (posix_ipc.Error, OSError) as error:
             raise no_segment(PAGE, _names.with_number(error)) from error
 
-    def forget(self) -> None:
-        """In a forked child: what it holds of the lease, the native half does, for as long as it maps frames."""
-        self._lease.fd.close()
-
     def __call__(self) -> None:
         if self._doorbell:
             with contextlib.suppress(posix_ipc.ExistentialError):
                 posix_ipc.unlink_semaphore(self._doorbell)
-        _names.remove(self._lease.name)
-        self._lease.fd.close()
+        _names.remove(self._lease)
 
 
 def _write_proof(lease: int) -> bytes:
@@ -311,28 +329,28 @@ def _hello_request(
 
 
 def _hello(
-    kin: _fork.Kin, conversation: Conversation, where: Address, request: pb.HelloRequest, autostart: bool
+    conversation: Conversation, where: Address, request: pb.HelloRequest, autostart: bool, answer: Answer
 ) -> None:
     deadline = _threads.monotonic() + START_SECONDS
     while True:
         if autostart:
             _autostart.ensure_server(where, max(0.0, deadline - _threads.monotonic()))
         try:
-            with kin.session():
+            with Turn():
                 conversation.hello(request)
         except DescriptorsClosed:
             raise
         except ServerUnavailable as error:
             # With autostart it answered a moment ago: it may be stopping, or not be quite there yet.
-            if not autostart or _threads.monotonic() > deadline:
+            if not autostart or not answer.wanted or _threads.monotonic() > deadline:
                 raise ServerUnavailable(f"{error}. Start a server with `pagefold serve`") from error
             _threads.sleep(0.1)  # a server that is stopping tells nobody when it is gone
         else:
             return
 
 
-def _close_locked(kin: _fork.Kin, transport: Transport) -> None:
-    with kin.session():
+def _close_in_turn(transport: Transport) -> None:
+    with Turn():
         transport.close()
 
 

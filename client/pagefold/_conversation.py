@@ -10,34 +10,30 @@ What holds:
 * Nothing that the server says makes this client's memory or descriptors grow beyond a bound, and `earned` says what a
   turn brought, so that the session's thread gives it no more time than that is worth (`_patience`).
 
-Everything runs under the session lock, but `added`, `dropped` and the settles, which any thread may use.
+Everything runs on the session's thread, but for `Settles.wait`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import itertools
 import logging
 import math
 import os
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from pagefold_core import Settles, spare_pages
 from pagefold_proto.v1 import memory_pb2 as pb
 
-from pagefold import _backing, _names, _threads
-from pagefold._arena import Arena, Segment
+from pagefold import _names, _threads
 from pagefold._errors import IncompatibleServer, OutOfSharedMemory, ServerFault, ServerRefused, SessionLost
 from pagefold._log import log as _log
 from pagefold._obstacles import Kind, Obstacle, Obstacles
 from pagefold._pools import MOST_POOLS, Pools
 from pagefold._reports import human
-from pagefold._settling import Settles
-from pagefold._space import ConversationSpace, SpaceEvents
+from pagefold._space import ConversationArena, ConversationSpace, SpaceEvents, SpaceSegment
 from pagefold._transport import ADD_SEGMENT, BYE, DROP_SEGMENT, EXCHANGE, HELLO, MAX_DETAILS, Method, Q, R, Transport
 
 RPC_SECONDS: Final = 3.0
@@ -64,19 +60,13 @@ COME_BACK_SECONDS: Final = 10.0
 _COLUMNS: Final = ("kind", "segment", "first", "count", "pool", "frame", "detail")
 _ANSWERS: Final = (pb.EVENT_KIND_DECLINED, pb.EVENT_KIND_NOT_ADOPTED)
 """Events that a server gets as many of as it asks for."""
-_SHORT_OF_MEMORY: Final = (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT)
-_MORE_ROOM: Final = "Free memory, or make /dev/shm larger (mount -o remount,size=SIZE /dev/shm)"
-_MORE_MAPPINGS: Final = (
-    "Free memory (or raise the limit of the container or control group), or let the process have more mappings "
-    "(sysctl vm.max_map_count, and connect(mapping_budget=...))"
-)
 
 
 @dataclass(slots=True)
 class _Dropping:
     """A segment that goes when so many events were sent, and not before that time."""
 
-    segment: Segment
+    segment: SpaceSegment
     after_events: int
     not_before: float = 0.0
     refusals: int = 0
@@ -87,12 +77,11 @@ class Conversation:
 
     Args:
         space: the native space, or a fake.
+        arena: the native arena, or a fake.
         transport: to the server.
-        kick: wakes the session's thread; must not take a lock.
         pools: those of the space; made if there are none.
 
     Attributes:
-        announced: set while the server has been told of all segments.
         refused: segments that the server does not take, and why.
         earned: seconds of processor time that the turns since it was set to 0 were worth; infinite: real work was done.
         totals: the domain's, as of the last reply.
@@ -103,8 +92,8 @@ class Conversation:
     def __init__(
         self,
         space: ConversationSpace,
+        arena: ConversationArena,
         transport: Transport,
-        kick: Callable[[], object],
         pools: Pools | None = None,
     ) -> None:
         self.settles = Settles()
@@ -113,13 +102,10 @@ class Conversation:
         self.refused: dict[int, str] = {}
         self.obstacles = Obstacles()
         self.told: list[Obstacle] = []
-        self.announced = _threads.Event()
-        self.announced.set()
         self.earned = 0.0
         self._space = space
+        self._arena = arena
         self._transport = transport
-        self._arena: weakref.ref[Arena] | None = None
-        self._kick = kick
         self._pools = pools or Pools(space)
         self._greeting = pb.HelloRequest()
         self._greeted = False  # there was a session
@@ -143,31 +129,12 @@ class Conversation:
         self._resume_mark = 0  # how much of the journal says what is mapped since before the session
         self._returning: set[int] = set()  # segments that an earlier session has known
         self._unclaimed: dict[int, int] = {}  # pages of refused segments that may map frames, of which nobody is told
-        self._known: dict[int, Segment] = {}  # announced
-        self._added: deque[Segment] = deque()
-        self._dropped: deque[Segment] = deque()
+        self._known: dict[int, SpaceSegment] = {}  # announced
+        self._added: deque[SpaceSegment] = deque()
+        self._dropped: deque[SpaceSegment] = deque()
         self._dropping: list[_Dropping] = []
         self._reported: dict[Kind, int] = {}  # obstacles that the server knows of, and their pages
         self._reported_at = 0.0
-
-    def watch(self, arena: Arena) -> None:
-        """The arena whose level the server is told. Held weakly: memory goes with its last buffer, without a gc run."""
-        self._arena = weakref.ref(arena)
-
-    # For any thread: the arena's listener
-
-    def added(self, segment: Segment) -> None:
-        """A segment is to be announced."""
-        self.announced.clear()
-        self._added.append(segment)
-        self._kick()
-
-    def dropped(self, segment: Segment) -> None:
-        """A segment is to be dropped when the journal, as it is now, was sent."""
-        self._dropped.append(segment)
-        self._kick()
-
-    # Under the session lock
 
     def hello(self, request: pb.HelloRequest, timeout: float = RPC_SECONDS) -> None:
         """Opens the session, for the first time."""
@@ -195,6 +162,8 @@ class Conversation:
             or self._outbox
             or self._added
             or self._dropped
+            or self._arena.has_added
+            or self._arena.has_dropped
             or any(dropping.not_before <= _threads.monotonic() for dropping in self._dropping)
             or not self.settles.is_current
             or self._look_told < self._look_wanted
@@ -216,7 +185,7 @@ class Conversation:
     @property
     def is_pressed(self) -> bool:
         """Whether the program waits for a turn, or will soon."""
-        return bool(self._added) or not self.settles.is_current
+        return bool(self._added) or self._arena.has_added or not self.settles.is_current
 
     @property
     def is_dropping(self) -> bool:
@@ -253,30 +222,6 @@ class Conversation:
         busy = self._carry_out(reply)
         self._drop_segments(timeout)
         return bool(carried) or busy or self._look_told < self._look_wanted
-
-    def adopt(self, segment: int, first: int, pages: int) -> None:
-        """Takes pages back at once, for advise().
-
-        Raises:
-            OutOfSharedMemory: there is no room for them; what was adopted so far stays so.
-            OSError: another failure of the kernel's.
-        """
-        self._fill_outbox(everything=True)  # what is in the journal already is not about this call
-        known = len(self._outbox)
-        self._space.adopt([segment], [first], [pages], _backing.spare_pages())
-        self._fill_outbox(everything=True)
-        for index in range(known, len(self._outbox)):
-            events = self._outbox[index]
-            for kind, count, detail in zip(events.kind, events.count, events.detail, strict=True):
-                if kind != pb.EVENT_KIND_NOT_ADOPTED or detail in (errno.EBUSY, errno.EAGAIN):
-                    continue
-                if detail in _SHORT_OF_MEMORY:
-                    raise OutOfSharedMemory(
-                        f"{human(count * _page_size())} cannot be taken back from their shared frames: "
-                        f"{os.strerror(detail)}. They keep their bytes, and stay merged until they are written. "
-                        + (_MORE_MAPPINGS if detail == errno.ENOMEM else _MORE_ROOM)
-                    )
-                raise OSError(detail, f"pages cannot be adopted: {os.strerror(detail)}")
 
     def bye(self, timeout: float) -> None:
         """Ends the session."""
@@ -333,13 +278,14 @@ class Conversation:
                 self._space.let_parents_go(number)
 
     def _leave_pools(self) -> None:
+        self._hear_added()
         for segment in (*self._known.values(), *self._added):  # a child may have inherited frames, and not told of it
             self._leave_frames(segment)
 
-    def _leave_frames(self, segment: Segment) -> None:
+    def _leave_frames(self, segment: SpaceSegment) -> None:
         for first in range(0, segment.pages, ADOPT_PAGES):
             run = [[segment.number], [first], [min(ADOPT_PAGES, segment.pages - first)]]
-            self._attempt(self._space.adopt, [*run, _backing.spare_pages()])
+            self._attempt(self._space.adopt, [*run, spare_pages()])
 
     def _maps_unclaimed(self) -> bool:
         """Whether refused segments map frames still: the server must not take what was told for all that there is."""
@@ -356,18 +302,14 @@ class Conversation:
         """Lets go of the pools."""
         self._pools.close()
 
-    def forget(self) -> None:
-        """In a forked child, where nothing of the parent's session may be used."""
-        self._pools.forget()
-
     def may_inherit(self, parent: Conversation) -> bool:
         """Whether the frames that a parent's client has left here are the server's that this one talks to."""
-        return self._pool in parent._pools.before
+        return parent._pools.has(self._pool)
 
-    def inherited(self, segment: Segment) -> None:
+    def inherited(self, segment: SpaceSegment) -> None:
         """What is merged of memory that was a parent's is in the journal, before the first turn."""
         self._heritage.append(segment.number)
-        self.added(segment)
+        self._added.append(segment)
         self._resume_mark = self._space.pending()
 
     def forget_events(self) -> None:
@@ -376,24 +318,34 @@ class Conversation:
         self._request = None
         while self._space.pending():
             self._space.drain(MAX_EVENTS)
+        self._hear_added()
         self._added.clear()
-        self.announced.set()
+        self._arena.announced()
         for segment in self.leftovers():
             segment.discard()
 
-    def leftovers(self) -> list[Segment]:
+    def leftovers(self) -> list[SpaceSegment]:
         """Takes out the segments that were to be dropped; the caller discards them."""
+        self._hear_added()
+        self._hear_dropped()
         segments = [dropping.segment for dropping in self._dropping if not dropping.refusals]
+        segments += self._dropped
         self._dropping.clear()
-        while self._dropped:
-            segments.append(self._dropped.popleft())
-        for segment in segments:
-            self._known.pop(segment.number, None)
-            with contextlib.suppress(ValueError):
-                self._added.remove(segment)  # it was not announced yet, and never has to be
+        self._dropped.clear()
+        gone = {segment.number for segment in segments}
+        for number in gone:
+            self._known.pop(number, None)
+        # What was not announced yet never has to be.
+        self._added = deque(segment for segment in self._added if segment.number not in gone)
         return segments
 
     # Inside
+
+    def _hear_added(self) -> None:
+        self._added.extend(self._arena.added())
+
+    def _hear_dropped(self) -> None:
+        self._dropped.extend(self._arena.dropped())
 
     def _next_request(self, timeout: float) -> pb.ExchangeRequest:
         number, is_new = self.settles.number()
@@ -401,6 +353,7 @@ class Conversation:
             self.earned = math.inf
         self._look()
         gauges = self._gauges()
+        self._hear_dropped()
         while self._dropped:
             mark = self._drained + self._space.pending()
             self._dropping.append(_Dropping(self._dropped.popleft(), mark))
@@ -454,6 +407,7 @@ class Conversation:
 
     def _announce(self, timeout: float) -> None:
         # After the journal was drained: an event's segment was added before the event was made.
+        self._hear_added()
         while self._added:
             segment = self._added[0]
             request = pb.AddSegmentRequest(
@@ -484,7 +438,7 @@ class Conversation:
             if segment.number not in self._returning:
                 self.earned = math.inf
             self._known[segment.number] = self._added.popleft()
-        self.announced.set()
+        self._arena.announced()
 
     def _drop_segments(self, timeout: float) -> None:
         now = _threads.monotonic()
@@ -539,12 +493,14 @@ class Conversation:
         if adopts.count:
             length = len(adopts.count)
             runs = [adopts.segment, adopts.first, adopts.count]
-            self._attempt(self._space.adopt, [*(_filled(column, length) for column in runs), _backing.spare_pages()])
+            self._attempt(self._space.adopt, [*(_filled(column, length) for column in runs), spare_pages()])
         self._owed += self._drained + self._space.pending() - before
         if self._owed > MOST_OWED:
             raise _excess(f"{self._owed} answers wait for it, and it goes on asking")
-        if reply.HasField("settle_report") and self.settles.answer(reply.settle_report):
-            self.earned = math.inf
+        if reply.HasField("settle_report"):
+            report = reply.settle_report
+            if self.settles.answer(report.settling, report):
+                self.earned = math.inf
         return bool(merges.count or adopts.count or reply.more)
 
     def _attempt(self, act: Callable[..., int], arguments: list[Any]) -> None:
@@ -572,8 +528,7 @@ class Conversation:
     def unmerged_pages(self) -> int:
         """Pages handed out and not merged; holes included. For any thread."""
         counts = self._space.counts()
-        arena = self._arena() if self._arena else None
-        in_use = (arena.pages_in_use if arena else 0) + counts.inherited
+        in_use = self._arena.pages_in_use + counts.inherited
         return max(0, int(in_use - counts.merged - counts.zero))
 
     def known_obstacles(self) -> list[Obstacle]:
@@ -593,8 +548,7 @@ class Conversation:
 
     def _gauges(self) -> pb.Gauges:
         counts, windows = self._space.counts(), self._space.windows()
-        arena = self._arena() if self._arena else None
-        in_use = (arena.pages_in_use if arena else 0) + counts.inherited
+        in_use = self._arena.pages_in_use + counts.inherited
         apart = counts.merged + counts.zero + counts.copied
         return pb.Gauges(
             owned_pages=max(0, in_use - apart),

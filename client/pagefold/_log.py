@@ -12,6 +12,8 @@ import logging
 import sys
 from typing import Any, Final
 
+import pagefold_core
+
 from pagefold import _threads
 
 _logger: Final = logging.getLogger("pagefold")
@@ -28,8 +30,8 @@ class Log:
         if options.get("exc_info") is True:
             options["exc_info"] = sys.exc_info()  # the other thread has none
         try:
-            _threads.Thread(functools.partial(_logger.log, level, text, *args, **options)).start()
-        except RuntimeError:  # no thread is to be had: nobody hears of it, and the program goes on
+            pagefold_core.start(functools.partial(_logger.log, level, text, *args, **options))
+        except OSError:  # no thread is to be had: nobody hears of it, and the program goes on
             return
 
     def debug(self, text: str, *args: object) -> None:

@@ -33,21 +33,21 @@ class PoolSpace(Protocol):
 
 
 class Pools:
-    """See the head of this file. Everything runs under the session lock.
+    """See the head of this file. Everything runs on the session's thread.
+
+    A forked child closes its copies of the descriptors: what it maps of frames holds the family's slot, nothing else.
 
     Args:
         space: the native space, or a fake.
 
     Attributes:
         slot: this client's byte in every pool.
-        before: in a forked child, the names of the pools that it may map frames of.
         error: the errno for which the last pool could not be opened or used; 0: it could.
     """
 
     def __init__(self, space: PoolSpace) -> None:
         self.slot = _slots.new_slot()
         self._space = space
-        self.before: frozenset[str] = frozenset()
         self.error = 0
         self._held: dict[str, tuple[int, Descriptor]] = {}  # name -> number, descriptor that it maps through
         self._owner = 0
@@ -124,13 +124,6 @@ class Pools:
         if not self._owner:
             return False
         return all(_slots.owner(fd) != self._owner for _, fd in self._held.values())
-
-    def forget(self) -> None:
-        """In a forked child: what it still maps of frames holds the family's slot, and nothing else is to."""
-        self.before = frozenset(self._held)
-        while self._held:
-            _, (_, fd) = self._held.popitem()
-            fd.close()
 
     def close(self) -> None:
         """Lets go. The last one of a pool whose server is gone removes its name."""

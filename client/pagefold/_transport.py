@@ -1,6 +1,6 @@
-"""Calls to the server. Unary and short: the caller makes each under the session lock, which a fork waits for.
+"""Calls to the server. Unary and short: the caller makes each in a turn (`pagefold_core.Turn`), which a fork waits for.
 
-A transport has three methods, so that a test can bring its own (`LocalTransport`). This file is also the client's
+A transport has two methods, so that a test can bring its own (`LocalTransport`). This file is also the client's
 half of the error table: reason -> exception. Nothing here retries, knows sessions, or starts servers.
 
 gRPC keeps descriptors of its own, and writes, polls and closes by their numbers whatever is behind these. A program
@@ -10,6 +10,9 @@ nothing is asked of gRPC that it would do by itself between calls: its threads s
 
 Two more things are asked before gRPC is: whether its threads can be had, for it ends the process where one cannot; and
 whether it outlived the fork that this process comes from, for otherwise its calls never end, whatever their time-out.
+
+In a forked child nothing of the parent's connection is touched: closing or finalizing it there would touch gRPC's
+threads, which do not exist. The session's thread has hold of it, does not exist there either, and so never lets go.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 import grpc
+import pagefold_core
 from google.protobuf.message import DecodeError, Message
 from pagefold_proto.v1 import memory_pb2 as pb
 
@@ -85,6 +89,10 @@ _NOBODY: Final = (
     grpc.StatusCode.CANCELLED,
 )
 
+MORE_THREADS: Final = (
+    "They are bounded by the user's processes (ulimit -u), by the container's or service's (pids.max, --pids-limit, "
+    "TasksMax=), and by memory: raise that bound, or have fewer threads"
+)
 ATTEMPT_SECONDS: Final = 5.0
 """What a connection has to come about, more than a call: on a busy machine 50 ms, gRPC's least, are never enough."""
 _FORK_SUPPORT: Final = "GRPC_ENABLE_FORK_SUPPORT"
@@ -129,9 +137,6 @@ class Transport(Protocol):
     def close(self) -> None:
         """Ends the connection. Closing twice is fine."""
 
-    def forget(self) -> None:
-        """In a forked child: lets go of the parent's connection without touching it."""
-
 
 class LocalTransport:
     """A server inside this process, for tests: one function that takes a request and returns the reply.
@@ -152,9 +157,6 @@ class LocalTransport:
     def close(self) -> None:
         """See `Transport`."""
         self.closed = True
-
-    def forget(self) -> None:
-        """See `Transport`."""
 
 
 class GrpcTransport:
@@ -208,7 +210,7 @@ class GrpcTransport:
         """See `Transport`."""
         channel = self._channel
         if not _is_intact():
-            self.forget()
+            self._forget()
             raise DescriptorsClosed(_CLOSED)
         if channel is None:
             raise ServerUnavailable("the connection was closed")
@@ -231,7 +233,7 @@ class GrpcTransport:
     def close(self) -> None:
         """See `Transport`."""
         if not _is_intact():
-            self.forget()
+            self._forget()
         channel, self._channel = self._channel, None
         self._calls.clear()
         if channel is not None:
@@ -239,8 +241,8 @@ class GrpcTransport:
             if witness := _witnesses.pop(self._key, None):
                 witness.close()
 
-    def forget(self) -> None:
-        """See `Transport`. What is forgotten is never finalized, not even at exit: gRPC's threads or files are gone."""
+    def _forget(self) -> None:
+        """What is forgotten is never finalized, not even at exit: gRPC's files are gone."""
         ctypes.pythonapi.Py_IncRef(ctypes.py_object((self._channel, self._calls)))
         self._channel, self._calls = None, {}
 
@@ -309,11 +311,10 @@ def _ensure_threads() -> None:
     if _first_used is None:
         # gRPC's pool has as many as there are processors, within bounds; beside it are a timer and an overseer.
         count += min(max(os.sysconf("SC_NPROCESSORS_CONF"), 4), 16) + 2
-    if not _threads.can_be_had(count):
+    if not pagefold_core.can_start(count):
         raise OutOfThreads(
             f"the {count} threads that a connection takes cannot be started, and for want of one gRPC would end this "
-            "process. They are bounded by the user's processes (ulimit -u), by the container's or service's (pids.max, "
-            "--pids-limit, TasksMax=), and by memory: raise that bound, or have fewer threads"
+            f"process. {MORE_THREADS}"
         )
     if _first_used is None:
         _first_used = os.getpid(), os.environ.get(_FORK_SUPPORT, "").strip().lower() in FORK_SUPPORT_OFF

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::faults;
-use crate::journal::{Event, Kind};
+use crate::journal::{Event, Journal, Kind};
 use crate::page::{Run, bytes, page_size};
 use crate::redo::{Change, Mapped, Redo};
 use crate::space::{Inner, Space};
@@ -14,6 +14,30 @@ use std::os::fd::AsFd;
 /// Most pages between two looks at the clock: saving one costs 1 us, or 10 where the kernel has to find memory first.
 const CLOCK_PAGES: usize = 8;
 
+/// What became of the first pages of a run.
+#[derive(Default)]
+pub struct Window {
+    /// So many are dealt with.
+    pub done: usize,
+    /// Of these, so many were adopted.
+    pub adopted: usize,
+    /// So many were not, and the errno of the first that were not.
+    pub refused: Option<(usize, i32)>,
+}
+
+impl Window {
+    /// What is left of the run.
+    pub fn rest_of(&self, run: Run) -> Run {
+        Run { first: run.first + self.done, count: run.count - self.done }
+    }
+
+    fn refuse(&mut self, journal: &mut Journal, segment: u32, run: Run, errno: i32) {
+        journal.push(Event { detail: errno as u32, ..Event::new(Kind::NotAdopted, segment, run) });
+        let (pages, first) = self.refused.unwrap_or((0, errno));
+        self.refused = Some((pages + run.count, first));
+    }
+}
+
 impl Space {
     /// Takes pages back into their segments, a window at a time, using up `room` pages of memory at most. The pages adopted.
     pub fn adopt(&self, runs: impl IntoIterator<Item = (u32, u32, u32)>, mut room: usize) -> Result<usize> {
@@ -22,9 +46,9 @@ impl Space {
             let mut rest = Run { first: first as usize, count: count as usize };
             while rest.count > 0 {
                 sched::begin_slice();
-                let (done, pages) = self.open()?.adopt_window(segment, rest, &mut room)?;
-                adopted += pages;
-                rest = Run { first: rest.first + done, count: rest.count - done };
+                let window = self.open()?.adopt_window(segment, rest, &mut room)?;
+                adopted += window.adopted;
+                rest = window.rest_of(rest);
             }
         }
         Ok(adopted)
@@ -32,30 +56,34 @@ impl Space {
 }
 
 impl Inner {
-    /// Adopts what one window holds of a run. How many pages of the run are dealt with, and how many were adopted.
+    /// Adopts what one window holds of a run.
     ///
     /// Pages that are owned already are passed over in silence, and so is what lies outside of any view. `room` is how many
     /// pages of memory may be used up, and becomes less: where there is no bound like that of a tmpfs, the kernel would
     /// end the process for want of memory, or another one.
-    pub fn adopt_window(&mut self, segment: u32, run: Run, room: &mut usize) -> Result<(usize, usize)> {
+    pub fn adopt_window(&mut self, segment: u32, run: Run, room: &mut usize) -> Result<Window> {
         let mappings = self.mappings();
         let Inner { views, journal, barrier, tracker, window_pages, budget, redo, .. } = self;
-        let Some(view) = views.get_mut(&segment) else { return Ok((run.count, 0)) };
+        let passed_over = |done| Ok(Window { done, ..Window::default() });
+        let Some(view) = views.get_mut(&segment) else { return passed_over(run.count) };
         if !run.fits(view.table.pages()) {
-            return Ok((run.count, 0));
+            return passed_over(run.count);
         }
         let idle = (run.first..run.end()).take_while(|page| !view.table.state(*page).is_switched()).count();
         if idle > 0 {
-            return Ok((idle, 0));
+            return passed_over(idle);
         }
+        let refused = |journal: &mut Journal, run: Run, errno| {
+            let mut window = Window { done: run.count, ..Window::default() };
+            window.refuse(journal, segment, run, errno);
+            Ok(window)
+        };
         if view.shared || view.table.is_pinned(run.first) {
             let held =
                 |page: &usize| view.table.state(*page).is_switched() && (view.shared || view.table.is_pinned(*page));
             let count = (run.first..run.end()).take_while(held).count();
             view.held_back |= !view.shared;
-            let busy = Run { first: run.first, count };
-            journal.push(Event { detail: libc::EBUSY as u32, ..Event::new(Kind::NotAdopted, segment, busy) });
-            return Ok((count, 0));
+            return refused(journal, Run { first: run.first, count }, libc::EBUSY);
         }
         let wanted = |page: &usize| view.table.state(*page).is_switched() && !view.table.is_pinned(*page);
         let count = (run.first..run.end().min(run.first + *window_pages)).take_while(wanted).count();
@@ -65,15 +93,11 @@ impl Inner {
         let stretch = Run { first: run.first, count: (run.first..run.end()).take_while(wanted).count() };
         let cost = view.table.cost(stretch, State::Owned, 0, 0);
         if cost >= 0 && mappings.saturating_add_signed(cost) > *budget {
-            let detail = libc::ENOMEM as u32;
-            journal.push(Event { detail, ..Event::new(Kind::NotAdopted, segment, stretch) });
-            return Ok((stretch.count, 0));
+            return refused(journal, stretch, libc::ENOMEM);
         }
         // What shares a frame gets a page of its own. A copy has one, and gives that up for the segment's.
         if merged(view, span) > *room {
-            let detail = libc::ENOMEM as u32;
-            journal.push(Event { detail, ..Event::new(Kind::NotAdopted, segment, span) });
-            return Ok((span.count, 0));
+            return refused(journal, span, libc::ENOMEM);
         }
         let barrier = barrier.as_mut().ok_or(Error::Closed)?;
         if !barrier.holds_unpopulated() {
@@ -81,33 +105,28 @@ impl Inner {
         }
         let window = match barrier.window(view.address(span.first), bytes(span.count)) {
             Ok(window) => window,
-            Err(error) => {
-                journal.push(Event { detail: error.errno() as u32, ..Event::new(Kind::NotAdopted, segment, span) });
-                return Ok((span.count, 0));
-            }
+            Err(error) => return refused(journal, span, error.errno()),
         };
         faults::hit("adopt.held");
-        let mut done = 0;
-        let mut adopted = 0;
-        while done < span.count && (done == 0 || !window.is_over()) {
-            let part = Run { first: span.first + done, count: (span.count - done).min(CLOCK_PAGES) };
+        let mut all = Window::default();
+        while all.done < span.count && (all.done == 0 || !window.is_over()) {
+            let part = Run { first: span.first + all.done, count: (span.count - all.done).min(CLOCK_PAGES) };
             redo.saving = Some(segment);
             let (kept, errno) = adopt_part(view, segment, part, redo);
             *room = room.saturating_sub(merged(view, kept)); // before the books say that the pages are owned
             redo.follow(view, journal);
             redo.saving = None;
             if let Some(errno) = errno {
-                let left = Run { first: kept.end(), count: part.count - kept.count };
-                journal.push(Event { detail: errno as u32, ..Event::new(Kind::NotAdopted, segment, left) });
+                all.refuse(journal, segment, Run { first: kept.end(), count: part.count - kept.count }, errno);
             }
-            adopted += kept.count;
-            done += part.count;
+            all.adopted += kept.count;
+            all.done += part.count;
         }
         drop(window);
         if let Some(tracker) = tracker {
-            tracker.take_back(view, Run { first: span.first, count: done });
+            tracker.take_back(view, Run { first: span.first, count: all.done });
         }
-        Ok((done, adopted))
+        Ok(all)
     }
 }
 

@@ -40,6 +40,9 @@ pub const POINTS: &[(&str, bool)] = &[
     ("harvest.look", true),
     ("harvest.looked", false), // the kernel protects again what it has told us of
     ("tracker.watch", true),
+    ("arena.make", true),
+    ("arena.map", true), // the object is made
+    ("arena.reserve", true),
     ("engine.founded", false), // the frame is written, and nobody knows of it
 ];
 

@@ -14,9 +14,10 @@
 use crate::error::{Error, Result};
 use crate::page::page_size;
 use crate::space::{Inner, Space};
+use crate::sys::object::Object;
 use crate::sys::shm;
 use crate::view::{Memory, View};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::{Arc, Weak};
 
 impl Space {
@@ -29,7 +30,7 @@ impl Space {
     }
 
     /// Takes over memory that a space of the parent's has left, and writes down what it maps. False if it is gone.
-    pub fn take_over(&self, from: &Space, address: usize, number: u32, segment: OwnedFd) -> Result<bool> {
+    pub fn take_over(&self, from: &Space, address: usize, number: u32, segment: Arc<Object>) -> Result<bool> {
         let size = shm::size(segment.as_fd()).map_err(|e| Error::System("size of the segment", e))?;
         // One lock at a time: a fork takes them all. What may be refused is asked before anything is taken out of the
         // books of the parent's space: memory that is in none is never merged again.

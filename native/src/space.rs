@@ -4,23 +4,27 @@
 //! most. Nothing in here calls into Python, so no window can wait for the GIL, whose holder may be waiting for the window.
 //! A second lock, over the list of freed extents, is taken by blocks as they die, never across a system call.
 
+use crate::arena::extents::Extent;
+use crate::arena::{Arena, Claim};
 use crate::counts::{Counts, WindowStats};
 use crate::error::{Error, Result};
-use crate::faults;
 use crate::flags::Flags;
 use crate::fork;
 use crate::freed::Freed;
 use crate::generation::Generations;
 use crate::headroom::{Headroom, Hindrance};
-use crate::journal::{Event, Journal, Kind};
+use crate::journal::{self, Journal, Kind};
 use crate::page::{Run, bytes, page_size, pieces};
 use crate::pool::Pool;
 use crate::proposal::Proposal;
-use crate::redo::{Change, Mapped, Redo};
+use crate::redo::Redo;
+use crate::room::Room;
 use crate::states::{PageTable, State};
 use crate::sys::doorbell::Doorbell;
+use crate::sys::event::Event;
 use crate::sys::forklock::{ForkLock, Guard};
 use crate::sys::mmap::{Lease, Look, ViewRange};
+use crate::sys::object::{Lent, Object};
 use crate::sys::pagemap::Pagemap;
 use crate::sys::sched;
 use crate::sys::shm;
@@ -31,7 +35,8 @@ use crate::warden::{self, Watch};
 use crate::window::Barrier;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Weak};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 /// What a space is made with.
@@ -89,6 +94,12 @@ pub(crate) struct Inner {
     pub successors: Vec<Arc<ForkLock<Inner>>>,
     /// What went wrong at the last fork.
     pub trouble: Option<Error>,
+    /// Segments, and what is handed out of them.
+    pub arena: Arena,
+    /// Of the session.
+    pub bell: Option<Arc<Doorbell>>,
+    /// Descriptors that Python keeps beside ours: a child closes its copies.
+    pub lent: BTreeMap<i32, Lent>,
 }
 
 /// Why a wait ended.
@@ -108,6 +119,10 @@ pub struct Space {
     flags: Arc<Flags>,
     freed: Arc<Freed>,
     watch: Option<Arc<Watch>>,
+    announced: Arc<Event>,
+    /// Whether the session tells the server of new segments: else nobody waits for that.
+    pub reachable: AtomicBool,
+    pub(crate) looked: Mutex<Option<(Instant, Option<Room>)>>,
 }
 
 impl Space {
@@ -149,10 +164,20 @@ impl Space {
             inherited: Vec::new(),
             successors: Vec::new(),
             trouble: None,
+            arena: Arena::new(),
+            bell: None,
+            lent: BTreeMap::new(),
         };
         let watch = inner.barrier.as_ref().map(Barrier::watch);
-        let space =
-            Space { flags: inner.flags.clone(), inner: Arc::new(ForkLock::new(inner)), freed: Arc::default(), watch };
+        let space = Space {
+            flags: inner.flags.clone(),
+            announced: inner.arena.announced().clone(),
+            inner: Arc::new(ForkLock::new(inner)),
+            freed: Arc::default(),
+            watch,
+            reachable: AtomicBool::new(true),
+            looked: Mutex::default(),
+        };
         if let Some(watch) = &space.watch {
             warden::start(Arc::downgrade(&space.inner), watch.clone())
                 .map_err(|e| Error::System("starting a thread", e))?;
@@ -166,6 +191,11 @@ impl Space {
         &self.flags
     }
 
+    /// Set while the server knows of all segments.
+    pub fn all_announced(&self) -> &Event {
+        &self.announced
+    }
+
     /// The list that dying blocks add to.
     pub fn freed(&self) -> &Arc<Freed> {
         &self.freed
@@ -173,64 +203,33 @@ impl Space {
 
     /// Maps a segment; its address.
     pub fn add_view(&self, number: u32, segment: OwnedFd, pages: usize) -> Result<usize> {
-        let size = shm::size(segment.as_fd()).map_err(|e| Error::System("size of the segment", e))?;
-        if pages == 0 || pages > size / page_size() || pages > u32::MAX as usize {
-            return Err(Error::Range("a view has at least one page and no more than its segment"));
-        }
-        let mut inner = self.open()?;
-        if inner.views.contains_key(&number) {
-            return Err(Error::Taken(number));
-        }
-        let range = ViewRange::map_segment(segment.as_fd(), bytes(pages))
-            .map_err(|e| Error::System("mapping the segment", e))?;
-        let lease = inner.lease.clone().ok_or(Error::Closed)?;
-        let mut view = View::new(Memory::new(range, segment, lease), pages, inner.generations.next());
-        if let Some(tracker) = &inner.tracker {
-            tracker.watch_new(&mut view);
-        }
-        let address = view.address(0);
-        inner.views.insert(number, view);
-        Ok(address)
+        self.open()?.add_view(number, Arc::new(Object::keep(segment)), pages)
     }
 
     /// Unmaps a view that no block lives in; false if one does, or if a forked child may share it.
     pub fn drop_view(&self, number: u32) -> Result<bool> {
-        let mut inner = self.open()?;
-        let view = inner.views.get(&number).ok_or(Error::NoView(number))?;
-        if view.shared || Arc::strong_count(&view.memory) > 1 {
-            return Ok(false);
-        }
-        let view = inner.views.remove(&number).expect("looked up above");
-        let View { memory, table, .. } = view;
-        drop(memory); // unmapped first, released then: I3
-        let whole = Run { first: 0, count: table.pages() };
-        pieces(
-            whole,
-            |page| table.state(page).is_switched(),
-            |run, switched| {
-                if switched {
-                    inner.journal.push(Event { detail: 1, ..Event::new(Kind::Released, number, run) });
-                }
-            },
-        );
-        Ok(true)
+        self.open()?.drop_view(number)
+    }
+
+    /// The session, which is rung when there is something to tell, or children to wait for.
+    pub fn attend(&self, bell: Arc<Doorbell>) {
+        self.inner.lock().bell = Some(bell);
     }
 
     /// What a block holds on to so that forks freeze its memory, whatever becomes of the space.
-    #[cfg_attr(not(feature = "python"), expect(dead_code, reason = "blocks are the bindings' business"))]
     pub(crate) fn keeper(&self) -> Arc<dyn Send + Sync> {
         self.inner.clone()
     }
 
     /// The memory behind a range of a view, for a block.
-    #[cfg_attr(not(feature = "python"), expect(dead_code, reason = "blocks are the bindings' business"))]
-    pub(crate) fn memory(&self, number: u32, run: Run) -> Result<Arc<Memory>> {
+    pub fn claim(&self, number: u32, run: Run) -> Result<Claim> {
         let inner = self.open()?;
         let view = inner.views.get(&number).ok_or(Error::NoView(number))?;
         if !run.fits(view.table.pages()) {
             return Err(Error::Range("the range is not inside of its view"));
         }
-        Ok(view.memory.clone())
+        let (extent, reserved) = (Extent { segment: number, run }, Run { first: 0, count: 0 });
+        Ok(Claim::new(view.memory.clone(), self.keeper(), self.freed.clone(), extent, reserved))
     }
 
     /// Makes a pool known.
@@ -244,6 +243,11 @@ impl Space {
         }
         inner.pools.insert(number, Pool::new(fd));
         Ok(())
+    }
+
+    /// Notes a descriptor that Python keeps, so that a child closes its copy.
+    pub fn lend(&self, fd: i32) {
+        self.inner.lock().lent.insert(fd, Lent::note(fd));
     }
 
     /// Carries proposals out where the bytes are equal, a window at a time. The pages merged.
@@ -274,63 +278,12 @@ impl Space {
         }
     }
 
-    /// Gives the memory of unused pages back; they read as zeros from then on.
-    pub fn discard(&self, number: u32, run: Run) -> Result<()> {
-        let mut inner = self.open()?;
-        let Inner { views, journal, redo, .. } = &mut *inner;
-        let view = views.get_mut(&number).ok_or(Error::NoView(number))?;
-        if !run.fits(view.table.pages()) {
-            return Err(Error::Range("the range is not inside of its view"));
-        }
-        if view.shared {
-            return Err(Error::Shared);
-        }
-        let mut elsewhere = Vec::new();
-        pieces(
-            run,
-            |page| view.table.state(page),
-            |part, state| {
-                if state != State::Owned {
-                    elsewhere.push(part);
-                }
-            },
-        );
-        for part in elsewhere {
-            let memory = &view.memory;
-            let (first, count) = (bytes(part.first), bytes(part.count));
-            let mapped = faults::check("discard.map")
-                .and_then(|()| memory.range.map_shared(first, count, memory.segment().as_fd()));
-            if let Err(e) = mapped
-                && !view.ensure_mapped(part)
-            {
-                return Err(Error::System("mapping the segment", e));
-            }
-            redo.change = Some(Change { segment: number, run: part, mapped: Mapped::Discarded });
-            faults::hit("discard.mapped");
-            redo.follow(view, journal);
-        }
-        view.traces.forget(journal, number, run);
-        pieces(
-            run,
-            |page| view.table.is_excluded(page),
-            |part, is| {
-                if is {
-                    journal.push(Event::new(Kind::Included, number, part));
-                }
-            },
-        );
-        view.table.forget_wishes(run);
-        faults::check("discard.punch")
-            .and_then(|()| shm::punch(view.memory.segment().as_fd(), bytes(run.first), bytes(run.count)))
-            .map_err(|e| Error::System("punching the segment", e))
-    }
-
     /// Sets whether pages may be merged.
     pub fn exclude(&self, number: u32, run: Run, excluded: bool) -> Result<()> {
         self.with_range(number, run, |view, journal| {
             view.table.exclude(run, excluded);
             let kind = if excluded { Kind::Excluded } else { Kind::Included };
-            journal.push(Event::new(kind, number, run));
+            journal.push(journal::Event::new(kind, number, run));
         })
     }
 
@@ -379,7 +332,7 @@ impl Space {
     }
 
     /// Takes at most `limit` events out.
-    pub fn drain(&self, limit: usize) -> Vec<Event> {
+    pub fn drain(&self, limit: usize) -> Vec<journal::Event> {
         self.inner.lock().journal.drain(limit)
     }
 
@@ -390,20 +343,7 @@ impl Space {
 
     /// Pages by state.
     pub fn counts(&self) -> Counts {
-        let inner = self.inner.lock();
-        let mut counts = Counts { mappings: inner.mappings(), budget: inner.budget, ..Counts::default() };
-        for view in inner.views.values() {
-            counts.owned += view.table.count(State::Owned);
-            counts.merged += view.table.count(State::Merged);
-            counts.zero += view.table.count(State::Zero);
-            counts.copied += view.table.count(State::Copied) + view.table.count(State::CopiedZero);
-            counts.frozen += view.table.count(State::Frozen);
-            if view.inherited {
-                counts.inherited += view.table.pages() - view.table.count(State::Inherited);
-            }
-            counts.shared += if view.shared { view.table.pages() } else { 0 };
-        }
-        counts
+        self.inner.lock().counts()
     }
 
     /// What pages of the last batch were declined for, of the program's own limits, if that is so still.
@@ -484,6 +424,66 @@ impl Drop for Space {
 }
 
 impl Inner {
+    /// Maps a segment; its address.
+    pub fn add_view(&mut self, number: u32, segment: Arc<Object>, pages: usize) -> Result<usize> {
+        let size = shm::size(segment.as_fd()).map_err(|e| Error::System("size of the segment", e))?;
+        if pages == 0 || pages > size / page_size() || pages > u32::MAX as usize {
+            return Err(Error::Range("a view has at least one page and no more than its segment"));
+        }
+        if self.views.contains_key(&number) {
+            return Err(Error::Taken(number));
+        }
+        let range = ViewRange::map_segment(segment.as_fd(), bytes(pages))
+            .map_err(|e| Error::System("mapping the segment", e))?;
+        let lease = self.lease.clone().ok_or(Error::Closed)?;
+        let mut view = View::new(Memory::new(range, segment, lease), pages, self.generations.next());
+        if let Some(tracker) = &self.tracker {
+            tracker.watch_new(&mut view);
+        }
+        let address = view.address(0);
+        self.views.insert(number, view);
+        Ok(address)
+    }
+
+    /// Unmaps a view that no block lives in; false if one does, or if a forked child may share it.
+    pub fn drop_view(&mut self, number: u32) -> Result<bool> {
+        let view = self.views.get(&number).ok_or(Error::NoView(number))?;
+        if view.shared || Arc::strong_count(&view.memory) > 1 {
+            return Ok(false);
+        }
+        let view = self.views.remove(&number).expect("looked up above");
+        let View { memory, table, .. } = view;
+        drop(memory); // unmapped first, released then: I3
+        let whole = Run { first: 0, count: table.pages() };
+        pieces(
+            whole,
+            |page| table.state(page).is_switched(),
+            |run, switched| {
+                if switched {
+                    self.journal.push(journal::Event { detail: 1, ..journal::Event::new(Kind::Released, number, run) });
+                }
+            },
+        );
+        Ok(true)
+    }
+
+    /// Pages by state.
+    pub fn counts(&self) -> Counts {
+        let mut counts = Counts { mappings: self.mappings(), budget: self.budget, ..Counts::default() };
+        for view in self.views.values() {
+            counts.owned += view.table.count(State::Owned);
+            counts.merged += view.table.count(State::Merged);
+            counts.zero += view.table.count(State::Zero);
+            counts.copied += view.table.count(State::Copied) + view.table.count(State::CopiedZero);
+            counts.frozen += view.table.count(State::Frozen);
+            if view.inherited {
+                counts.inherited += view.table.pages() - view.table.count(State::Inherited);
+            }
+            counts.shared += if view.shared { view.table.pages() } else { 0 };
+        }
+        counts
+    }
+
     /// Mappings that all views take.
     pub fn mappings(&self) -> usize {
         self.views.values().map(|view| view.table.mappings()).sum()
@@ -499,6 +499,7 @@ impl Inner {
         self.closed = true;
         self.asks_for_children = false;
         self.generations.forget();
+        self.bell = None;
         // A child's copies of these belong to the parent's address space; closed, they cannot hold anything up there.
         self.barrier = None;
         self.pagemap = None;

@@ -11,6 +11,7 @@ use crate::redo::{Change, Mapped};
 use crate::space::{Inner, Space};
 use crate::states::State;
 use crate::sys::forklock::Recover;
+use crate::sys::object::Lent;
 use crate::sys::pagemap::{Pagemap, ZeroPage};
 use crate::sys::sched;
 use crate::sys::shm;
@@ -58,6 +59,11 @@ impl Inner {
     pub fn after_fork_in_parent(&mut self) {
         self.given = None; // unmapped and closed: only the child holds it now
         self.give_back();
+        if self.flags.is_shared()
+            && let Some(bell) = &self.bell
+        {
+            bell.ring(); // somebody has to look when the children are gone
+        }
     }
 
     /// This process is the child: its copy of the space is one whose bytes can be used, and nothing else.
@@ -82,6 +88,15 @@ impl Inner {
             self.inherited.push((Arc::downgrade(&view.memory), table));
         }
         self.lease = None;
+        self.arena.forget();
+        std::mem::take(&mut self.lent).into_values().for_each(Lent::close);
+    }
+
+    /// Whether a range of addresses lies inside of one view.
+    pub fn owns(&self, address: usize, bytes: usize) -> bool {
+        let within = |memory: &Memory| memory.range.covers(address, bytes);
+        self.views.values().any(|view| within(&view.memory))
+            || self.inherited.iter().filter_map(|(memory, _)| memory.upgrade()).any(|memory| within(&memory))
     }
 
     /// Freezes every view. The mapping is replaced in one step, so writers need not be held: what they wrote before is in
@@ -236,10 +251,7 @@ impl Space {
 
     /// Whether a range of addresses lies inside of one view.
     pub fn owns(&self, address: usize, bytes: usize) -> bool {
-        let inner = self.inner.lock();
-        let within = |memory: &Memory| memory.range.covers(address, bytes);
-        inner.views.values().any(|view| within(&view.memory))
-            || inner.inherited.iter().filter_map(|(memory, _)| memory.upgrade()).any(|memory| within(&memory))
+        self.inner.lock().owns(address, bytes)
     }
 
     /// Nobody will thaw any more: the children of later forks need no lease.

@@ -9,7 +9,7 @@ use crate::sys::mmap::{Lease, ViewRange};
 use crate::sys::object::Object;
 use crate::sys::shm;
 use crate::tracker::Traces;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The range itself. Shared by the view and by every block in it: the memory lives as long as anybody looks at it.
@@ -33,9 +33,8 @@ struct Behind {
 
 impl Memory {
     /// Memory over a segment; the lease is that of the client.
-    pub fn new(range: ViewRange, segment: OwnedFd, lease: Arc<Lease>) -> Memory {
-        let behind =
-            Behind { segments: vec![Arc::new(Object::keep(segment))], leases: vec![lease], generations: Vec::new() };
+    pub fn new(range: ViewRange, segment: Arc<Object>, lease: Arc<Lease>) -> Memory {
+        let behind = Behind { segments: vec![segment], leases: vec![lease], generations: Vec::new() };
         Memory { range, behind: Mutex::new(behind) }
     }
 
@@ -50,9 +49,9 @@ impl Memory {
     }
 
     /// In a child that is a client of its own by now: the segment and the lease of that.
-    pub fn take_over(&self, segment: OwnedFd, lease: Arc<Lease>) {
+    pub fn take_over(&self, segment: Arc<Object>, lease: Arc<Lease>) {
         let mut behind = self.behind();
-        behind.segments.push(Arc::new(Object::keep(segment)));
+        behind.segments.push(segment);
         behind.leases.push(lease);
     }
 

@@ -7,7 +7,7 @@
 //! It costs a wake-up a second while windows are opened, and none while there are none: then it sleeps until the next.
 
 use crate::sys::forklock::{ForkLock, Recover, wait, wake};
-use crate::sys::sched::block_signals;
+use crate::sys::thread;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
@@ -45,12 +45,7 @@ impl Watch {
 
 /// Starts the warden of a space. It ends with the space, and is not there in a forked child, which opens no windows.
 pub fn start<T: Recover + Send + 'static>(space: Weak<ForkLock<T>>, watch: Arc<Watch>) -> io::Result<()> {
-    let thread = std::thread::Builder::new().name("pagefold-warden".into()).stack_size(128 << 10);
-    thread.spawn(move || {
-        block_signals(); // the program's handlers expect its own threads
-        guard(&space, &watch);
-    })?;
-    Ok(())
+    thread::start("pagefold-warden", 128 << 10, move || guard(&space, &watch))
 }
 
 fn guard<T: Recover + Send + 'static>(space: &Weak<ForkLock<T>>, watch: &Watch) {

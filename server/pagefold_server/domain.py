@@ -14,8 +14,8 @@ from typing import Final, Protocol
 
 import structlog
 from pagefold import _names, _obstacles
-from pagefold._backing import spare_pages
 from pagefold._text import printable
+from pagefold_core import spare_pages
 from pagefold_proto.v1 import memory_pb2 as pb
 
 from pagefold_server import engines

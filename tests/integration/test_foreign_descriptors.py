@@ -24,6 +24,7 @@ from support.waiting import until
 CODE = """
 import os, sys, threading, gc, time
 import pagefold
+import pagefold_core
 from support.worker import page_of
 
 address, backing, directory, which = sys.argv[1:]
@@ -46,14 +47,15 @@ def is_grpcs(fd):
         return False
 closed = [n for n in range(3, 200) if not is_grpcs(n)]
 files = {}
-with client._parts.kin.session():  # no call is under way
-    for n in closed:
-        os.closerange(n, n + 1)
-    for n in closed:
-        fd = os.open(f"{directory}/{n}", os.O_RDWR | os.O_CREAT)
-        assert fd == n, (fd, n)
-        files[fd] = os.fstat(fd).st_ino
-        os.write(fd, b"mine")
+pagefold_core.before_fork()  # no call is under way
+for n in closed:
+    os.closerange(n, n + 1)
+for n in closed:
+    fd = os.open(f"{directory}/{n}", os.O_RDWR | os.O_CREAT)
+    assert fd == n, (fd, n)
+    files[fd] = os.fstat(fd).st_ino
+    os.write(fd, b"mine")
+pagefold_core.after_fork_in_parent()
 
 def check():
     for fd, inode in files.items():

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import grpc
 import pytest
-from pagefold import _backing, _names
+from pagefold import _names
+from pagefold_core import make_object
 from pagefold_proto.v1 import admin_pb2
 from pagefold_proto.v1 import memory_pb2 as pb
 from support.apart import run_apart
@@ -166,7 +167,7 @@ def client(shared: Server) -> Iterator[Raw]:
 
 @pytest.fixture
 def made() -> Iterator[_names.LockedObject]:
-    one = _backing.create("memfd", 4 * PAGE)
+    one = _names.LockedObject(*make_object("memfd", 4 * PAGE))
     yield one
     os.close(one.fd)
 
@@ -220,7 +221,7 @@ def test_what_is_not_that_memfd_is_not_opened(client: Raw, made: _names.LockedOb
     secret.write_bytes(noise(4))
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo, 0o600)
-    other = _backing.create("memfd", 4 * PAGE)
+    other = _names.LockedObject(*make_object("memfd", 4 * PAGE))
     named = client.segment(noise(4))
     disguised = _names.new_name("s")
     (tmp_path / f"memfd:{disguised[1:]}").write_bytes(noise(4))
@@ -278,14 +279,14 @@ def test_a_users_client_cannot_have_the_root_server_open_roots_memory(
 # Holds a memfd, and says what it is called; one that is not dumpable is closed to others of its user.
 HOLDER = """
 import ctypes, os, sys
-from pagefold import _backing
+from pagefold_core import make_object
 if os.geteuid() == 0:
     os.setgroups([])
     os.setresgid(65534, 65534, 65534)
     os.setresuid(65534, 65534, 65534)
 assert ctypes.CDLL(None).prctl(4, int(sys.argv[1]), 0, 0, 0) == 0  # PR_SET_DUMPABLE
-made = _backing.create("memfd", 16384)
-print(made.name, made.fd, flush=True)
+name, fd = make_object("memfd", 16384)
+print(name, fd, flush=True)
 sys.stdin.read()
 """
 # What a server that is not root's, but of that user, makes of it.

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pagefold
+import pagefold_core
 import pytest
 from support.server import Server
 
@@ -170,7 +171,7 @@ def test_a_server_that_takes_its_time_is_connected_to_all_the_same(server: Serve
 def test_under_uwsgi_a_child_is_told_which_option_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     from pagefold import _fork
 
-    monkeypatch.setattr(_fork, "_past_hooks", True)
+    monkeypatch.setattr(pagefold_core, "can_attach", lambda: False)
     assert "os.fork()" in _fork.why_not_attach()
     monkeypatch.setitem(sys.modules, "uwsgi", pagefold)
     assert "py-call-uwsgi-fork-hooks" in _fork.why_not_attach()

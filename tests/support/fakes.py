@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -9,58 +10,33 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+import posix_ipc
+from pagefold import _names
+from pagefold._descriptor import Descriptor
+from pagefold_core import Doorbell
 from pagefold_proto.v1 import memory_pb2 as pb
 
 COLUMNS = ("kind", "segment", "first", "count", "pool", "frame", "detail")
 
 
 class FakeSpace:
-    """Views as page numbers. Pages in `dirty` do not read as zeros; a forked child looks at the views in `shared`."""
+    """Views as numbers of pages; a forked child looks at those in `views_shared`."""
 
     tier = "uffd"
 
     def __init__(self) -> None:
         self.views: dict[int, int] = {}
-        self.dirty: set[tuple[int, int]] = set()
-        self.shared: set[int] = set()
-        self.blocks: dict[int, int] = {}
-        self.free: list[tuple[int, int, int]] = []
+        self.views_shared: set[int] = set()
+        self.free: list[int] = []
         self.journal: deque[tuple[int, ...]] = deque()
         self.calls: list[tuple[Any, ...]] = []
-        self.add_view_error: OSError | None = None
         self.merged = self.zero = 0
         self.woken = threading.Event()
         self.waits = 0
+        self.rings = False  # all the time
         self.closed = False
         self.child = self.forked = False
-        self.trouble: str | None = None
         self.thaw_error: OSError | None = None
-
-    # views
-
-    def add_view(self, segment: int, fd: int, pages: int) -> int:
-        if self.add_view_error is not None:
-            raise self.add_view_error
-        assert segment not in self.views
-        self.views[segment] = pages
-        return segment << 40
-
-    def drop_view(self, segment: int) -> bool:
-        if segment in self.shared or self.blocks.get(segment):
-            return False
-        del self.views[segment]
-        self.event(pb.EVENT_KIND_RELEASED, segment, 0, 1)
-        return True
-
-    def discard(self, segment: int, first: int, count: int) -> None:
-        if segment in self.shared:
-            raise BlockingIOError(11, "a child")
-        assert first + count <= self.views[segment]
-        self.dirty -= {(segment, page) for page in range(first, first + count)}
-
-    def freed(self) -> list[tuple[int, int, int]]:
-        taken, self.free = self.free, []
-        return taken
 
     # what the server asks for
 
@@ -76,9 +52,6 @@ class FakeSpace:
         for row in zip(*columns, strict=True):
             self.event(pb.EVENT_KIND_RELEASED, *row)
         return sum(columns[2])
-
-    def exclude(self, segment: int, first: int, count: int, excluded: bool) -> None:
-        self.event(pb.EVENT_KIND_EXCLUDED if excluded else pb.EVENT_KIND_INCLUDED, segment, first, count)
 
     def add_pool(self, pool: int, fd: int) -> None:
         self.calls.append(("add_pool", pool))
@@ -140,72 +113,152 @@ class FakeSpace:
         self.waits += 1
         if self.journal or self.free:
             return "news"
-        return "rung" if bell.wait(timeout) else "idle"
+        return "rung" if self.rings or bell.wait(timeout) else "idle"
 
     # forks
 
+    @property
+    def shared(self) -> bool:
+        return bool(self.views_shared)
+
     def fork(self) -> None:
         """A child that lives as long as `child` is set."""
-        self.shared = set(self.views)
+        self.views_shared = set(self.views)
 
     def thaw(self) -> bool:
         self.calls.append(("thaw",))
         if self.thaw_error is not None:
             raise self.thaw_error
         if not self.child:
-            self.shared.clear()
-        return not self.shared
-
-    def owns(self, address: int, nbytes: int) -> bool:
-        return False
+            self.views_shared.clear()
+        return not self.views_shared
 
     def forget_children(self) -> None:
         self.calls.append(("forget_children",))
-
-    def fork_trouble(self) -> str | None:
-        trouble, self.trouble = self.trouble, None
-        return trouble
 
     def close(self) -> None:
         self.closed = True
 
 
-class FakeBell:
-    """A doorbell within the process."""
+def make_bell() -> Doorbell:
+    """A doorbell without a name."""
+    name = _names.new_name(_names.DOORBELL)
+    posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode=0o600, initial_value=0).close()
+    bell = Doorbell(name)
+    posix_ipc.unlink_semaphore(name)
+    return bell
 
-    def __init__(self) -> None:
-        self._rung = threading.Event()
 
-    def ring(self) -> bool:
-        self._rung.set()
-        return True
+@dataclass
+class FakeSegment:
+    """A segment of pages that do not exist, with a real object behind it unless told otherwise."""
 
-    def wait(self, timeout: float) -> bool:
-        rung = self._rung.wait(timeout)
-        self._rung.clear()
-        return rung
+    number: int
+    name: str
+    fd: Descriptor
+    pages: int
+    address: int
+    place: str = "shm"
+    inherited: bool = False
+
+    def discard(self) -> None:
+        _names.remove(self.name)
+        self.fd.close()
+
+
+class FakeArena:
+    """Every piece of memory is a segment of its own."""
+
+    def __init__(self, space: FakeSpace) -> None:
+        self.space = space
+        self.pages_in_use = 0
+        self.reachable = True
+        self._is_announced = True
+        self._made: list[FakeSegment] = []
+        self._added: list[FakeSegment] = []
+        self._dropped: list[FakeSegment] = []
+        self._quarantine: list[int] = []
+        self._numbers = itertools.count(1)
+        self._closed = False
+
+    def allocate(self, nbytes: int) -> FakeBlock:
+        number, pages = next(self._numbers), -(-nbytes // 4096)
+        made = _names.create_locked(_names.SEGMENT, 0o600, pages * 4096)
+        segment = FakeSegment(number, made.name, made.fd, pages, number << 40)
+        self.space.views[number] = pages
+        self._made.append(segment)
+        self.add(segment)
+        self.pages_in_use += pages
+        return FakeBlock(self.space, number)
+
+    def add(self, segment: FakeSegment) -> None:
+        self._added.append(segment)
+        self._is_announced = False
+
+    def drop(self, segment: FakeSegment) -> None:
+        self._dropped.append(segment)
+
+    @property
+    def quarantined(self) -> bool:
+        return bool(self._quarantine)
+
+    def sweep(self, retry: bool = False) -> None:
+        if self._closed:
+            return
+        freed, self.space.free = self.space.free, []
+        waiting, self._quarantine = self._quarantine, []
+        for number in [*freed, *waiting]:
+            if number in self.space.views_shared:
+                self._quarantine.append(number)
+                continue
+            del self.space.views[number]
+            self.space.event(pb.EVENT_KIND_RELEASED, number, 0, 1)
+            segment = next(segment for segment in self._made if segment.number == number)
+            self._made.remove(segment)
+            self.pages_in_use -= segment.pages
+            self.drop(segment)
+
+    def added(self) -> list[FakeSegment]:
+        taken, self._added = self._added, []
+        return taken
+
+    def dropped(self) -> list[FakeSegment]:
+        taken, self._dropped = self._dropped, []
+        return taken
+
+    @property
+    def has_added(self) -> bool:
+        return bool(self._added)
+
+    @property
+    def has_dropped(self) -> bool:
+        return bool(self._dropped)
+
+    def announced(self) -> None:
+        self._is_announced = not self._added
+
+    @property
+    def is_announced(self) -> bool:
+        return self._is_announced or not self.reachable
+
+    def set_reachable(self, reachable: bool) -> None:
+        self.reachable = reachable
+
+    def close(self) -> list[FakeSegment]:
+        self.sweep()
+        self._closed = True
+        left, self._made = self._made, []
+        return left
 
 
 class FakeBlock:
-    """A block of a FakeSpace: knows its place, and dirties its pages."""
+    """A piece of a FakeArena's memory."""
 
-    def __init__(self, kin: Any, segment: int, first: int, nbytes: int) -> None:
-        self.space: FakeSpace = kin.space
-        self.segment, self.first, self.nbytes = segment, first, nbytes
-        self.pages = -(-nbytes // 4096)
-        if self.pages:
-            self.space.blocks[segment] = self.space.blocks.get(segment, 0) + 1
-
-    def is_zero(self) -> bool:
-        return not any((self.segment, self.first + i) in self.space.dirty for i in range(self.pages))
-
-    def fill(self) -> None:
-        self.space.dirty |= {(self.segment, self.first + i) for i in range(self.pages)}
+    def __init__(self, space: FakeSpace, segment: int) -> None:
+        self._space, self._segment = space, segment
 
     def free(self) -> None:
-        if self.pages:
-            self.space.blocks[self.segment] -= 1
-        self.space.free.append((self.segment, self.first, self.pages))
+        self._space.free.append(self._segment)
 
 
 @dataclass

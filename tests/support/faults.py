@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from pagefold_core import _native
 
@@ -46,3 +46,16 @@ def armed(point: str, fault: str) -> Iterator[None]:
     finally:
         disarm()
     assert passed(point) > before, f"nothing passed the point {point}"
+
+
+class Room(NamedTuple):
+    """What a place is said to have, in bytes."""
+
+    size: int
+    free: int
+    small: bool = False
+
+
+def pretend_room(place: str, room: Room | None) -> None:
+    """Has the arena believe that of "shm" or "memfd"; None: the truth again."""
+    _module.pretend_room(place, room)

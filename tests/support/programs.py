@@ -33,7 +33,7 @@ def table(pages, seed=1):
 
 def quiet():
     "Until nothing of a fork is left."
-    until(lambda: not client._parts.kin.quarantined, what="the thaw")
+    until(lambda: not client._parts.space.shared, what="the thaw")
 """
 
 
@@ -42,7 +42,9 @@ def start(server: Server, code: str, *args: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", PRELUDE + code, server.address, *args],
         cwd=HERE,
-        env={k: v for k, v in os.environ.items() if not k.startswith("PAGEFOLD_") or k == "PAGEFOLD_TEST_TRACKER"},
+        # One heap for all threads: gRPC starts its threads anew at a fork, and a heap for each is two mappings more.
+        env={k: v for k, v in os.environ.items() if not k.startswith("PAGEFOLD_") or k == "PAGEFOLD_TEST_TRACKER"}
+        | {"MALLOC_ARENA_MAX": "1"},
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

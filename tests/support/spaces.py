@@ -6,7 +6,7 @@ import mmap
 import os
 from typing import Any
 
-from pagefold_core import Block, Doorbell, Space
+from pagefold_core import Doorbell, Space
 
 from support.worker import page_of
 
@@ -35,7 +35,7 @@ class Bench:
         reader = os.open(f"/proc/self/fd/{self.pool}", os.O_RDONLY)
         self.space.add_pool(1, reader)
         os.close(reader)
-        self.block = Block(self.space, 1, 0, pages * PAGE)
+        self.block = self.space.block(1, 0, pages * PAGE)
         self.bytes = memoryview(self.block)
 
     def put(self, page: int, seed: int) -> None:

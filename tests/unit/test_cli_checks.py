@@ -43,7 +43,7 @@ def test_backing_says_where_memory_comes_from(
         raise PermissionError(1, "Operation not permitted")
 
     if not possible:
-        monkeypatch.setattr(os, "memfd_create", refuse)
+        monkeypatch.setattr(checks, "make_object", refuse)
     check = checks.backing(dataclasses.replace(machine, environ={"PAGEFOLD_BACKING": asked} if asked else {}))
     assert check.state == state
     assert (asked or "auto") in check.found

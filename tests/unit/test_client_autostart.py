@@ -52,6 +52,8 @@ def test_a_server_is_started_and_is_nobodys_child(address: str) -> None:
         parent, session = int(stat[1]), int(stat[3])
         assert parent != os.getpid()
         assert session != os.getsid(0)
+        status = Path(f"/proc/{pid}/status").read_text().split()
+        assert int(status[status.index("SigBlk:") + 1], 16) == 0, "no signal reaches who started it, but all reach it"
     assert (directory / "server.log").stat().st_mode & 0o777 == 0o600
     assert directory.stat().st_mode & 0o777 == 0o700
     with pagefold.connect(address):

@@ -13,19 +13,11 @@ from typing import Any
 
 import pytest
 from pagefold import _conversation, _names, _pools, _transport
-from pagefold._arena import Segment
 from pagefold._conversation import Conversation
-from pagefold._errors import (
-    IncompatibleServer,
-    LimitReached,
-    OutOfSharedMemory,
-    ServerRefused,
-    ServerUnavailable,
-    SessionLost,
-)
+from pagefold._errors import IncompatibleServer, LimitReached, ServerRefused, ServerUnavailable, SessionLost
 from pagefold._transport import LocalTransport
 from pagefold_proto.v1 import memory_pb2 as pb
-from support.fakes import FakeServer, FakeSpace
+from support.fakes import FakeArena, FakeSegment, FakeServer, FakeSpace
 
 MERGED, RELEASED, EXCLUDED = pb.EVENT_KIND_MERGED, pb.EVENT_KIND_RELEASED, pb.EVENT_KIND_EXCLUDED
 
@@ -34,16 +26,13 @@ class Bed:
     def __init__(self) -> None:
         self.space = FakeSpace()
         self.server = FakeServer()
-        self.kicks = 0
-        self.conversation = Conversation(self.space, LocalTransport(self.server), self.kick)
+        self.arena = FakeArena(self.space)
+        self.conversation = Conversation(self.space, self.arena, LocalTransport(self.server))
         self.conversation.hello(pb.HelloRequest(protocol=1))
 
-    def kick(self) -> None:
-        self.kicks += 1
-
-    def segment(self, number: int = 1, pages: int = 16) -> Segment:
+    def segment(self, number: int = 1, pages: int = 16) -> FakeSegment:
         made = _names.create_locked(_names.SEGMENT, 0o600, pages * 4096)
-        return Segment(number, made.name, made.fd, pages, number << 40, False)
+        return FakeSegment(number, made.name, made.fd, pages, number << 40)
 
     def last(self) -> Any:
         return self.server.of("Exchange")[-1]
@@ -105,9 +94,8 @@ def test_messages_stay_below_the_servers_limit(bed: Bed) -> None:
 
 def test_segments_are_announced_before_their_events(bed: Bed) -> None:
     segment = bed.segment()
-    bed.conversation.added(segment)
-    assert bed.kicks == 1
-    assert not bed.conversation.announced.is_set()
+    bed.arena.add(segment)
+    assert not bed.arena.is_announced
     bed.space.event(EXCLUDED, 1, 0, 1)
     bed.server.failures.append(("AddSegment", ServerUnavailable("later")))
     with pytest.raises(ServerUnavailable):
@@ -118,20 +106,20 @@ def test_segments_are_announced_before_their_events(bed: Bed) -> None:
     assert bed.server.of("AddSegment")[0].name == segment.name
     assert bed.server.of("AddSegment")[0].address == segment.address > 0
     assert bed.server.booked == [(EXCLUDED, 1, 0, 1, 0, 0, 0)]
-    assert bed.conversation.announced.is_set()
+    assert bed.arena.is_announced
     segment.discard()
 
 
 def test_a_segment_that_the_server_does_not_take_is_never_mentioned_again(bed: Bed) -> None:
     segment = bed.segment()
-    bed.conversation.added(segment)
+    bed.arena.add(segment)
     bed.server.failures.append(("AddSegment", LimitReached("REASON_LIMIT", "no more")))
     bed.space.event(EXCLUDED, 1, 0, 1)
     bed.space.event(EXCLUDED, 2, 5, 6)
     bed.conversation.turn()
     assert bed.server.booked == [(EXCLUDED, 2, 5, 6, 0, 0, 0)]
     assert bed.conversation.refused == {1: "no more"}
-    bed.conversation.dropped(segment)
+    bed.arena.drop(segment)
     bed.conversation.turn()
     assert bed.server.of("DropSegment") == []
     assert bed.conversation.refused == {}
@@ -139,12 +127,12 @@ def test_a_segment_that_the_server_does_not_take_is_never_mentioned_again(bed: B
 
 def test_a_segment_is_dropped_after_its_last_event_and_its_name_after_that(bed: Bed) -> None:
     segment = bed.segment()
-    bed.conversation.added(segment)
+    bed.arena.add(segment)
     bed.conversation.turn()
     bed.conversation._max_events = 10
     for page in range(25):
         bed.space.event(RELEASED, 1, page, 1)
-    bed.conversation.dropped(segment)
+    bed.arena.drop(segment)
     bed.server.called = lambda method, _: (
         [len(bed.server.booked), _names_exist(segment)] == [25, True] or pytest.fail("dropped too early")
         if method == "DropSegment"
@@ -156,7 +144,7 @@ def test_a_segment_is_dropped_after_its_last_event_and_its_name_after_that(bed: 
     assert not _names_exist(segment)
 
 
-def _names_exist(segment: Segment) -> bool:
+def _names_exist(segment: FakeSegment) -> bool:
     from support import kernel
 
     return segment.name.lstrip("/") in kernel.names()
@@ -165,9 +153,9 @@ def _names_exist(segment: Segment) -> bool:
 def test_a_segment_that_is_still_in_use_there_is_dropped_later(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pagefold._conversation.DROP_AGAIN_SECONDS", 0.0)
     segment = bed.segment()
-    bed.conversation.added(segment)
+    bed.arena.add(segment)
     bed.conversation.turn()
-    bed.conversation.dropped(segment)
+    bed.arena.drop(segment)
     bed.server.failures.append(("DropSegment", ServerRefused("REASON_SEGMENT_IN_USE", "proposals")))
     bed.conversation.turn()
     assert bed.conversation.is_dropping
@@ -180,67 +168,40 @@ def test_a_segment_that_is_still_in_use_there_is_dropped_later(bed: Bed, monkeyp
 def test_settles_are_asked_one_at_a_time_and_answer_all_before_them(bed: Bed) -> None:
     settles = bed.conversation.settles
     bed.server.settle = False
-    first, second, third = settles.join(), settles.join(), settles.join()
-    settles.leave(first)
+    first, second, third = (settles.begin(lambda: None) for _ in range(3))
+    assert first.wait(0) is None
+    del first
     bed.conversation.turn()
     assert bed.space.calls == [("harvest",)], "what was written so far is part of the question"
     assert bed.last().settling == 3
-    fourth = settles.join()
+    fourth = settles.begin(lambda: None)
     assert settles.is_current
     bed.conversation.turn()
     assert bed.last().settling == 3, "a newer one waits its turn"
     bed.server.settle = True
     bed.conversation.turn()
-    assert second.event.is_set()
-    assert third.report is not None
-    assert not fourth.event.is_set()
+    told = second.wait(0), third.wait(0)
+    assert told[0] == told[1]
+    assert told[0] is not None
+    assert told[0][0].settled
+    assert fourth.wait(0) is None
     assert bed.conversation.has_work()
     bed.conversation.turn()
     assert bed.last().settling == 4
-    assert fourth.event.is_set()
+    assert fourth.wait(0) is not None
     bed.conversation.turn()
     assert bed.last().settling == 0
     assert not bed.conversation.has_work()
 
 
-@pytest.mark.parametrize(
-    ("number", "remedy"), [(errno.ENOSPC, "remount"), (errno.EDQUOT, "remount"), (errno.ENOMEM, "vm.max_map_count")]
-)
-def test_what_cannot_be_taken_back_names_the_remedy(
-    bed: Bed, monkeypatch: pytest.MonkeyPatch, number: int, remedy: str
-) -> None:
-    monkeypatch.setattr(
-        bed.space, "adopt", lambda *_: bed.space.event(pb.EVENT_KIND_NOT_ADOPTED, 1, 2, 2, detail=number)
-    )
-    with pytest.raises(OutOfSharedMemory, match=remedy):
-        bed.conversation.adopt(1, 0, 4)
-
-
-def test_adopting_at_once_says_when_memory_is_short(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
-    bed.space.event(pb.EVENT_KIND_NOT_ADOPTED, 1, 9, 1, detail=errno.ENOSPC)  # of an earlier attempt
-    bed.conversation.adopt(1, 0, 4)
-    bed.space.event(EXCLUDED, 1, 1, 1)
-
-    def short(*_: Any) -> int:
-        bed.space.event(RELEASED, 1, 0, 2)
-        bed.space.event(pb.EVENT_KIND_NOT_ADOPTED, 1, 2, 2, detail=errno.ENOSPC)
-        return 2
-
-    monkeypatch.setattr(bed.space, "adopt", short)
-    with pytest.raises(OutOfSharedMemory, match="8 KiB cannot be taken back"):
-        bed.conversation.adopt(1, 0, 4)
-
-    def busy(*_: Any) -> int:
-        bed.space.event(pb.EVENT_KIND_NOT_ADOPTED, 1, 2, 2, detail=errno.EBUSY)
-        return 0
-
-    monkeypatch.setattr(bed.space, "adopt", busy)
-    bed.conversation.adopt(1, 0, 4)
-    while bed.conversation.turn():
-        pass
-    kinds = [row[0] for row in bed.server.booked]
-    late = pb.EVENT_KIND_NOT_ADOPTED
-    assert kinds == [late, RELEASED, EXCLUDED, RELEASED, late, late], "told in the journal's order all the same"
+def test_when_there_will_be_no_answers_all_are_told_the_first_reason(bed: Bed) -> None:
+    settles = bed.conversation.settles
+    waiting = settles.begin(lambda: None)
+    settles.end("the server is gone")
+    settles.end("something else")
+    assert waiting.wait(0) == (None, "the server is gone")
+    assert settles.begin(lambda: None).wait(20) == (None, "the server is gone")
+    assert not settles
 
 
 @pytest.mark.parametrize("error", [OSError(12, "no memory"), ValueError("nonsense"), OverflowError("too large")])
@@ -383,7 +344,7 @@ def test_answers_that_a_server_does_not_take_do_not_pile_up(bed: Bed, monkeypatc
             answer.max_message_bytes = 1
         return answer
 
-    conversation = Conversation(bed.space, LocalTransport(small), bed.kick)
+    conversation = Conversation(bed.space, bed.arena, LocalTransport(small))
     conversation.hello(pb.HelloRequest())
     rows = list(range(0, 2 * _conversation.LEAST_EVENTS, 2))
     for _ in range(100):  # as many as it takes
@@ -400,7 +361,7 @@ def test_answers_that_a_server_does_not_take_do_not_pile_up(bed: Bed, monkeypatc
 
 def test_a_token_is_not_as_long_as_a_server_likes(bed: Bed) -> None:
     reply = pb.HelloReply(session=bytes(1 << 20))
-    conversation = Conversation(bed.space, LocalTransport(lambda *_: reply), bed.kick)
+    conversation = Conversation(bed.space, bed.arena, LocalTransport(lambda *_: reply))
     with pytest.raises(IncompatibleServer, match="same version"):
         conversation.hello(pb.HelloRequest())
 
@@ -421,7 +382,7 @@ def test_failures_and_refusals_are_not_logged_for_ever(
 
     monkeypatch.setattr(bed.space, "merge", fail)
     segment = bed.segment()
-    bed.conversation.added(segment)
+    bed.arena.add(segment)
     for _ in range(20):
         bed.server.replies.append(pb.ExchangeReply(merges=pb.MergeBatch(count=[1])))
         bed.server.failures.append(("AddSegment", LimitReached("REASON_LIMIT", "no more")))
@@ -438,9 +399,9 @@ def test_a_segment_that_the_server_never_drops_takes_nothing_here(bed: Bed, monk
     bed.server.failures.extend([("DropSegment", ServerRefused("REASON_SEGMENT_IN_USE", "for ever"))] * 1000)
     for number in range(1, 11):
         segment = bed.segment(number)
-        bed.conversation.added(segment)
+        bed.arena.add(segment)
         bed.conversation.turn()
-        bed.conversation.dropped(segment)
+        bed.arena.drop(segment)
         bed.conversation.turn()
         assert not _names_exist(segment)
     assert set(os.listdir("/proc/self/fd")) == before
@@ -461,13 +422,12 @@ def test_what_a_turn_is_worth(bed: Bed) -> None:
         while bed.conversation.turn():
             pass
         bed.space.journal.extend([(EXCLUDED, 1, 2 * n, 1, 0, 0, 0) for n in range(events)])
-        waiter = bed.conversation.settles.join() if settling else None
+        waiter = bed.conversation.settles.begin(lambda: None) if settling else None
         bed.server.replies.append(reply)
         bed.conversation.earned = 0.0
         bed.conversation.turn()
         worth.append(bed.conversation.earned)
-        if waiter is not None:
-            bed.conversation.settles.leave(waiter)
+        del waiter
     assert worth[0] == 0
     assert 0 < worth[1] < 0.1
     assert worth[2:] == [math.inf] * 3
@@ -475,9 +435,9 @@ def test_what_a_turn_is_worth(bed: Bed) -> None:
 
 def test_a_lost_session_forgets_what_nobody_will_be_told(bed: Bed) -> None:
     segment = bed.segment()
-    bed.conversation.added(bed.segment(2))
-    leftover = bed.conversation._added[0]
-    bed.conversation.dropped(segment)
+    leftover = bed.segment(2)
+    bed.arena.add(leftover)
+    bed.arena.drop(segment)
     bed.space.event(MERGED, 1, 0, 1)
     bed.server.failures.append(("*", SessionLost("REASON_UNKNOWN_SESSION", "who?")))
     with pytest.raises(SessionLost):
@@ -491,9 +451,9 @@ def test_a_lost_session_forgets_what_nobody_will_be_told(bed: Bed) -> None:
 def test_a_segment_that_was_made_and_dropped_without_a_server_is_not_announced(bed: Bed, caplog: Any) -> None:
     """It was announced to the server that followed, which could not open it: its name had gone."""
     first, second = bed.segment(), bed.segment(2)
-    bed.conversation.added(first)
-    bed.conversation.added(second)
-    bed.conversation.dropped(second)
+    bed.arena.add(first)
+    bed.arena.add(second)
+    bed.arena.drop(second)
     bed.server.failures.append(("*", SessionLost("REASON_UNKNOWN_SESSION", "who?")))
     with pytest.raises(SessionLost):
         bed.conversation.turn()
@@ -508,7 +468,7 @@ def test_a_segment_that_was_made_and_dropped_without_a_server_is_not_announced(b
 def test_a_child_leaves_frames_that_the_next_server_does_not_have_and_no_others(bed: Bed, taken_over: bool) -> None:
     """Its pools are not open before it has exchanged; it claimed frames from a server that did not have them."""
     segment = bed.segment()
-    bed.conversation.added(segment)  # as an inherited one is
+    bed.arena.add(segment)  # as an inherited one is
     old, new = _names.new_name("p"), _names.new_name("p")
     bed.conversation._pool = old
     bed.conversation._come_back(old if taken_over else new)

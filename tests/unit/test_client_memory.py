@@ -20,7 +20,7 @@ import pagefold
 import pytest
 from pagefold import _client, _names
 from pagefold_proto.v1 import memory_pb2 as pb
-from support import kernel
+from support import faults, kernel
 from support.children import Child
 from support.fakes import FakeServer
 from support.waiting import until
@@ -378,7 +378,8 @@ def test_a_clients_share_of_the_saving(client: pagefold.Client, pool: Pool) -> N
     buffer = client.allocate(4 * PAGE)
     buffer[:] = b"\1" * PAGE + b"\2" * PAGE + b"\3" * PAGE + b"\4" * PAGE
     pool.merge(client, buffer, 0, 4, 0)
-    pool.fake.replies.append(pb.ExchangeReply(totals=pb.DomainTotals(pages_shared=2, pages_sharing=6)))
+    totals = pb.DomainTotals(pages_shared=2, pages_sharing=6)
+    pool.fake.replies.extend(pb.ExchangeReply(totals=totals) for _ in range(9))  # to whatever else is said
     client.settle(5)
     assert client.stats().saved_bytes == 3 * PAGE  # 4 of 8 mappings; 6 pages saved in all
 
@@ -407,6 +408,27 @@ def test_advice_takes_memory_back_at_once_and_pins_hold_for_a_while(client: page
     pool.merge(client, buffer, 0, 4, 0)
     assert client.stats().merged_bytes == 4 * PAGE
     assert (array == np.repeat(np.arange(1, 5), PAGE)).all()
+
+
+@pytest.mark.needs("uffd")
+@pytest.mark.skipif(not faults.AVAILABLE, reason="the extension was built without faults: make setup")
+def test_memory_that_cannot_be_taken_back_is_told_with_how_much_it_is(client: pagefold.Client, pool: Pool) -> None:
+    client.settle(5)
+    buffer = client.allocate(4 * PAGE)
+    content = b"".join(bytes([page + 1]) * PAGE for page in range(4))
+    buffer[:] = content
+    pool.merge(client, buffer, 0, 4, 0)
+    with faults.armed("adopt.save", "error:28"), pytest.raises(pagefold.OutOfSharedMemory, match="16 KiB cannot"):
+        client.advise(buffer, mergeable=False)
+    assert client.stats().merged_bytes == 4 * PAGE
+    with client.pinned(memoryview(buffer)[PAGE : 2 * PAGE]):
+        client.advise(
+            buffer, mergeable=False
+        )  # what was refused before is not about this call, nor is the pin a refusal
+    assert client.stats().merged_bytes == PAGE
+    client.advise(buffer, mergeable=False)
+    assert client.stats().merged_bytes == 0
+    assert buffer[:] == content
 
 
 @pytest.mark.parametrize(

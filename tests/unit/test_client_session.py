@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 from pagefold import _patience, _session
-from pagefold._arena import PAGE, Arena
 from pagefold._conversation import Conversation
 from pagefold._errors import DescriptorsClosed, ServerUnavailable, SessionLost
-from pagefold._fork import Kin
 from pagefold._patience import Patience
 from pagefold._session import Session, Wiring
 from pagefold._transport import LocalTransport
+from pagefold_core import PAGE_SIZE as PAGE
+from pagefold_core import Answer, Ending, Turn, after_fork_in_parent, before_fork, call
 from pagefold_proto.v1 import memory_pb2 as pb
-from support.fakes import FakeBell, FakeBlock, FakeServer, FakeSpace
+from support.fakes import FakeArena, FakeServer, FakeSpace, make_bell
 from support.waiting import until
 
 
@@ -27,17 +27,27 @@ class Bed:
     def __init__(self) -> None:
         self.space = FakeSpace()
         self.server = FakeServer()
-        self.bell = FakeBell()
-        self.kin = Kin(self.space)
+        self.bell = make_bell()
+        self.arena = FakeArena(self.space)
         self.transport = LocalTransport(self.server)
-        self.conversation = Conversation(self.space, self.transport, self.bell.ring)
+        self.conversation = Conversation(self.space, self.arena, self.transport)
         self.conversation.hello(pb.HelloRequest())
-        self.arena = Arena(self.kin, self.space, self.conversation, FakeBlock, room=lambda _: None, first=16 * PAGE)
-        self.conversation.watch(self.arena)
         self.released = 0
-        self.session = Session(
-            Wiring(self.kin, self.space, self.arena, self.conversation, self.transport, self.bell, self.release)
-        )
+        self.session: Session
+
+    def start(self) -> None:
+        """Begins as connect() does: on a thread of the session's own."""
+        self.session = call(self._begin)
+
+    def _begin(self, answer: Answer) -> None:
+        ending = Ending(self.bell, self.transport.close)
+        wiring = (self.space, self.arena, self.conversation, self.transport, self.bell, self.release, ending)
+        session = Session(Wiring(*wiring))
+        answer.give(session)
+        session.run()
+
+    def close(self) -> None:
+        self.session.close()
 
     def release(self) -> None:
         self.released += 1
@@ -67,7 +77,7 @@ def bed(no_names: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bed]:
 
 
 def test_it_is_silent_after_one_empty_call_and_calls_when_rung(bed: Bed) -> None:
-    bed.session.start()
+    bed.start()
     until(lambda: bed.space.waits > 0)
     assert bed.silent() == 1
     bed.bell.ring()
@@ -76,7 +86,7 @@ def test_it_is_silent_after_one_empty_call_and_calls_when_rung(bed: Bed) -> None
 
 
 def test_news_are_told_until_a_call_was_empty(bed: Bed) -> None:
-    bed.session.start()
+    bed.start()
     until(lambda: bed.space.waits > 0)
     bed.server.replies.append(pb.ExchangeReply(merges=pb.MergeBatch(segment=[1], first=[0], count=[4])))
     bed.bell.ring()  # merges come, their results go, an empty call
@@ -86,7 +96,7 @@ def test_news_are_told_until_a_call_was_empty(bed: Bed) -> None:
 
 
 def test_settle_says_what_the_server_says(bed: Bed) -> None:
-    bed.session.start()
+    bed.start()
     report = bed.session.settle(5)
     assert report.settled
     assert (report.reason, report.passes) == ("", 1)
@@ -96,7 +106,7 @@ def test_settle_that_takes_too_long_says_so_with_the_latest_numbers(bed: Bed) ->
     bed.server.settle = False
     bed.server.replies.append(pb.ExchangeReply(totals=pb.DomainTotals(pages_shared=1, pages_sharing=2, zero_pages=3)))
     bed.server.replies.extend(pb.ExchangeReply(totals=pb.DomainTotals(pages_sharing=2)) for _ in range(100))
-    bed.session.start()
+    bed.start()
     report = bed.session.settle(0.1)
     assert (report.settled, report.pages_sharing) == (False, 2)
     assert "timeout of settle() was too short" in report.reason
@@ -119,14 +129,14 @@ def test_settle_that_the_server_gives_up_says_so(bed: Bed) -> None:
         if method == "Exchange" and request.settling
         else None
     )
-    bed.session.start()
+    bed.start()
     report = bed.session.settle(5)
     assert not report.settled
     assert report.reason == "7 pages (28 KiB) are not merged: scanning is stopped (run=0): pagefold scan start"
 
 
 def test_many_threads_may_settle_at_once(bed: Bed) -> None:
-    bed.session.start()
+    bed.start()
     reports: list[Any] = []
     threads = [threading.Thread(target=lambda: reports.append(bed.session.settle(10))) for _ in range(20)]
     for thread in threads:
@@ -146,26 +156,27 @@ def test_a_server_that_does_not_answer_is_asked_again_while_local_work_goes_on(b
 
     bed.server.called = called
     bed.space.event(pb.EVENT_KIND_COPIED, 1, 0, 1)
-    bed.session.start()
+    bed.start()
     until(lambda: bed.calls >= 5, what="it trying again")
     until(lambda: "does not answer" in bed.session.trouble)
     report = bed.session.settle(0.02)
     assert "the server does not answer" in report.reason
+    assert not bed.arena.reachable, "nobody waits for its being announced"
     block = bed.arena.allocate(PAGE)
-    bed.session.wait_announced()  # does not wait
     block.free()
     until(lambda: bed.arena.pages_in_use == 0, what="freed memory coming back without a server")
     gone.clear()
     until(lambda: bed.session.trouble == "", what="the server coming back")
-    assert bed.server.booked == [(pb.EVENT_KIND_COPIED, 1, 0, 1, 0, 0, 0)]
+    assert bed.server.booked[0] == (pb.EVENT_KIND_COPIED, 1, 0, 1, 0, 0, 0)
     requests = {r.SerializeToString() for r in bed.server.of("Exchange") if r.sequence == 1}
     assert len(requests) == 1, "the same request every time"
 
 
 def test_a_session_that_the_server_does_not_know_is_opened_again(bed: Bed) -> None:
-    bed.session.start()
+    bed.start()
     block = bed.arena.allocate(PAGE)
-    bed.session.wait_announced()
+    bed.session.kick()
+    until(lambda: bed.arena.is_announced)
     assert bed.session.settle(5).settled
     bed.space.event(pb.EVENT_KIND_COPIED, 1, 0, 1)
     before = len(bed.server.requests)
@@ -186,7 +197,7 @@ def test_a_session_that_the_server_does_not_know_is_opened_again(bed: Bed) -> No
 def test_a_lost_session_is_told_once_and_memory_goes_on(bed: Bed, caplog: pytest.LogCaptureFixture) -> None:
     reason, text, level = "REASON_PROTOCOL_VIOLATION", "excluded this client", logging.ERROR
     caplog.set_level(logging.INFO, "pagefold")
-    bed.session.start()
+    bed.start()
     assert bed.session.settle(5).settled
     bed.server.failures.append(("Exchange", SessionLost(reason, "no")))
     report = bed.session.settle(5)
@@ -208,7 +219,7 @@ def test_a_lost_session_is_told_once_and_memory_goes_on(bed: Bed, caplog: pytest
 def test_a_fault_of_our_own_ends_the_session_and_not_the_program(
     bed: Bed, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bed.session.start()
+    bed.start()
     monkeypatch.setattr(bed.conversation, "turn", lambda *_: 1 / 0)
     report = bed.session.settle(5)
     assert "fault" in report.reason
@@ -217,9 +228,10 @@ def test_a_fault_of_our_own_ends_the_session_and_not_the_program(
 
 
 def test_closing_reports_the_last_events_and_drops_what_is_free(bed: Bed) -> None:
-    bed.session.start()
+    bed.start()
     block = bed.arena.allocate(PAGE)
-    bed.session.wait_announced()
+    bed.session.kick()
+    until(lambda: bed.arena.is_announced)
     block.free()
     bed.session.close()
     bed.session.close()
@@ -229,21 +241,22 @@ def test_closing_reports_the_last_events_and_drops_what_is_free(bed: Bed) -> Non
 
 
 def test_closing_with_buffers_left_keeps_their_space(bed: Bed) -> None:
-    bed.session.start()
+    bed.start()
     bed.arena.allocate(PAGE)
     bed.session.close()
     assert not bed.space.closed
     assert bed.server.of("DropSegment") == []
 
 
-def test_closing_before_it_started_and_while_others_wait(bed: Bed) -> None:
+def test_who_settles_with_a_session_that_has_ended_is_told(bed: Bed) -> None:
+    bed.start()
     bed.session.close()
     assert bed.session.settle(5).reason == "the client was closed"
 
 
 def test_closing_wakes_those_who_wait(bed: Bed) -> None:
     bed.server.settle = False
-    bed.session.start()
+    bed.start()
     reports: list[Any] = []
     thread = threading.Thread(target=lambda: reports.append(bed.session.settle(30)))
     thread.start()
@@ -264,23 +277,36 @@ def test_closing_does_not_wait_for_a_server_that_hangs(bed: Bed, monkeypatch: py
 
     bed.server.called = hang
     monkeypatch.setattr(bed.transport, "close", lambda: (closed.set(), setattr(bed.transport, "closed", True)))
-    bed.session.start()
+    bed.start()
     assert hung.wait(5)
     began = time.monotonic()
     bed.session.close()
     assert time.monotonic() - began < 5
 
 
-def test_a_turn_lets_others_have_the_lock(bed: Bed) -> None:
-    """A thread that goes round and round takes a lock again before any waiter wakes up; forks would wait for ever."""
+def test_a_fork_does_not_wait_for_a_session_that_goes_round_and_round(bed: Bed) -> None:
     bed.server.called = lambda method, _: bed.server.replies.append(pb.ExchangeReply(more=True))
-    bed.session.start()
+    bed.start()
     began = time.monotonic()
     for _ in range(20):
-        with bed.kin.session():
-            pass
-    assert time.monotonic() - began < 2
+        before_fork()
+        calls = bed.calls
+        time.sleep(0.001)  # that nothing happens is what is asked
+        assert bed.calls == calls, "the fork has the turns to itself"
+        after_fork_in_parent()
+    assert time.monotonic() - began < 5
     bed.server.called = None
+
+
+def test_whoever_is_in_the_middle_of_a_fork_waits_for_no_session(bed: Bed) -> None:
+    bed.start()
+    before_fork()
+    bed.session.close()  # does not wait: the session says goodbye when the fork is over
+    with pytest.raises(RuntimeError, match="in the middle of a fork"):
+        call(lambda _: None)
+    with Turn():
+        pass
+    after_fork_in_parent()
 
 
 def endless(bed: Bed, kind: str) -> None:
@@ -319,8 +345,8 @@ def test_a_server_that_gives_nothing_gets_a_small_share_of_a_core(
     elif kind != "ring":
         endless(bed, kind)
     if kind.startswith("ring"):
-        monkeypatch.setattr(bed.bell, "wait", lambda _: True)
-    bed.session.start()
+        bed.space.rings = True
+    bed.start()
     bed.bell.ring()
     until(lambda: bed.calls > 0)
     time.sleep(0.3)
@@ -330,10 +356,8 @@ def test_a_server_that_gives_nothing_gets_a_small_share_of_a_core(
     assert bed.calls - calls < 1500
     block = bed.arena.allocate(PAGE)  # and nothing of the program's waits for its turn
     if not bed.session.lost:
-        began = time.monotonic()
-        bed.session.wait_announced()
-        assert bed.conversation.announced.is_set()
-        assert time.monotonic() - began < 0.5
+        bed.session.kick()
+        until(lambda: bed.arena.is_announced, 0.5)
     block.free()
     monkeypatch.undo()
     bed.server.called = None
@@ -343,7 +367,7 @@ def test_a_settle_is_not_kept_waiting_by_what_went_before(bed: Bed, monkeypatch:
     monkeypatch.setattr(_patience, "GRACE_SECONDS", 0.0)
     monkeypatch.setattr(_patience, "SHARE", 0.0001)
     endless(bed, "more")
-    bed.session.start()
+    bed.start()
     until(lambda: bed.calls > 3)
     for _ in range(20):
         assert bed.session.settle(5).seconds < 1
@@ -364,7 +388,7 @@ def test_patience() -> None:
 
 
 def test_an_answer_that_no_server_gives_ends_the_session(bed: Bed, caplog: pytest.LogCaptureFixture) -> None:
-    bed.session.start()
+    bed.start()
     bed.server.replies.append(pb.ExchangeReply(adopts=pb.AdoptBatch(segment=[1], first=[0], count=[1 << 31])))
     bed.bell.ring()
     until(lambda: bed.session.lost, what="the end")
@@ -374,7 +398,7 @@ def test_an_answer_that_no_server_gives_ends_the_session(bed: Bed, caplog: pytes
 
 
 def test_a_program_that_closed_grpcs_descriptors_is_told(bed: Bed, caplog: pytest.LogCaptureFixture) -> None:
-    bed.session.start()
+    bed.start()
     assert bed.session.settle(5).settled
     bed.server.failures.append(("Exchange", DescriptorsClosed("close descriptors before connect()")))
     assert "before connect()" in bed.session.settle(5).reason
@@ -385,26 +409,16 @@ def test_a_program_that_closed_grpcs_descriptors_is_told(bed: Bed, caplog: pytes
     assert len(caplog.records) == 1
 
 
-def fork_in_parent(bed: Bed) -> None:
-    """What happens around a fork, without a child."""
-    bed.kin.before_fork()
-    bed.space.fork()
-    call = bed.kin.after_fork_in_parent()
-    if call is not None:
-        call()
-
-
 def test_after_a_fork_memory_is_thawed_when_the_children_are_gone(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pagefold._fork.GENERATION_POLL", 0.01)
     monkeypatch.setattr(_session, "GENERATION_POLL", 0.01)
-    bed.session.start()
+    bed.start()
     block = bed.arena.allocate(16 * PAGE)
     bed.space.child = True
-    fork_in_parent(bed)
+    bed.space.fork()
+    bed.session.kick()
     block.free()
     until(lambda: bed.arena.quarantined, what="quarantine")
     until(lambda: ("thaw",) in bed.space.calls, what="a look whether the child lives")
-    assert bed.kin.quarantined
     assert bed.arena.quarantined
     bed.space.thaw_error = OSError(28, "no space")
     bed.space.child = False
@@ -413,93 +427,4 @@ def test_after_a_fork_memory_is_thawed_when_the_children_are_gone(bed: Bed, monk
     assert bed.arena.quarantined
     bed.space.thaw_error = None
     until(lambda: not bed.arena.quarantined, what="the thaw")
-    assert not bed.kin.quarantined
     assert bed.arena.pages_in_use == 0
-
-
-def test_a_fork_without_memory_is_cheap(bed: Bed) -> None:
-    woken: list[int] = []
-    bed.kin.on_fork = lambda: woken.append(1)
-    fork_in_parent(bed)
-    assert not bed.kin.quarantined
-    assert not bed.kin.thaw_if_over()
-    assert woken == []
-    assert bed.space.calls == []
-
-
-def test_a_closed_client_waits_for_no_children(bed: Bed) -> None:
-    bed.arena.allocate(PAGE)
-    bed.space.child = True
-    fork_in_parent(bed)
-    assert bed.kin.quarantined
-    bed.kin.detach()
-    assert not bed.kin.quarantined
-    assert bed.space.calls[-1] == ("forget_children",)
-
-
-def test_what_went_wrong_at_a_fork_is_logged_once(bed: Bed, caplog: pytest.LogCaptureFixture) -> None:
-    bed.space.trouble = "a lease for a forked child: no descriptors"
-    fork_in_parent(bed)
-    fork_in_parent(bed)
-    assert [record.levelname for record in caplog.records] == ["ERROR"]
-    assert "no descriptors" in caplog.text
-
-
-def test_hooks_that_fail_leave_no_lock_held(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> None:
-        raise OSError(12, "no memory")
-
-    monkeypatch.setattr(bed.space, "fork_trouble", fail)
-    with pytest.raises(OSError, match="no memory"):
-        fork_in_parent(bed)
-    for lock in (bed.kin.arena_lock, bed.kin.session_lock):
-        assert is_free(lock)
-
-
-def is_free(lock: Any) -> bool:
-    """Asks from another thread: the lock is re-entrant."""
-    taken: list[bool] = []
-
-    def take() -> None:
-        taken.append(lock.acquire(timeout=2))
-        lock.release()
-
-    thread = threading.Thread(target=take)
-    thread.start()
-    thread.join()
-    return taken == [True]
-
-
-def test_a_child_is_a_copy_without_locks_or_channel() -> None:
-    space = FakeSpace()
-    kin = Kin(space)
-    forgotten: list[bool] = []
-    kin.in_child = forgotten.append
-    kin.before_fork()
-    space.forked = True
-    kin.after_fork_in_child()
-    assert kin.forked
-    assert forgotten == [True]
-    kin.before_fork()  # the child forks: nothing is left to do
-    kin.after_fork_in_child()
-    assert kin.after_fork_in_parent() is None
-    assert forgotten == [True]
-    assert kin.arena_lock.acquire(timeout=1)
-
-
-def test_a_child_of_c_code_finds_out_and_takes_no_lock_of_its_parents() -> None:
-    space = FakeSpace()
-    kin = Kin(space)
-    forgotten: list[bool] = []
-    kin.in_child = forgotten.append
-    held = threading.Thread(target=lambda: (kin.arena_lock.acquire(), kin.session_lock.acquire()))
-    held.start()
-    held.join()  # a thread that does not exist in the child
-    assert not kin.forked
-    space.forked = True  # the native half was called, our hooks were not
-    assert kin.forked
-    assert forgotten == [False]
-    assert is_free(kin.arena_lock)
-    assert is_free(kin.session_lock)
-    kin.before_fork()
-    assert kin.after_fork_in_parent() is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import logging
-import threading
+import os
 import time
 import weakref
 from collections.abc import Iterator
@@ -16,6 +16,7 @@ import pagefold_proto
 import pytest
 from pagefold import _log, _threads
 from support.server import Server
+from support.waiting import until
 
 # What gevent, eventlet, and tools that stop the clock replace. Of `os`, the calls that wait or fork.
 REPLACED = {"_queue", "_thread", "asyncio", "concurrent", "multiprocessing", "queue", "sched", "select", "selectors"}
@@ -60,56 +61,18 @@ def test_what_is_the_librarys_own_is_not_what_others_can_reach() -> None:
     assert _threads.monotonic is not time.monotonic
 
 
-def test_an_event_wakes_all_who_wait_and_whoever_comes_later() -> None:
-    event, woken = _threads.Event(), []
-    waiters = [threading.Thread(target=lambda: woken.append(event.wait(30))) for _ in range(8)]
-    for waiter in waiters:
-        waiter.start()
-    event.set()
-    for waiter in waiters:
-        waiter.join(30)
-    assert woken == [True] * 8
-    assert event.wait(0)
-    event.set()
-    event.clear()
-    assert not event.is_set()
-    assert not event.wait(0)
-    assert not event.wait(0.01)
-    assert event._waiters == []
+def test_whether_threads_can_be_had_is_found_out_by_having_them() -> None:
+    before = len(os.listdir("/proc/self/task"))
+    assert pagefold_core.can_start(4)
+    until(lambda: len(os.listdir("/proc/self/task")) <= before, what="their end")
 
 
-@pytest.mark.parametrize("timeout", [-1.0, 1e10, float("inf"), None])
-def test_an_event_takes_any_timeout(timeout: float | None) -> None:
-    event = _threads.Event()
-    setter = threading.Timer(0.05, event.set)
-    setter.start()
-    assert event.wait(timeout) == (timeout != -1.0)
-    setter.join()
-
-
-def test_a_thread_is_a_real_one_and_its_end_is_waited_for() -> None:
-    told: list[tuple[bool, int]] = []
-    thread = _threads.Thread(lambda: (_threads.sleep(0.05), told.append((thread.is_current, threading.get_ident()))))
-    assert not thread.started
-    thread.start()
-    thread.join()
-    assert told[0][0]
-    assert told[0][1] != threading.get_ident()
-    assert not thread.is_current
-
-
-def test_whether_threads_can_be_had_is_found_out_by_having_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _threads.can_be_had(4)
-    start, left = _threads._thread.start_new_thread, [3]
-
-    def refuse(run: object, arguments: object) -> int:
-        left[0] -= 1
-        if left[0] < 0:
-            raise RuntimeError("can't start new thread")
-        return int(start(run, arguments))
-
-    monkeypatch.setattr(_threads._thread, "start_new_thread", refuse)
-    assert not _threads.can_be_had(4)
+def test_a_greenlet_looks_for_what_it_waits_for_and_lets_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    assert _threads.wait_among_greenlets(lambda _: len(slept) if len(slept) > 9 else None, 60) == 10
+    assert max(slept) <= 0.02
+    assert _threads.wait_among_greenlets(lambda _: None, 0.001) is None
 
 
 def test_a_program_that_stops_the_clock_waits_no_longer_than_it_asked(
@@ -140,15 +103,12 @@ def test_the_log_tells_who_spoke(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_a_thread_that_has_ended_keeps_nothing() -> None:
     class Owner:
-        def __init__(self) -> None:
-            self.thread = _threads.Thread(self.run)
-
         def run(self) -> None:
-            pass
+            ran.append(True)
 
+    ran: list[bool] = []
     owner = Owner()
-    owner.thread.start()
-    owner.thread.join()
+    pagefold_core.start(owner.run)
     gone = weakref.ref(owner)
     del owner
-    assert gone() is None, "gone without a run of the garbage collector"
+    until(lambda: ran and gone() is None, what="its going, without a run of the garbage collector")

@@ -15,7 +15,6 @@ def test_a_fork_that_can_have_no_lease_is_right_and_counts_as_living_for_ever() 
 import os, resource
 from support.children import Child
 from support.spaces import Bench, page_of
-from pagefold_core import Block
 
 b = Bench(pages=8)
 for page in range(8):
@@ -40,7 +39,7 @@ assert bytes(b.bytes) == before and b.space.counts().frozen == 8
 segment = os.memfd_create("segment")
 os.ftruncate(segment, 4 * 4096)
 b.space.add_view(2, segment, 4)
-new = Block(b.space, 2, 0, 4 * 4096)
+new = b.space.block(2, 0, 4 * 4096)
 memoryview(new)[:4] = b"late"
 Child(lambda: b.put(1, 9)).go()
 assert b.space.counts().frozen == 12
@@ -154,4 +153,25 @@ b.close()
         timeout=60,
         check=False,
     )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_child_of_a_program_without_a_space_knows_that_the_fork_is_over() -> None:
+    """Its thread counted as one that forks: it could never connect."""
+    code = """
+import os
+import pagefold
+from pagefold_core import Turn, call, can_attach
+pid = os.fork()
+if pid == 0:
+    try:
+        assert call(lambda _: 7) == 7
+        with Turn():
+            os._exit(0 if can_attach() else 2)
+    finally:
+        os._exit(1)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+assert call(lambda _: 8) == 8
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from pagefold_core import PAGE_SIZE, Block, Space, probe
+from pagefold_core import PAGE_SIZE, Space, probe
 from support.children import child
 from support.spaces import (
     BUDGET,
@@ -428,7 +428,7 @@ def test_I3_a_lease_is_held_by_a_mapping_too() -> None:
     segment = os.memfd_create("segment")
     os.truncate(segment, PAGE_SIZE)
     space.add_view(1, segment, 1)
-    block = Block(space, 1, 0, PAGE_SIZE)
+    block = space.block(1, 0, PAGE_SIZE)
     told, tell = os.pipe()
     gate, go = os.pipe()
     pid = os.fork()
@@ -501,15 +501,15 @@ def test_blocks_outlive_their_space() -> None:
 
 def test_a_block_dies_with_its_last_reference() -> None:
     b = Bench(pages=8)
-    view = memoryview(Block(b.space, 1, 2, 2 * PAGE_SIZE + 1))
+    view = memoryview(b.space.block(1, 2, 2 * PAGE_SIZE + 1))
     gc.collect()
     assert b.space.freed() == []
     del view
     assert b.space.freed() == [(1, 2, 3)]
-    assert len(Block(b.space, 1, 0, 0)) == 0
+    assert len(b.space.block(1, 0, 0)) == 0
     for first, size in [(8, 1), (0, 9 * PAGE_SIZE), (2**62, 1)]:
         with pytest.raises(ValueError, match="inside"):
-            Block(b.space, 1, first, size)
+            b.space.block(1, first, size)
     b.close()
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from pagefold_core import Block, Doorbell, Space
+from pagefold_core import Doorbell, Space
 from support.children import child
 from support.spaces import COPIED, DECLINED, INCLUDED, MERGED, PAGE, RELEASED, WRITTEN, Bench
 
@@ -195,7 +195,7 @@ def test_views_have_times_and_marks_of_their_own(bench: Callable[..., Bench]) ->
     segment = os.memfd_create("another")
     os.ftruncate(segment, 4 * PAGE)
     b.space.add_view(2, segment, 4)
-    block = Block(b.space, 2, 0, 4 * PAGE)
+    block = b.space.block(2, 0, 4 * PAGE)
     memoryview(block)[PAGE] = 1
     b.put(5, 5)
     b.space.harvest()

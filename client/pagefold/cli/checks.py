@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
-from pagefold_core import Features, probe
+from pagefold_core import Features, make_object, probe
 
 from pagefold import _backing, _dumpable, _tier, _tracker
 from pagefold._errors import BarrierUnavailable, TrackerUnavailable
@@ -200,9 +200,9 @@ def backing(machine: Machine) -> Check:
     except ValueError as error:
         return Check("backing", "fail", f"PAGEFOLD_BACKING={asked}", f"connect() fails: {error}", "unset it")
     try:
-        os.close(_backing.create("memfd", 0).fd)
+        os.close(make_object("memfd", 0)[1])
     except OSError as error:
-        found = f"{chosen}, no memfd ({error.strerror})"
+        found = f"{chosen}, no memfd ({os.strerror(error.errno or 0)})"
         remedy = "allow memfd_create (seccomp profiles of containers may forbid it)"
         if chosen == "memfd":
             return Check("backing", "fail", found, "no memory can be had", remedy)

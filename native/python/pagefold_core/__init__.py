@@ -1,32 +1,80 @@
 """The native half of pagefold: everything that touches the address space, and the server's engine.
 
-Windows, merge, adopt, discard and harvest; the scan and its books; with the GIL released throughout. This package takes
-numbers and file descriptors; names, defaults and policy live in `pagefold` and `pagefold_server`. The manual is
-`_native.pyi`.
+Windows, merge, adopt, discard and harvest; the arena; threads, turns and forks; the scan and its books; with the GIL
+released throughout. This package takes numbers and file descriptors; defaults and words live in `pagefold` and
+`pagefold_server`. The manual is `_native.pyi`.
 """
 
 from pagefold_core._native import (
     PAGE_SIZE,
+    Answer,
+    Arena,
     Block,
     Counts,
     Doorbell,
+    Ending,
     Engine,
     Events,
     Features,
+    Lifeline,
+    NotBacked,
+    Pin,
+    Segment,
+    Settles,
     Space,
+    Turn,
+    Waiting,
     WindowStats,
+    after_fork_in_parent,
+    before_fork,
+    call,
+    can_attach,
+    can_start,
+    end_all,
+    fork_troubles,
+    hold_signals_over_forks,
+    is_inherited,
+    make_object,
+    memory_room,
     probe,
+    span,
+    spare_pages,
+    start,
 )
 
 __all__ = [
     "PAGE_SIZE",
+    "Answer",
+    "Arena",
     "Block",
     "Counts",
     "Doorbell",
+    "Ending",
     "Engine",
     "Events",
     "Features",
+    "Lifeline",
+    "NotBacked",
+    "Pin",
+    "Segment",
+    "Settles",
     "Space",
+    "Turn",
+    "Waiting",
     "WindowStats",
+    "after_fork_in_parent",
+    "before_fork",
+    "call",
+    "can_attach",
+    "can_start",
+    "end_all",
+    "fork_troubles",
+    "hold_signals_over_forks",
+    "is_inherited",
+    "make_object",
+    "memory_room",
     "probe",
+    "span",
+    "spare_pages",
+    "start",
 ]

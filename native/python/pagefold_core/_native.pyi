@@ -6,8 +6,8 @@ System calls that fail raise `OSError` with their errno. Nothing here is async-s
 child, but `Block` (its bytes), `Space.forked`, `Space.owns` and `Space.fork_trouble`.
 """
 
-from collections.abc import Sequence
-from typing import Final, Literal, final
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Literal, Self, final
 
 PAGE_SIZE: Final[int]
 """The kernel's base page, in bytes."""
@@ -49,6 +49,299 @@ def arm_fault(point: str, fault: str) -> None: ...
 def disarm_faults() -> None: ...
 def faults_passed(point: str) -> int: ...
 def fault_points() -> list[tuple[str, bool]]: ...
+def pretend_room(place: Literal["shm", "memfd"], room: tuple[int, int, bool] | None = None) -> None:
+    """Says what a place has: bytes, free bytes, whether it is small. None: the truth again."""
+
+# Threads, turns and forks
+
+class Answer:
+    """What the work of a `call` gives its answer by."""
+
+    def give(self, value: object) -> bool:
+        """Ends the caller's wait. False, and the value is dropped, if the caller was interrupted."""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody waits for it."""
+
+def call(act: Callable[[Answer], object]) -> Any:
+    """Has a thread of its own, which no signal reaches, do something, and waits for its answer.
+
+    Returns what `act` gives, or else what it returns, and raises what it raises before. `act` may go on after it gave
+    its answer. What a signal handler raises ends the wait and not the work.
+
+    Raises:
+        OSError: no thread can be started.
+        RuntimeError: this thread is in the middle of a fork, or has a turn.
+    """
+
+def start(act: Callable[[], object]) -> None:
+    """Has a thread of its own, which no signal reaches, do something. What that raises is unraisable.
+
+    Raises:
+        OSError: no thread can be started.
+    """
+
+def can_start(count: int) -> bool:
+    """Whether the system has so many threads to spare now: starts them, all at once, and ends them."""
+
+@final
+class Turn:
+    """A context manager: nobody forks, by way of `before_fork`, and no fork is under way."""
+
+    def __enter__(self) -> None: ...
+    def __exit__(self, kind: object, value: object, trace: object, /) -> None: ...
+
+def before_fork() -> None:
+    """For os.register_at_fork: waits until nobody has a turn, and lets none begin until the fork is over."""
+
+def after_fork_in_parent() -> None:
+    """For os.register_at_fork. In a child nothing has to be called."""
+
+def fork_troubles() -> list[str]:
+    """Takes out what went wrong at the last fork: see `Space.fork_trouble`."""
+
+def hold_signals_over_forks() -> None:
+    """From here on a thread that forks takes no signals meanwhile.
+
+    To be called when gRPC has registered its fork handlers: these start its threads anew, which are to begin with all
+    signals blocked.
+    """
+
+def can_attach() -> bool:
+    """Whether no fork on the way to this process came in the middle of a turn."""
+
+def is_inherited(address: int, nbytes: int) -> bool:
+    """Whether memory was inherited from a parent's space."""
+
+@final
+class Ending:
+    """How a session ends. For its thread, which makes it, and for whoever waits.
+
+    Args:
+        bell: rung when it is to end.
+        cut: called, on a thread that no signal reaches, if it takes too long: ends what the session is waiting for.
+    """
+
+    def __init__(self, bell: Doorbell, cut: Callable[[], object]) -> None: ...
+    @property
+    def stopping(self) -> bool:
+        """Whether it is to end."""
+
+    @property
+    def outlives(self) -> bool:
+        """Whether it is to end when no memory is in use any more."""
+
+    def pause(self, timeout_seconds: float) -> bool:
+        """Waits a while, or until it is to end: then True."""
+
+    def finish(self) -> None:
+        """It has ended."""
+
+    def stop(self) -> None:
+        """It is to end. Waits for nothing. In a forked child it does nothing."""
+
+    def end(self, grace_seconds: float) -> None:
+        """Has it end, and waits until it has, and its thread too. In a thread that it may need it does not wait.
+
+        What a signal handler raises ends the wait, and the session ends all the same.
+        """
+
+@final
+class Lifeline:
+    """What a client holds of its session: when it is let go of, the session ends by itself.
+
+    It goes on for as long as memory of the arena is in use (`Ending.outlives`).
+    """
+
+    def __init__(self, ending: Ending, arena: Arena) -> None: ...
+
+def end_all(grace_seconds: float, most_seconds: float) -> None:
+    """Has all sessions of this process end, and waits until they have, and all threads of `call` too.
+
+    For the end of the program: sessions that begin later end at once. Signals are handled afterwards.
+    """
+
+@final
+class Settles:
+    """Who waits for settle(), and which number goes to the server. `begin` is for any thread."""
+
+    def __init__(self) -> None: ...
+    def begin(self, kick: Callable[[], object]) -> Waiting:
+        """Begins to wait, until the object is gone. `kick` is called then."""
+
+    def __bool__(self) -> bool: ...
+    @property
+    def is_current(self) -> bool:
+        """Whether the server knows all there is to know: `number` would return the same again."""
+
+    def number(self) -> tuple[int, bool]:
+        """What to tell the server: the number, 0 for none, and whether it is a new one."""
+
+    def renew(self) -> None:
+        """The server knows of none."""
+
+    def answer(self, settling: int, report: object) -> bool:
+        """The server is done with a request, and with all earlier ones. Whether anybody waits for that."""
+
+    def end(self, why: str) -> None:
+        """There will be no answers any more. The first reason stays."""
+
+@final
+class Waiting:
+    """Somebody who waits for settle()."""
+
+    def wait(self, timeout_seconds: float) -> tuple[Any | None, str] | None:
+        """The report, or None and why there never will be one. None: the time is over. It is told once."""
+
+# Memory
+
+class NotBacked(Exception):
+    """Memory cannot be had. The arguments say why.
+
+    ("closed",), ("size",): the arena is closed; it is more than one piece may have.
+    ("room", place, bytes, free bytes, promised bytes): there is no room.
+    ("segment", errno, text): no object can be made or mapped.
+    ("pages", errno, pages): so many keep their frames.
+    """
+
+@final
+class Segment:
+    """A shared-memory object of ours, as others are told of it. A memfd is found by its descriptor, through /proc."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def fd(self) -> int: ...
+    @property
+    def pages(self) -> int: ...
+    @property
+    def address(self) -> int: ...
+    @property
+    def place(self) -> Literal["shm", "memfd"]: ...
+    @property
+    def inherited(self) -> bool:
+        """It is behind memory of a parent's, which no block is ever taken from."""
+
+    def discard(self) -> None:
+        """Lets go of the name and the descriptor; the memory goes with its last mapping. Twice is fine."""
+
+@final
+class Arena:
+    """Segments, and which of their pages are handed out: what `Block` takes memory from.
+
+    Args:
+        space: that the memory is in. It has one arena.
+        backing: where segments are made.
+        first_pages, last_pages: pages of the first segment, and most that one grows to by doubling.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        backing: Literal["auto", "shm", "memfd"],
+        first_pages: int,
+        last_pages: int,
+    ) -> None: ...
+    @property
+    def backing(self) -> Literal["auto", "shm", "memfd"]: ...
+    @property
+    def pages_in_use(self) -> int:
+        """Pages handed out, or freed and not free yet."""
+
+    @property
+    def memfd_pages(self) -> int:
+        """Those of them that are in memfds."""
+
+    @property
+    def quarantined(self) -> bool:
+        """Whether freed memory waits for forked children, or for another reason."""
+
+    def sweep(self, retry: bool = False) -> tuple[int, str] | None:
+        """Takes back what was freed, and drops segments that are not needed.
+
+        Args:
+            retry: try again to discard what is in quarantine.
+
+        Returns:
+            How many pages cannot be given back yet, and why, if it is not for a forked child.
+        """
+
+    def locate(self, address: int, nbytes: int) -> tuple[int, int, int] | None:
+        """The pages that a range of memory touches: (segment, first, pages). None: they are not this space's."""
+
+    def take_back(self, segment: int, first: int, count: int) -> None:
+        """Excludes pages from merging, and adopts them at once.
+
+        Raises:
+            NotBacked: some keep their frames.
+        """
+
+    def pin(self, place: tuple[int, int, int] | None, keep: object) -> Pin:
+        """Keeps pages from being merged and adopted until the pin ends; None: no pages. Holds `keep` for so long."""
+
+    def inherit(self, parent: Space) -> list[Segment]:
+        """In a child: takes over what is merged of the memory that its parent's space has left, as far as possible."""
+
+    def added(self) -> list[Segment]:
+        """Takes out the segments that were made since the last call."""
+
+    def dropped(self) -> list[Segment]:
+        """Takes out those that were dropped: to be discarded when the server was told. Events are in the journal."""
+
+    @property
+    def has_added(self) -> bool:
+        """Whether there are some that were made."""
+
+    @property
+    def has_dropped(self) -> bool:
+        """Whether there are some that were dropped."""
+
+    def announced(self) -> None:
+        """The server knows of all segments that were taken out."""
+
+    @property
+    def is_announced(self) -> bool:
+        """Whether the server knows of all segments, or will not be told."""
+
+    def set_reachable(self, reachable: bool) -> None:
+        """Whether the server is told of new segments: then whoever allocates waits for that, for a second at most."""
+
+    def close(self) -> list[Segment]:
+        """Drops all segments in which no block lives, and hands out no more. Returns the others, to be discarded."""
+
+    def check(self) -> None:
+        """Raises AssertionError if the books are wrong."""
+
+@final
+class Pin:
+    """A context manager. The pin ends with it, at the latest when the object is gone."""
+
+    def __enter__(self) -> None: ...
+    def __exit__(self, kind: object, value: object, trace: object, /) -> None: ...
+
+def span(obj: object) -> tuple[int, int]:
+    """The memory that a buffer covers: (address, bytes), from its first to its last byte.
+
+    Raises:
+        ValueError: it is not memory of one piece.
+        TypeError: it is no buffer.
+    """
+
+def memory_room() -> tuple[int, int] | None:
+    """Bytes of memory that this process may use, and how many are free. None: the kernel does not say."""
+
+def spare_pages(age_seconds: float = 0.0) -> int | None:
+    """How many pages may be taken back from frames now: that takes memory which nobody asked for. None: no bound known.
+
+    Args:
+        age_seconds: an earlier look is good enough for so long: the kernel takes half a millisecond for one.
+    """
+
+def make_object(place: Literal["shm", "memfd"], nbytes: int) -> tuple[str, int]:
+    """A shared-memory object as segments are: its name, and its descriptor, which is the caller's."""
 
 @final
 class WindowStats:
@@ -143,7 +436,10 @@ class Space:
         """
 
     def add_pool(self, pool: int, fd: int) -> None:
-        """Makes a pool known (numbers from 1); duplicates `fd`, which is open for reading only."""
+        """Makes a pool known (numbers from 1); duplicates `fd`, which is open for reading only.
+
+        A forked child closes its copy of `fd` as well, which would hold the pool's locks.
+        """
 
     def merge(
         self,
@@ -270,6 +566,16 @@ class Space:
     def let_parents_go(self, segment: int) -> None:
         """The server has booked that: the parents' references need not stay for its sake."""
 
+    def block(self, segment: int, first: int, nbytes: int) -> Block:
+        """Claims ceil(nbytes / PAGE_SIZE) pages from `first` on, of a view that no arena made. `nbytes` 0 claims none.
+
+        Raises:
+            ValueError: there is no such view, or the range is out of its bounds.
+        """
+
+    def attend(self, doorbell: Doorbell) -> None:
+        """Rings that when there are segments to announce, and after a fork whose child shares memory."""
+
     def forget_children(self) -> None:
         """Nobody will call `thaw` any more: memory that is shared stays so, and later forks cost no descriptor."""
 
@@ -289,11 +595,16 @@ class Block:
     When the last reference goes, the extent shows up in `Space.freed`.
     """
 
-    def __new__(cls, space: Space, segment: int, first: int, nbytes: int) -> Block:
-        """Claims ceil(nbytes / PAGE_SIZE) pages from `first` on. `nbytes` 0 claims none.
+    def __new__(cls, arena: Arena, nbytes: int, waits: bool = True) -> Self:
+        """Allocates zeroed memory that starts on a page boundary: it is this object's from the first moment on.
+
+        Args:
+            arena: that it comes from.
+            nbytes: how much; 0 is fine.
+            waits: until the server knows of new memory, for a second at most.
 
         Raises:
-            ValueError: there is no such view, or the range is out of its bounds.
+            NotBacked: it cannot be had.
         """
 
     @property

@@ -2,32 +2,16 @@
 
 #![allow(unsafe_code, reason = "the slots of the buffer protocol are unsafe functions")]
 
-use super::space::Space;
-use crate::freed::Freed;
-use crate::page::{Run, bytes, page_size};
+use super::arena::Arena;
+use crate::arena::Claim;
+use crate::arena::extents::Extent;
+use crate::page::{Run, page_size};
 use crate::sys::pybuffer;
-use crate::view::Memory;
 use pyo3::exceptions::{PyBufferError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use std::os::raw::c_int;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-
-/// What a block holds on to. Its drop puts the extent into the freed list; it takes no lock but that list's.
-struct Claim {
-    memory: Arc<Memory>,
-    _keeper: Arc<dyn Send + Sync>,
-    freed: Arc<Freed>,
-    segment: u32,
-    run: Run,
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        self.freed.push(self.segment, self.run);
-    }
-}
 
 /// See `_native.pyi`.
 #[pyclass(subclass, frozen, module = "pagefold_core")]
@@ -43,6 +27,15 @@ pub struct Block {
 }
 
 impl Block {
+    /// Of memory that was claimed; None: of no bytes.
+    pub fn of(claim: Option<Claim>, nbytes: usize) -> Block {
+        let address = claim.as_ref().map_or(page_size(), Claim::address);
+        let nowhere = Extent { segment: 0, run: Run { first: 0, count: 0 } };
+        let Extent { segment, run } = claim.as_ref().map_or(nowhere, Claim::extent);
+        let (exports, closed) = (AtomicUsize::new(0), false.into());
+        Block { claim: claim.into(), address, nbytes, segment, run, exports, closed }
+    }
+
     fn claim(&self) -> std::sync::MutexGuard<'_, Option<Claim>> {
         self.claim.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
@@ -50,25 +43,13 @@ impl Block {
 
 #[pymethods]
 impl Block {
+    // Called with the class of a subclass as well: nothing of Python's runs between the claim and the object.
     #[new]
-    fn new(py: Python<'_>, space: &Space, segment: u32, first: usize, nbytes: usize) -> PyResult<Block> {
-        let run = Run { first, count: nbytes.div_ceil(page_size()) };
-        let claim = if run.count == 0 {
-            None
-        } else {
-            let memory = py.detach(|| space.space.memory(segment, run))?;
-            Some(Claim { memory, _keeper: space.space.keeper(), freed: space.space.freed().clone(), segment, run })
-        };
-        let address = claim.as_ref().map_or(page_size(), |claim| claim.memory.range.at(bytes(first)));
-        Ok(Block {
-            claim: claim.into(),
-            address,
-            nbytes,
-            segment,
-            run,
-            exports: AtomicUsize::new(0),
-            closed: false.into(),
-        })
+    #[pyo3(signature = (arena, nbytes, waits = true))]
+    fn new(py: Python<'_>, arena: &Arena, nbytes: &Bound<'_, PyAny>, waits: bool) -> PyResult<Block> {
+        let nbytes = nbytes.extract::<usize>().unwrap_or(usize::MAX); // what does not fit is too large anyway
+        let claim = if nbytes == 0 { None } else { Some(arena.allocate(py, nbytes, waits)?) };
+        Ok(Block::of(claim, nbytes))
     }
 
     #[getter]

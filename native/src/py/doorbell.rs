@@ -2,12 +2,13 @@
 
 use crate::sys::doorbell;
 use pyo3::prelude::*;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// See `_native.pyi`.
 #[pyclass(frozen, module = "pagefold_core")]
 pub struct Doorbell {
-    pub bell: doorbell::Doorbell,
+    pub bell: Arc<doorbell::Doorbell>,
 }
 
 #[pymethods]
@@ -15,7 +16,7 @@ impl Doorbell {
     #[new]
     #[pyo3(signature = (name, owner=None))]
     fn new(name: &str, owner: Option<u32>) -> PyResult<Doorbell> {
-        Ok(Doorbell { bell: doorbell::Doorbell::open(name, owner)? })
+        Ok(Doorbell { bell: Arc::new(doorbell::Doorbell::open(name, owner)?) })
     }
 
     fn ring(&self) -> bool {

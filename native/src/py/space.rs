@@ -1,25 +1,28 @@
 //! The space.
 
+use super::block::Block;
 use super::doorbell::{Doorbell, seconds};
 use super::panicked;
 use crate::error::{Error, Result};
 use crate::headroom::Hindrance;
 use crate::journal::Event;
-use crate::page::{Run, bytes};
+use crate::page::{Run, bytes, page_size};
 use crate::proposal::Proposal;
 use crate::space::{self, Options, Woken};
 use crate::sys::mmap::duplicate;
+use crate::sys::object::Object;
 use crate::sys::uffd::Scope;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// See `_native.pyi`.
 #[pyclass(subclass, frozen, module = "pagefold_core")]
 pub struct Space {
-    pub space: space::Space,
+    pub space: Arc<space::Space>,
     tier: &'static str,
 }
 
@@ -130,7 +133,7 @@ impl Space {
             track,
         };
         let space = py.detach(|| space::Space::new(take(lease, "the lease")?, &options))?;
-        Ok(Space { space, tier })
+        Ok(Space { space: Arc::new(space), tier })
     }
 
     #[getter]
@@ -147,7 +150,11 @@ impl Space {
     }
 
     fn add_pool(&self, py: Python<'_>, pool: u32, fd: i32) -> PyResult<()> {
-        self.work(py, |space| space.add_pool(pool, take(fd, "the pool")?))
+        self.work(py, |space| {
+            space.add_pool(pool, take(fd, "the pool")?)?;
+            space.lend(fd);
+            Ok(())
+        })
     }
 
     fn merge(
@@ -311,7 +318,20 @@ impl Space {
     }
 
     fn take_over(&self, py: Python<'_>, parent: &Space, address: usize, segment: u32, fd: i32) -> PyResult<bool> {
-        self.work(py, |space| space.take_over(&parent.space, address, segment, take(fd, "the segment")?))
+        self.work(py, |space| {
+            let object = Arc::new(Object::keep(take(fd, "the segment")?));
+            space.take_over(&parent.space, address, segment, object)
+        })
+    }
+
+    fn block(&self, py: Python<'_>, segment: u32, first: usize, nbytes: usize) -> PyResult<Block> {
+        let run = Run { first, count: nbytes.div_ceil(page_size()) };
+        let claim = if run.count == 0 { None } else { Some(self.work(py, |space| space.claim(segment, run))?) };
+        Ok(Block::of(claim, nbytes))
+    }
+
+    fn attend(&self, py: Python<'_>, doorbell: &Doorbell) {
+        py.detach(|| self.space.attend(doorbell.bell.clone()));
     }
 
     fn let_parents_go(&self, py: Python<'_>, segment: u32) -> PyResult<()> {

@@ -257,7 +257,8 @@ impl<T: Recover + Send + 'static> ForkLock<T> {
     }
 }
 
-fn this_thread() -> usize {
+/// This thread, as its children know it too: it is the same in a child of fork.
+pub fn this_thread() -> usize {
     // SAFETY: cannot fail, and touches nothing. It is an address or a number, never 0.
     unsafe { libc::pthread_self() as usize }
 }

@@ -7,9 +7,11 @@
 pub mod atfork;
 pub mod caps;
 pub mod doorbell;
+pub mod event;
 pub mod flock;
 pub mod forklock;
 pub mod limits;
+pub mod made;
 pub mod mmap;
 pub mod object;
 pub mod pagemap;
@@ -18,6 +20,8 @@ pub mod pybuffer;
 pub mod sched;
 pub mod shm;
 pub mod signals;
+pub mod statvfs;
+pub mod thread;
 pub mod uffd;
 pub mod zeroed;
 

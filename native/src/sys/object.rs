@@ -28,6 +28,11 @@ impl Object {
         Object { fd: ManuallyDrop::new(fd), identity }
     }
 
+    /// The number, for others to open the object by.
+    pub fn number(&self) -> i32 {
+        self.fd.as_raw_fd()
+    }
+
     /// Whether the number still is this object.
     pub fn is_there(&self) -> bool {
         self.identity.is_some() && identify(self.fd.as_raw_fd()) == self.identity
@@ -50,6 +55,28 @@ impl Drop for Object {
         if self.is_there() {
             // SAFETY: this is the only drop, and the field is not used after it.
             unsafe { ManuallyDrop::drop(&mut self.fd) };
+        }
+    }
+}
+
+/// A number that somebody else in this process keeps open for the object. A child of fork has a copy of it that nobody there
+/// knows of, and that would hold the object's locks.
+pub struct Lent {
+    number: i32,
+    identity: Option<Identity>,
+}
+
+impl Lent {
+    /// Notes a number.
+    pub fn note(number: i32) -> Lent {
+        Lent { number, identity: identify(number) }
+    }
+
+    /// In a child: closes the copy, if it still is that object.
+    pub fn close(self) {
+        if self.identity.is_some() && identify(self.number) == self.identity {
+            // SAFETY: the number is open, for the object that it was noted for; whoever kept it open is in another process.
+            unsafe { libc::close(self.number) };
         }
     }
 }

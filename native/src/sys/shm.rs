@@ -1,4 +1,4 @@
-//! Shared-memory objects, seen through their descriptors: size, holes, room.
+//! Shared-memory objects, seen through their descriptors: size, holes, room. How they are made: `made`.
 
 use super::{check, retry};
 use std::io::{self, IoSlice};
@@ -36,6 +36,11 @@ pub fn is_ours(object: BorrowedFd<'_>) -> bool {
     stat(object).is_ok_and(|stat| stat.st_uid == user)
 }
 
+/// Whether the object has a name.
+pub fn is_linked(object: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(stat(object)?.st_nlink > 0)
+}
+
 /// Gives the memory of a range back; it reads as zeros from then on. The size stays.
 pub fn punch(object: BorrowedFd<'_>, offset: usize, bytes: usize) -> io::Result<()> {
     let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
@@ -43,6 +48,13 @@ pub fn punch(object: BorrowedFd<'_>, offset: usize, bytes: usize) -> io::Result<
     // reached by system calls, FFI and volatile reads only. That nobody needs the bytes (I4) is a rule of the books, and
     // not one of Rust's.
     retry(|| check(unsafe { libc::fallocate(object.as_raw_fd(), mode, offset as _, bytes as _) }).map(drop))
+}
+
+/// Sets memory aside for a range that is a hole; it goes on reading as zeros. A signal ends it: tmpfs begins again from the
+/// start then, so the range is to be small. A part may be reserved if it fails.
+pub fn reserve(object: BorrowedFd<'_>, offset: usize, bytes: usize) -> io::Result<()> {
+    // SAFETY: no memory of ours is passed, and the bytes of the object stay as they are.
+    check(unsafe { libc::fallocate(object.as_raw_fd(), 0, offset as _, bytes as _) }).map(drop)
 }
 
 /// Sets the object's size; what is added is a hole.

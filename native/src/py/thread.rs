@@ -1,0 +1,230 @@
+//! Work that no signal reaches, on threads of the library's own.
+//!
+//! An exception may come out of a signal handler between any two steps of Python, in the main thread. So what must not be
+//! left half done is not done there: `call` hands it to a thread of its own and waits. Whoever waits may be interrupted at
+//! any moment; the work goes on, and finds that nobody wants its answer.
+
+use super::wait;
+use crate::fork;
+use crate::sys::atfork;
+use crate::sys::event::{Event, Waited};
+use crate::sys::signals::HeldBack;
+use crate::sys::thread;
+use pyo3::exceptions::{PyOSError, PyRuntimeError};
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyCFunction, PyDict, PyTuple};
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+/// As Python's own threads have it, as a rule.
+const STACK: usize = 8 << 20;
+
+/// A thread of ours that runs Python.
+pub struct Running {
+    /// It has ended, and will not need Python any more.
+    pub ended: Event,
+    process: u32,
+}
+
+// Locked with the GIL held, and for no longer than a look: a fork by Python never finds it taken.
+static ALL: Mutex<Vec<Weak<Running>>> = Mutex::new(Vec::new());
+
+thread_local! {
+    static CURRENT: RefCell<Option<Arc<Running>>> = const { RefCell::new(None) };
+}
+
+/// The thread of ours that this is.
+pub fn current() -> Option<Arc<Running>> {
+    CURRENT.with_borrow(Clone::clone)
+}
+
+/// Waits until all threads of ours have ended, at most until then. Signals are handled later.
+pub fn wait_for_all(py: Python<'_>, until: Instant) {
+    let Ok(all) = ALL.try_lock().map(|all| all.clone()) else { return };
+    for running in all.iter().filter_map(Weak::upgrade).filter(|running| running.process == atfork::process()) {
+        py.detach(|| {
+            while !running.ended.is_set() && Instant::now() < until {
+                running.ended.wait(until.saturating_duration_since(Instant::now()));
+            }
+        });
+    }
+}
+
+/// See `_native.pyi`.
+#[pyfunction]
+#[pyo3(name = "start")]
+pub fn start_act(py: Python<'_>, act: Py<PyAny>) -> PyResult<()> {
+    start(py, "pagefold", move |py| {
+        if let Err(error) = act.call0(py) {
+            error.write_unraisable(py, None);
+        }
+    })
+}
+
+/// See `_native.pyi`.
+#[pyfunction]
+pub fn can_start(py: Python<'_>, count: usize) -> bool {
+    py.detach(|| {
+        let (end, gone) = (Arc::new(Event::default()), Arc::new(AtomicUsize::new(0)));
+        let wait = |end: Arc<Event>, gone: Arc<AtomicUsize>| {
+            move || {
+                while end.wait(Duration::from_secs(60)) != Waited::Set {}
+                gone.fetch_add(1, Ordering::AcqRel);
+            }
+        };
+        let started = |_: &usize| thread::start("pagefold-probe", STACK, wait(end.clone(), gone.clone())).is_ok();
+        let count_started = (0..count).take_while(started).count();
+        end.set();
+        while gone.load(Ordering::Acquire) < count_started {
+            std::thread::yield_now(); // what they take is to be there again
+        }
+        count_started == count
+    })
+}
+
+/// Starts a thread that runs Python.
+///
+/// Python starts it, though no code of Python's runs here: a thread that Python does not know of crashes before Python 3.12 if
+/// something that is local to it asks for the GIL when it goes (PyGILState_Release ends its state twice), as gevent's does.
+pub fn start(py: Python<'_>, name: &'static str, work: impl FnOnce(Python<'_>) + Send + 'static) -> PyResult<()> {
+    let running = Arc::new(Running { ended: Event::default(), process: atfork::process() });
+    {
+        let mut all = ALL.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|running| running.strong_count() > 0);
+        all.push(Arc::downgrade(&running));
+    }
+    let once = Mutex::new(Some((running, work)));
+    let run =
+        PyCFunction::new_closure(py, None, None, move |args: &Bound<'_, PyTuple>, _: Option<&Bound<'_, PyDict>>| {
+            let work = once.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some((running, work)) = work {
+                thread::become_ours(name);
+                CURRENT.set(Some(running.clone()));
+                let _ended = Ended(running);
+                work(args.py());
+                let _ = forget_dummy(args.py()); // there is none, or `threading` has become another
+            }
+        })?;
+    let start = starter(py)?;
+    let held = HeldBack::all(); // a thread begins with the mask of whoever starts it
+    let started = start.call1(py, (run, PyTuple::empty(py)));
+    drop(held);
+    started.map(drop).map_err(|error| PyOSError::new_err((libc::EAGAIN, format!("starting a thread: {error}"))))
+}
+
+/// Says that a thread has ended, however it does.
+struct Ended(Arc<Running>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        CURRENT.set(None);
+        self.0.ended.set();
+    }
+}
+
+/// `start_new_thread` of an instance of `_thread` that nobody else can reach: what others do to theirs (gevent puts greenlets in
+/// the place of threads) is not done to it.
+fn starter(py: Python<'_>) -> PyResult<&Py<PyAny>> {
+    static START: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    START.get_or_try_init(py, || {
+        let importer = py.import("importlib.machinery")?.getattr("BuiltinImporter")?;
+        let spec = importer.call_method1("find_spec", ("_thread",))?;
+        let module = py.import("importlib.util")?.call_method1("module_from_spec", (spec,))?;
+        importer.call_method1("exec_module", (&module,))?;
+        Ok(module.getattr("start_new_thread")?.unbind())
+    })
+}
+
+/// Whoever asks `threading` for the current thread, as gRPC does, has it make a dummy for one that it did not start. Before
+/// Python 3.13 it keeps that for ever.
+fn forget_dummy(py: Python<'_>) -> PyResult<()> {
+    let active = py.import("threading")?.getattr("_active")?;
+    let me = py.import("_thread")?.call_method0("get_ident")?;
+    if active.contains(&me)? && active.get_item(&me)?.get_type().name()? == "_DummyThread" {
+        active.del_item(me)?;
+    }
+    Ok(())
+}
+
+#[derive(Default)]
+struct Desk {
+    answer: Option<PyResult<Py<PyAny>>>,
+    left: bool,
+}
+
+struct Call {
+    // With the GIL held, always.
+    desk: Mutex<Desk>,
+    answered: Event,
+}
+
+impl Call {
+    /// Lays an answer down; false, and it is dropped, if nobody waits for it, or there is one.
+    fn answer(&self, answer: PyResult<Py<PyAny>>) -> bool {
+        let mut desk = self.desk.lock().unwrap_or_else(PoisonError::into_inner);
+        let wanted = !desk.left && desk.answer.is_none();
+        if wanted {
+            desk.answer = Some(answer);
+            self.answered.set();
+        } else {
+            drop(desk);
+            drop(answer); // which may run anything
+        }
+        wanted
+    }
+
+    fn leave(&self) -> Option<PyResult<Py<PyAny>>> {
+        let mut desk = self.desk.lock().unwrap_or_else(PoisonError::into_inner);
+        desk.left = true;
+        desk.answer.take()
+    }
+}
+
+/// See `_native.pyi`.
+#[pyclass(frozen, module = "pagefold_core")]
+pub struct Answer {
+    call: Arc<Call>,
+}
+
+#[pymethods]
+impl Answer {
+    fn give(&self, value: Py<PyAny>) -> bool {
+        self.call.answer(Ok(value))
+    }
+
+    #[getter]
+    fn wanted(&self) -> bool {
+        let desk = self.call.desk.lock().unwrap_or_else(PoisonError::into_inner);
+        !desk.left && desk.answer.is_none()
+    }
+}
+
+/// See `_native.pyi`.
+#[pyfunction]
+pub fn call(py: Python<'_>, act: Py<PyAny>) -> PyResult<Py<PyAny>> {
+    if fork::is_in_the_middle() {
+        return Err(PyRuntimeError::new_err(
+            "pagefold was asked to connect by a thread that is in the middle of a fork or of a call to the server: do it later",
+        ));
+    }
+    let call = Arc::new(Call { desk: Mutex::default(), answered: Event::default() });
+    let of_thread = call.clone();
+    start(py, "pagefold", move |py| {
+        let done = Py::new(py, Answer { call: of_thread.clone() }).and_then(|answer| act.call1(py, (answer,)));
+        drop(act);
+        let trouble = done.as_ref().err().map(|error| error.clone_ref(py));
+        if !of_thread.answer(done)
+            && let Some(trouble) = trouble
+            && of_thread.desk.lock().is_ok_and(|desk| !desk.left)
+        {
+            trouble.write_unraisable(py, None); // after the answer was given
+        }
+    })?;
+    let waited = wait(py, &call.answered, Duration::MAX);
+    let answer = call.leave();
+    waited?;
+    answer.expect("answered, and nobody else takes it")
+}
