@@ -317,7 +317,7 @@ assert stat.read_text().rpartition(")")[2].split()[1] == str(os.getpid()), "it i
 os.kill(pid, signal.SIGTERM)
 for _ in range(2000):
     if not stat.exists(): break
-    time.sleep(0.01)
+    time.sleep(0.01)  # waitpid() would reap it, which is what the library has to do
 assert not stat.exists(), stat.read_text()
 try:
     raise AssertionError(os.waitpid(-1, os.WNOHANG))
