@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 import posix_ipc
 import wire
-from pagefold import _names
+from pagefold_proto import shm_names
 from pagefold_proto.v1 import memory_pb2 as pb
 from pagefold_proto.v1 import memory_pb2_grpc
 
@@ -38,10 +38,10 @@ class Session:
         options = [("grpc.use_local_subchannel_pool", 1)]
         self._channel = grpc.insecure_channel(address, options=options)
         self.stub = memory_pb2_grpc.MemoryStub(self._channel)  # type: ignore[no-untyped-call]
-        self._lease = _names.create_locked(_names.LEASE, 0o600, 0)
-        proof = secrets.token_bytes(_names.PROOF_BYTES)
+        self._lease = shm_names.create_locked(shm_names.LEASE, 0o600, 0)
+        proof = secrets.token_bytes(shm_names.PROOF_BYTES)
         os.pwrite(self._lease.fd, proof, 0)
-        self._doorbell = _names.doorbell_for(self._lease.name)
+        self._doorbell = shm_names.doorbell_for(self._lease.name)
         posix_ipc.Semaphore(self._doorbell, posix_ipc.O_CREX, mode=0o600).close()
         self._objects = [self._lease]
         self.greeting = pb.HelloRequest(
@@ -62,7 +62,7 @@ class Session:
 
     def make(self, content: bytes) -> str:
         """An object with these bytes."""
-        made = _names.create_locked(_names.SEGMENT, 0o600, len(content))
+        made = shm_names.create_locked(shm_names.SEGMENT, 0o600, len(content))
         self._objects.append(made)
         os.pwrite(made.fd, content, 0)
         return made.name
@@ -103,7 +103,7 @@ class Session:
         self._channel.close()
         posix_ipc.unlink_semaphore(self._doorbell)
         for made in self._objects:
-            _names.remove(made.name)
+            shm_names.remove(made.name)
             os.close(made.fd)
 
 
@@ -224,7 +224,7 @@ def _strange(session: Session) -> Callable[[], int]:
     large = pb.ExchangeRequest(session=bytes(16), events=pb.Events(frame=[1 << 20] * (_LARGE // 3)))
     forged = pb.HelloRequest()
     forged.CopyFrom(session.greeting)
-    forged.proof = bytes(_names.PROOF_BYTES)
+    forged.proof = bytes(shm_names.PROOF_BYTES)
     calls: tuple[Callable[..., Any], ...] = (session.stub.Exchange, session.stub.Hello)
 
     def work() -> int:

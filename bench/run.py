@@ -27,7 +27,7 @@ import machine
 import structlog
 import table
 from figure import Figure, Plan, Row
-from pagefold_server.sweep import sweep
+from pagefold_server.sessions.sweep import sweep
 from rich.console import Console
 from rows import ROWS
 

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pagefold import _obstacles
 from pagefold.cli.app import app
 from pagefold.cli.exits import EXIT_CODES
+from pagefold_proto import obstacle_table
 from pagefold_server.settings import ENV_PREFIX, Settings, is_live
 from typer.main import get_command
 
@@ -116,7 +116,7 @@ def obstacles() -> str:
     """docs/obstacles.md."""
     rows = [
         (each.code, "yes" if each.blocks else "", each.what, _cell(each.why), _cell(each.remedy))
-        for each in _obstacles.TABLE.values()
+        for each in obstacle_table.TABLE.values()
     ]
     return OBSTACLES_HEAD + "".join(f"| {' | '.join(row)} |\n" for row in rows)
 

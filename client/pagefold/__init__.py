@@ -10,7 +10,8 @@
 What is here is the client library. Everything in it is thread-safe, and survives fork: see `Client`.
 """
 
-from pagefold._buffer import Buffer
+from pagefold_proto.version import __version__
+
 from pagefold._client import Client
 from pagefold._connect import connect
 from pagefold._errors import (
@@ -31,9 +32,9 @@ from pagefold._errors import (
     TlsFailed,
     TrackerUnavailable,
 )
+from pagefold._memory.buffer import Buffer
 from pagefold._reports import SettleReport, Stats
-from pagefold._transport import LocalTransport, Transport
-from pagefold._version import __version__
+from pagefold._session.transport import LocalTransport, Transport
 
 __all__ = [
     "AccessDenied",

@@ -21,17 +21,19 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, SupportsIndex
 
 import pagefold_core
 from pagefold_core import Answer, Arena, Lifeline, NotBacked, Pin, Space
+from pagefold_proto import obstacle_table
 from pagefold_proto.v1 import memory_pb2 as pb
 
-from pagefold import _arrays, _fork, _obstacles, _threads
-from pagefold._arena import not_allocated, not_taken_back
-from pagefold._buffer import HOW_TO_ALLOCATE, Buffer, span_of
-from pagefold._conversation import Conversation
 from pagefold._errors import ClientClosed, ForkedClient, OutOfThreads, PagefoldError
-from pagefold._log import log as _log
+from pagefold._memory import arrays
+from pagefold._memory.arena import not_allocated, not_taken_back
+from pagefold._memory.buffer import HOW_TO_ALLOCATE, Buffer, span_of
+from pagefold._process import fork, threads
+from pagefold._process.log import log as _log
 from pagefold._reports import SettleReport, Stats
-from pagefold._session import GOODBYE_SECONDS, Session
-from pagefold._transport import MORE_THREADS
+from pagefold._session.conversation import Conversation
+from pagefold._session.session import GOODBYE_SECONDS, Session
+from pagefold._session.transport import MORE_THREADS
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -99,7 +101,7 @@ class Client:
         """
         return self._allocator()(_size(size))
 
-    def empty(self, shape: Shape, dtype: DTypeLike = float, order: _arrays.Order = "C") -> NDArray[Any]:
+    def empty(self, shape: Shape, dtype: DTypeLike = float, order: arrays.Order = "C") -> NDArray[Any]:
         """An array as `numpy.empty` makes it, in mergeable memory; it happens to hold zeros.
 
         Args:
@@ -111,44 +113,44 @@ class Client:
             OutOfSharedMemory: see `allocate`.
             TypeError: the type holds references to Python objects.
         """
-        return _arrays.zeros(self._allocator(), shape, dtype, order)
+        return arrays.zeros(self._allocator(), shape, dtype, order)
 
-    def zeros(self, shape: Shape, dtype: DTypeLike = float, order: _arrays.Order = "C") -> NDArray[Any]:
+    def zeros(self, shape: Shape, dtype: DTypeLike = float, order: arrays.Order = "C") -> NDArray[Any]:
         """An array of zeros. Takes no memory until it is written. See `empty`."""
-        return _arrays.zeros(self._allocator(), shape, dtype, order)
+        return arrays.zeros(self._allocator(), shape, dtype, order)
 
     def full(
-        self, shape: Shape, fill_value: ArrayLike, dtype: DTypeLike | None = None, order: _arrays.Order = "C"
+        self, shape: Shape, fill_value: ArrayLike, dtype: DTypeLike | None = None, order: arrays.Order = "C"
     ) -> NDArray[Any]:
         """An array filled with a value, of the value's type if no other is given. See `empty`."""
-        return _arrays.full(self._allocator(), shape, fill_value, dtype, order)
+        return arrays.full(self._allocator(), shape, fill_value, dtype, order)
 
-    def array(self, obj: ArrayLike, dtype: DTypeLike | None = None, order: _arrays.LikeOrder = "K") -> NDArray[Any]:
+    def array(self, obj: ArrayLike, dtype: DTypeLike | None = None, order: arrays.LikeOrder = "K") -> NDArray[Any]:
         """A copy, in mergeable memory, of anything that NumPy takes for an array. See `empty`."""
-        return _arrays.array(self._allocator(), obj, dtype, order)
+        return arrays.array(self._allocator(), obj, dtype, order)
 
     def empty_like(
-        self, prototype: ArrayLike, dtype: DTypeLike | None = None, order: _arrays.LikeOrder = "K"
+        self, prototype: ArrayLike, dtype: DTypeLike | None = None, order: arrays.LikeOrder = "K"
     ) -> NDArray[Any]:
         """An array with the shape, type and layout of another one. See `empty`."""
-        return _arrays.like(self._allocator(), prototype, dtype, order)
+        return arrays.like(self._allocator(), prototype, dtype, order)
 
     def zeros_like(
-        self, prototype: ArrayLike, dtype: DTypeLike | None = None, order: _arrays.LikeOrder = "K"
+        self, prototype: ArrayLike, dtype: DTypeLike | None = None, order: arrays.LikeOrder = "K"
     ) -> NDArray[Any]:
         """Zeros with the shape, type and layout of another array. See `empty`."""
-        return _arrays.like(self._allocator(), prototype, dtype, order)
+        return arrays.like(self._allocator(), prototype, dtype, order)
 
     def full_like(
         self,
         prototype: ArrayLike,
         fill_value: ArrayLike,
         dtype: DTypeLike | None = None,
-        order: _arrays.LikeOrder = "K",
+        order: arrays.LikeOrder = "K",
     ) -> NDArray[Any]:
         """A filled array with the shape, type and layout of another one. See `empty`."""
-        result = _arrays.like(self._allocator(), prototype, dtype, order)
-        _arrays.import_numpy().copyto(result, fill_value, casting="unsafe")
+        result = arrays.like(self._allocator(), prototype, dtype, order)
+        arrays.import_numpy().copyto(result, fill_value, casting="unsafe")
         return result
 
     def settle(self, timeout: float | None = SETTLE_SECONDS) -> SettleReport:
@@ -170,7 +172,7 @@ class Client:
         parts = self._open()
         if parts.space.tier == "off":
             parts.session.kick()  # the server is told how much memory it is
-            return SettleReport(settled=False, reason=_obstacles.text(parts.session.obstacles()), seconds=0.0)
+            return SettleReport(settled=False, reason=obstacle_table.text(parts.session.obstacles()), seconds=0.0)
         parts.arena.sweep()
         return parts.session.settle(seconds)
 
@@ -197,7 +199,7 @@ class Client:
             tier=parts.space.tier,
             tracker=parts.tracker,
             connected=not (session.lost or session.trouble),
-            trouble=_obstacles.text(session.obstacles()),
+            trouble=obstacle_table.text(session.obstacles()),
             windows=windows.windows,
             window_p99_micros=windows.p99_micros,
             window_max_micros=windows.max_micros,
@@ -287,7 +289,9 @@ class Client:
         parts.session.close()
         self._parts = None
         if left:
-            _log.warning("%s", _obstacles.sentence(_obstacles.Obstacle(kind=pb.OBSTACLE_KIND_CLOSED, pages=left)))
+            _log.warning(
+                "%s", obstacle_table.sentence(obstacle_table.Obstacle(kind=pb.OBSTACLE_KIND_CLOSED, pages=left))
+            )
 
     def __enter__(self) -> Client:
         return self
@@ -325,13 +329,13 @@ class Client:
         return self._attach() if parts.space.forked else parts
 
     def _attach(self) -> Parts:
-        _fork.tell_troubles()
+        fork.tell_troubles()
         if self._again is None:
             raise ForkedClient(
                 "this client belongs to the parent process, and its memory is a snapshot here: open a client of your "
                 "own with pagefold.connect()"
             )
-        if why := _fork.why_not_attach():
+        if why := fork.why_not_attach():
             raise ForkedClient(f"this client belongs to the parent process, and its memory is a snapshot here: {why}")
         begin(functools.partial(self._again, weakref.ref(self)))
         return self._open()
@@ -352,7 +356,7 @@ class Client:
         """It has connected in a child."""
         self._parts = parts
 
-    def _allocator(self) -> _arrays.Allocate:
+    def _allocator(self) -> arrays.Allocate:
         return functools.partial(_allocate, self._open())
 
 
@@ -373,14 +377,14 @@ def begin(session: Callable[[Answer], object]) -> Any:
 
 
 def _allocate(parts: Parts, nbytes: int) -> Buffer:
-    greenlets = _threads.are_greenlets()
+    greenlets = threads.are_greenlets()
     try:
         if not greenlets:
             return Buffer(parts.arena, nbytes)
         buffer = Buffer(parts.arena, nbytes, waits=False)
     except NotBacked as error:
         raise not_allocated(nbytes, error) from None
-    _threads.wait_among_greenlets(lambda _: parts.arena.is_announced or None, ANNOUNCE_SECONDS)
+    threads.wait_among_greenlets(lambda _: parts.arena.is_announced or None, ANNOUNCE_SECONDS)
     return buffer
 
 
@@ -396,7 +400,7 @@ def _size(size: SupportsIndex) -> int:
 
 def _timeout(seconds: float | None) -> float:
     """What threads can wait for: no more than the kernel's clock holds, and no less than nothing."""
-    most = _threads.TIMEOUT_MAX
+    most = threads.TIMEOUT_MAX
     if seconds is None:
         return most
     if seconds != seconds:

@@ -22,24 +22,13 @@ from typing import Any, Final, cast
 import pagefold_core
 import posix_ipc
 from pagefold_core import Answer, Arena, Doorbell, Ending, Lifeline, Space, Turn
+from pagefold_proto import addresses, obstacle_table, shm_names, tls
+from pagefold_proto.addresses import Address
+from pagefold_proto.text import printable
 from pagefold_proto.v1 import memory_pb2 as pb
+from pagefold_proto.version import __version__
 
-from pagefold import (
-    _address,
-    _autostart,
-    _backing,
-    _dumpable,
-    _names,
-    _obstacles,
-    _threads,
-    _tier,
-    _tls,
-    _tracker,
-)
-from pagefold._address import Address
-from pagefold._arena import FIRST_SEGMENT, LAST_SEGMENT, no_segment
 from pagefold._client import PAGE, Again, Client, Parts, begin
-from pagefold._conversation import Conversation
 from pagefold._errors import (
     BarrierUnavailable,
     DescriptorsClosed,
@@ -47,11 +36,14 @@ from pagefold._errors import (
     TlsFailed,
     TrackerUnavailable,
 )
-from pagefold._log import log as _log
-from pagefold._session import Session, Wiring
-from pagefold._text import printable
-from pagefold._transport import GrpcTransport, Transport
-from pagefold._version import __version__
+from pagefold._launch import user_server
+from pagefold._memory.arena import FIRST_SEGMENT, LAST_SEGMENT, no_segment
+from pagefold._options import backings, barriers, trackers
+from pagefold._process import dumpable, threads
+from pagefold._process.log import log as _log
+from pagefold._session.conversation import Conversation
+from pagefold._session.session import Session, Wiring
+from pagefold._session.transport import GrpcTransport, Transport
 
 PROTOCOL: Final = 1
 START_SECONDS: Final = 20.0
@@ -152,7 +144,7 @@ def _connect(wanted: Wanted, answer: Answer) -> None:
 
 def _attach(wanted: Wanted, known: weakref.ref[Client], answer: Answer) -> None:
     """The session's thread, of a client that this process has inherited."""
-    with _attaching.setdefault(os.getpid(), _threads.Lock()):
+    with _attaching.setdefault(os.getpid(), threads.Lock()):
         client = known()
         inherited = None if client is None else client.inherited
         if client is None or inherited is None:
@@ -171,29 +163,29 @@ def _put_together(wanted: Wanted, answer: Answer, parent: Parts | None = None) -
     if any("\ud800" <= character <= "\udfff" for character in domain):
         raise ValueError(f"domain is {domain!r}, and a part of it is no text: bytes that are not UTF-8")
     asked = barrier if barrier is not None else os.environ.get("PAGEFOLD_BARRIER") or None
-    asked_tier = None if asked is None else _tier.checked(asked)
+    asked_tier = None if asked is None else barriers.checked(asked)
     disabled = [name for name in os.environ.get("PAGEFOLD_DISABLE", "").replace(" ", "").split(",") if name]
     features = pagefold_core.probe(disabled)
-    tier, obstacle = _tier.choose(asked_tier, features)
+    tier, obstacle = barriers.choose(asked_tier, features)
     code = 0
     asked_tracker = tracker if tracker is not None else os.environ.get("PAGEFOLD_TRACKER") or None
-    asked_tracker = None if asked_tracker is None else _tracker.checked(asked_tracker)
-    way = _tracker.choose(asked_tracker, features, tier)
-    where_from = _backing.checked(wanted.backing or os.environ.get("PAGEFOLD_BACKING") or "auto")
+    asked_tracker = None if asked_tracker is None else trackers.checked(asked_tracker)
+    way = trackers.choose(asked_tracker, features, tier)
+    where_from = backings.checked(wanted.backing or os.environ.get("PAGEFOLD_BACKING") or "auto")
     budget = _budget(wanted.mapping_budget, features.max_map_count)
-    token = _tls.checked_token(wanted.token or os.environ.get("PAGEFOLD_TOKEN") or "")
+    token = tls.checked_token(wanted.token or os.environ.get("PAGEFOLD_TOKEN") or "")
     named = wanted.address or os.environ.get("PAGEFOLD_ADDRESS") or None
-    where = _address.parse(named or _address.default_address())
+    where = addresses.parse(named or addresses.default_address())
     if named is None and transport is None:
         with contextlib.suppress(FileNotFoundError):
-            _address.verify_directory(os.path.dirname(where.path))
+            addresses.verify_directory(os.path.dirname(where.path))
     autostart = wanted.autostart
     if autostart is None:
         autostart = os.environ.get("PAGEFOLD_AUTOSTART", "1").lower() not in ("0", "no", "off", "false")
     autostart = autostart and where.scheme == "unix" and transport is None
     with contextlib.ExitStack() as undo:
         try:
-            lease = _names.create_locked(_names.LEASE, 0o600, PAGE)
+            lease = shm_names.create_locked(shm_names.LEASE, 0o600, PAGE)
         except OSError as error:
             raise no_segment(PAGE, error) from error
         release = _Release(lease.name)
@@ -204,7 +196,7 @@ def _put_together(wanted: Wanted, answer: Answer, parent: Parts | None = None) -
         except OSError as error:
             if error.errno in _EXHAUSTED:  # a client that merges nothing, for want of a descriptor, is no help
                 raise no_segment(PAGE, error) from error
-            why = _dumpable.why_not() or error
+            why = dumpable.why_not() or error
             if asked_tier is not None:
                 raise BarrierUnavailable(f"barrier={tier!r} cannot be had here: {why}") from error
             tier, obstacle, code, way = "off", _no_space(error), error.errno or 0, "checksum"
@@ -226,7 +218,7 @@ def _put_together(wanted: Wanted, answer: Answer, parent: Parts | None = None) -
         try:
             _hello(conversation, where, request, autostart, answer)
         except ServerUnavailable as error:
-            why = _tls.why_not(where, wanted.ca) if transport is None else ""
+            why = tls.why_not(where, wanted.ca) if transport is None else ""
             if why:
                 raise TlsFailed(f"somebody listens at {where}, but {why}: check ca=") from error
             raise
@@ -238,14 +230,14 @@ def _put_together(wanted: Wanted, answer: Answer, parent: Parts | None = None) -
         undo.pop_all()
     if obstacle is not None and obstacle != pb.OBSTACLE_KIND_OFF:
         level = logging.WARNING if parent is None else logging.DEBUG  # a family is told once
-        _log.log(level, "connected, but %s", _obstacles.text(conversation.obstacles.told(0)))
+        _log.log(level, "connected, but %s", obstacle_table.text(conversation.obstacles.told(0)))
     again = functools.partial(_attach, replace(wanted, address=named)) if transport is None else None
     return session, Parts(Lifeline(ending, arena), space, arena, conversation, session, way), again
 
 
-def _no_space(error: OSError) -> _obstacles.Kind:
+def _no_space(error: OSError) -> obstacle_table.Kind:
     """What it is that keeps this program from merging, where a space can be had in tier "off" only."""
-    return pb.OBSTACLE_KIND_PAGEMAP if "pagemap" in str(error) or _dumpable.why_not() else pb.OBSTACLE_KIND_SPACE
+    return pb.OBSTACLE_KIND_PAGEMAP if "pagemap" in str(error) or dumpable.why_not() else pb.OBSTACLE_KIND_SPACE
 
 
 def _open_channel(where: Address, token: str, ca: str | os.PathLike[str] | None) -> GrpcTransport:
@@ -258,8 +250,8 @@ def _open_channel(where: Address, token: str, ca: str | os.PathLike[str] | None)
 
 
 def _make_space(
-    tier: _tier.Barrier, lease: int, budget: int, disabled: list[str], way: _tracker.Tracker, insist: bool
-) -> tuple[Space, _tracker.Tracker]:
+    tier: barriers.Barrier, lease: int, budget: int, disabled: list[str], way: trackers.Tracker, insist: bool
+) -> tuple[Space, trackers.Tracker]:
     """A space with that tracker, or with the other one if it cannot be had after all (no descriptor left, say)."""
     try:
         return Space(tier, lease, budget, disabled=disabled, tracker=way), way
@@ -280,19 +272,19 @@ class _Release:
         self._doorbell = ""
 
     def make_doorbell(self) -> Doorbell:
-        name = _names.doorbell_for(self._lease)
+        name = shm_names.doorbell_for(self._lease)
         try:
             posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode=0o600, initial_value=0).close()
             self._doorbell = name
             return Doorbell(name)
         except (posix_ipc.Error, OSError) as error:
-            raise no_segment(PAGE, _names.with_number(error)) from error
+            raise no_segment(PAGE, shm_names.with_number(error)) from error
 
     def __call__(self) -> None:
         if self._doorbell:
             with contextlib.suppress(posix_ipc.ExistentialError):
                 posix_ipc.unlink_semaphore(self._doorbell)
-        _names.remove(self._lease)
+        shm_names.remove(self._lease)
 
 
 def _write_proof(lease: int) -> bytes:
@@ -301,7 +293,7 @@ def _write_proof(lease: int) -> bytes:
     Raises:
         OutOfSharedMemory: there is no room for it.
     """
-    proof = secrets.token_bytes(_names.PROOF_BYTES)
+    proof = secrets.token_bytes(shm_names.PROOF_BYTES)
     try:
         os.pwrite(lease, proof, 0)
     except OSError as error:
@@ -310,9 +302,9 @@ def _write_proof(lease: int) -> bytes:
 
 
 def _hello_request(
-    lease: str, proof: bytes, tier: _tier.Barrier, way: _tracker.Tracker, domain: str
+    lease: str, proof: bytes, tier: barriers.Barrier, way: trackers.Tracker, domain: str
 ) -> pb.HelloRequest:
-    tiers: dict[_tier.Barrier, pb.Tier] = {"uffd": pb.TIER_UFFD, "user": pb.TIER_USER, "off": pb.TIER_OFF}
+    tiers: dict[barriers.Barrier, pb.Tier] = {"uffd": pb.TIER_UFFD, "user": pb.TIER_USER, "off": pb.TIER_OFF}
     return pb.HelloRequest(
         protocol=PROTOCOL,
         page_size=PAGE,
@@ -321,7 +313,7 @@ def _hello_request(
         version=__version__,
         label=domain,
         lease=lease,
-        doorbell=_names.doorbell_for(lease),
+        doorbell=shm_names.doorbell_for(lease),
         tier=tiers[tier],
         tracker=pb.TRACKER_PAGEMAP if way == "pagemap" else pb.TRACKER_CHECKSUM,
         proof=proof,
@@ -331,10 +323,10 @@ def _hello_request(
 def _hello(
     conversation: Conversation, where: Address, request: pb.HelloRequest, autostart: bool, answer: Answer
 ) -> None:
-    deadline = _threads.monotonic() + START_SECONDS
+    deadline = threads.monotonic() + START_SECONDS
     while True:
         if autostart:
-            _autostart.ensure_server(where, max(0.0, deadline - _threads.monotonic()))
+            user_server.ensure_server(where, max(0.0, deadline - threads.monotonic()))
         try:
             with Turn():
                 conversation.hello(request)
@@ -342,9 +334,9 @@ def _hello(
             raise
         except ServerUnavailable as error:
             # With autostart it answered a moment ago: it may be stopping, or not be quite there yet.
-            if not autostart or not answer.wanted or _threads.monotonic() > deadline:
+            if not autostart or not answer.wanted or threads.monotonic() > deadline:
                 raise ServerUnavailable(f"{error}. Start a server with `pagefold serve`") from error
-            _threads.sleep(0.1)  # a server that is stopping tells nobody when it is gone
+            threads.sleep(0.1)  # a server that is stopping tells nobody when it is gone
         else:
             return
 

@@ -1,1 +1,1 @@
-"""The wire protocol of pagefold: the .proto files and the code generated from them."""
+"""What client and server agree on: the protocol (v1), names and locks of shared objects, addresses, obstacles."""

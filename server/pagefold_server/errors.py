@@ -36,10 +36,10 @@ from typing import Any, TypeVar
 import grpc
 import structlog
 from grpc import StatusCode
-from pagefold._text import printable
+from pagefold_proto.text import printable
 from pagefold_proto.v1 import memory_pb2 as pb
 
-from pagefold_server.engine import ProtocolViolation
+from pagefold_server.engine.interface import ProtocolViolation
 
 REASON_KEY = "pagefold-reason"
 """Key of the trailing metadata that carries the reason's name, say "REASON_LIMIT"."""

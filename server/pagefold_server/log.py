@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 import structlog
-from pagefold._text import printable
+from pagefold_proto.text import printable
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from pagefold_server.settings import Settings

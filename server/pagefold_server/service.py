@@ -23,23 +23,23 @@ import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from pagefold._address import Address, parse
-from pagefold._version import __version__
+from pagefold_proto.addresses import Address, parse
 from pagefold_proto.v1 import admin_pb2, admin_pb2_grpc, memory_pb2, memory_pb2_grpc
+from pagefold_proto.version import __version__
 
 from pagefold_server import log
-from pagefold_server.admin import AdminServicer
-from pagefold_server.auth import TokenInterceptor, read_token
-from pagefold_server.domain import Domains
+from pagefold_server.api.admin import AdminServicer
+from pagefold_server.api.auth import TokenInterceptor, read_token
+from pagefold_server.api.listen import Listener, address_of
+from pagefold_server.api.memory import MAX_MESSAGE_BYTES, MemoryServicer
+from pagefold_server.api.status import Observer
+from pagefold_server.domains.domain import Domains
+from pagefold_server.domains.pacing import Pacer, every
 from pagefold_server.errors import AddressRefused, AlreadyRunning, BadConfig, StartError
-from pagefold_server.listen import Listener, address_of
-from pagefold_server.memory import MAX_MESSAGE_BYTES, MemoryServicer
-from pagefold_server.pacing import Pacer, every
-from pagefold_server.sessions import Sessions
+from pagefold_server.sessions.registry import Sessions
+from pagefold_server.sessions.sweep import sweep, sweep_gently
 from pagefold_server.settings import Configuration, Settings
-from pagefold_server.status import Observer
-from pagefold_server.sweep import sweep, sweep_gently
-from pagefold_server.tenants import Tenants
+from pagefold_server.tenants.tenants import Tenants
 
 _GRACE: Final = 2.0  # seconds for calls in flight
 _TEND_SECONDS: Final = 0.5

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pagefold import _address
+from pagefold_proto import addresses
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
@@ -26,7 +26,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from pagefold_server.engine import EngineOptions
+from pagefold_server.engine.interface import EngineOptions
 from pagefold_server.errors import BadConfig
 
 ENV_PREFIX = "PAGEFOLD_"
@@ -196,7 +196,7 @@ class Settings(BaseSettings):
     @classmethod
     def _check_address(cls, address: str) -> str:
         if address:
-            _address.parse(address)
+            addresses.parse(address)
         return address
 
     @model_validator(mode="after")
@@ -206,9 +206,9 @@ class Settings(BaseSettings):
         return self
 
     @property
-    def listen(self) -> _address.Address:
+    def listen(self) -> addresses.Address:
         """The address to listen on."""
-        return _address.parse(self.address or _address.default_address())
+        return addresses.parse(self.address or addresses.default_address())
 
     @property
     def engine_options(self) -> EngineOptions:

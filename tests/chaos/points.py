@@ -107,9 +107,9 @@ def _around(owner: Any, name: str, before: str, after: str) -> None:
 
 def wrap_client() -> None:
     """Puts the client's points into the library, once in a process."""
-    from pagefold import _conversation, _transport
+    from pagefold._session import conversation, transport
 
-    call = _transport.GrpcTransport.call
+    call = transport.GrpcTransport.call
 
     def called(self: Any, method: Any, request: Any, timeout: float) -> Any:
         hit(f"{method.name}.before")
@@ -117,7 +117,7 @@ def wrap_client() -> None:
         hit(f"{method.name}.after")
         return reply
 
-    carry_out = _conversation.Conversation._carry_out
+    carry_out = conversation.Conversation._carry_out
 
     def carried_out(self: Any, reply: Any) -> Any:
         if reply.merges.count:
@@ -129,20 +129,24 @@ def wrap_client() -> None:
             hit("adopts.done")
         return result
 
-    _transport.GrpcTransport.call = called  # type: ignore[method-assign]
-    _conversation.Conversation._carry_out = carried_out  # type: ignore[method-assign]
+    transport.GrpcTransport.call = called  # type: ignore[method-assign]
+    conversation.Conversation._carry_out = carried_out  # type: ignore[method-assign]
 
 
 def wrap_server() -> None:
     """Puts the server's points into it, once in a process."""
-    from pagefold_server import domain, native, reference, service, sessions
+    from pagefold_server import service
+    from pagefold_server.domains import domain
+    from pagefold_server.engine import native
+    from pagefold_server.engine.reference import engine as reference
+    from pagefold_server.sessions import registry
 
     for name in ("hello", "add_segment", "exchange", "drop_segment", "bye"):
-        _around(sessions.Sessions, name, f"{name}.received", f"{name}.applied")
+        _around(registry.Sessions, name, f"{name}.received", f"{name}.applied")
     for engine in (native.NativeEngine, reference.ReferenceEngine):
         _around(engine, "apply", "", "exchange.booked")
         _around(engine, "take", "", "exchange.taken")
-    _around(sessions.Sessions, "reap", "reap.begin", "reap.done")
+    _around(registry.Sessions, "reap", "reap.begin", "reap.done")
     gently = service.sweep_gently
     scan = domain.Domain.scan
 

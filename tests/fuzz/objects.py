@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-from pagefold import _names, _slots
+from pagefold_proto import pool_slots, shm_names
 from support.worker import PAGE, page_of
 
 SHM: Final = "/dev/shm"
@@ -34,10 +34,10 @@ class Objects:
     """Those of one session."""
 
     def __init__(self) -> None:
-        self.lease = _names.create_locked(_names.LEASE, 0o600, 0)
-        self.proof = secrets.token_bytes(_names.PROOF_BYTES)
+        self.lease = shm_names.create_locked(shm_names.LEASE, 0o600, 0)
+        self.proof = secrets.token_bytes(shm_names.PROOF_BYTES)
         os.pwrite(self.lease.fd, self.proof, 0)
-        self.doorbell = _names.doorbell_for(self.lease.name)
+        self.doorbell = shm_names.doorbell_for(self.lease.name)
         self._bell = os.open(f"{SHM}/sem.{self.doorbell[1:]}", os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         os.ftruncate(self._bell, 32)  # as large as the C library's
         self._made: list[Made] = []
@@ -45,13 +45,13 @@ class Objects:
 
     def segment(self, pages: int, content: str, memfd: bool) -> Made:
         if memfd:
-            name = _names.new_name(_names.SEGMENT)
+            name = shm_names.new_name(shm_names.SEGMENT)
             first = os.memfd_create(name[1:], os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             os.ftruncate(first, pages * PAGE)
             made = Made(name, os.open(f"/proc/self/fd/{first}", os.O_RDWR | os.O_CLOEXEC), True)
             os.close(first)  # the kernel gives no file lease on it
         else:
-            locked = _names.create_locked(_names.SEGMENT, 0o600, pages * PAGE)
+            locked = shm_names.create_locked(shm_names.SEGMENT, 0o600, pages * PAGE)
             made = Made(locked.name, locked.fd)
         self._made.append(made)
         if content == "equal":
@@ -126,12 +126,12 @@ class Objects:
 
     def plant(self, tag: str, frames: int, slots: int, leased: bool) -> None:
         """A pool that the server has not made."""
-        locked = _names.create_locked(_names.POOL, 0o400, frames * PAGE, tag)
+        locked = shm_names.create_locked(shm_names.POOL, 0o400, frames * PAGE, tag)
         made = Made(locked.name, locked.fd)
         self._made.append(made)
         os.pwrite(made.fd, page_of(1), (frames - 1) * PAGE)
         for slot in range(1, 2 * slots, 2):
-            _slots.hold(made.fd, slot)
+            pool_slots.hold(made.fd, slot)
         if leased:
             self.lock(made)
 
@@ -144,10 +144,10 @@ class Objects:
             held: all are names of one object whose lock is held, so that no sweep takes them; else files of their own.
         """
         if held:
-            locked = _names.create_locked(_names.POOL, 0o400, 0, tag)
+            locked = shm_names.create_locked(shm_names.POOL, 0o400, 0, tag)
             self._made.append(Made(locked.name, locked.fd))
         for _ in range(count):
-            name = _names.new_name(_names.POOL, tag)
+            name = shm_names.new_name(shm_names.POOL, tag)
             if held:
                 os.link(SHM + locked.name, SHM + name)
             else:

@@ -19,7 +19,7 @@ import pagefold_core
 import pagefold_proto
 import pagefold_server
 import pytest
-from pagefold import _autostart, _boot, _interpreter
+from pagefold._launch import boot, interpreter, user_server
 from support.waiting import until
 
 pytestmark = pytest.mark.usefixtures("no_names")
@@ -228,20 +228,20 @@ def test_an_interpreter_of_another_version_is_passed_over(
     where: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = tmp_path / "python3"
-    other.write_text(f"#!/bin/sh\nexit {_boot.EXIT_OTHER_PYTHON}\n")
+    other.write_text(f"#!/bin/sh\nexit {boot.EXIT_OTHER_PYTHON}\n")
     other.chmod(0o755)
     broken = tmp_path / "python"
     broken.write_bytes(b"\x7fELF, but not for long")
     broken.chmod(0o755)
-    monkeypatch.setattr(_interpreter, "_paths", lambda: iter([str(other), str(broken), sys.executable]))
+    monkeypatch.setattr(interpreter, "_paths", lambda: iter([str(other), str(broken), sys.executable]))
     with pagefold.connect(f"unix:{where}/server.sock") as client:
         assert client.stats().connected
 
 
 def test_an_interpreter_says_itself_that_it_is_another_version() -> None:
-    told = {_boot.VARIABLE: '{"tag": "cpython-27", "path": [], "detach": false}'}
-    ended = subprocess.run([sys.executable, *_interpreter.arguments("this")], env=os.environ | told, check=False)
-    assert ended.returncode == _boot.EXIT_OTHER_PYTHON
+    told = {boot.VARIABLE: '{"tag": "cpython-27", "path": [], "detach": false}'}
+    ended = subprocess.run([sys.executable, *interpreter.arguments("this")], env=os.environ | told, check=False)
+    assert ended.returncode == boot.EXIT_OTHER_PYTHON
 
 
 def test_the_server_keeps_nothing_of_the_program(where: Path, tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ def test_the_server_keeps_nothing_of_the_program(where: Path, tmp_path: Path) ->
     proc = Path(f"/proc/{pid}")
     assert os.readlink(proc / "cwd") == "/"
     told = dict(line.split("=", 1) for line in (proc / "environ").read_text().split("\0") if line)
-    assert set(told) <= _autostart._KEPT | {_boot.VARIABLE} | {name for name in told if name.startswith("LC_")}
+    assert set(told) <= user_server._KEPT | {boot.VARIABLE} | {name for name in told if name.startswith("LC_")}
     opened = [os.readlink(fd) for fd in (proc / "fd").iterdir() if fd.exists()]
     assert "/etc/passwd" not in opened
     status = dict(line.split(":\t", 1) for line in (proc / "status").read_text().splitlines() if ":\t" in line)

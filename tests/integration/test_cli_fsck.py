@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from pagefold import _names
+from pagefold_proto import shm_names
 from pagefold_proto.v1 import admin_pb2 as pb
 from support.audit import word
 from support.raw import Raw, noise
@@ -55,7 +55,7 @@ def test_a_clean_system_is_0(server: Server, work: Work) -> None:
 
 def test_a_difference_is_1(server: Server) -> None:
     server.status()  # answers after the sweep with which it begins
-    made = _names.create_locked(_names.LEASE, 0o600, 0)
+    made = shm_names.create_locked(shm_names.LEASE, 0o600, 0)
     os.close(made.fd)
     try:
         found = told(server.address, 1)
@@ -67,7 +67,7 @@ def test_a_difference_is_1(server: Server) -> None:
         assert f"garbage: {made.name}" in ended.stdout
         assert "different: 1 garbage" in ended.stdout
     finally:
-        _names.remove(made.name)
+        shm_names.remove(made.name)
 
 
 def test_what_could_not_be_looked_at_is_2(server: Server) -> None:

@@ -23,7 +23,12 @@ from typer.main import get_command
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-MODULES = sorted(f"pagefold.{path.stem}" for path in (ROOT / "client" / "pagefold").glob("_[a-z]*.py"))
+CLIENT = ROOT / "client" / "pagefold"
+MODULES = sorted(
+    ".".join(path.relative_to(CLIENT.parent).with_suffix("").parts)
+    for path in CLIENT.rglob("[_a-z]*.py")
+    if "cli" not in path.parts and not path.stem.startswith("__")
+)
 MODULES += ["pagefold.cli.embedded"]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 

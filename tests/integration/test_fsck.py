@@ -12,11 +12,12 @@ from typing import Any
 import grpc
 import pytest
 from integration.test_hammer import HAMMER
-from pagefold import _names
+from pagefold_proto import shm_names
 from pagefold_proto.v1 import admin_pb2 as pb
-from pagefold_server import mappings, processes, survey
-from pagefold_server.domain import Domain
-from pagefold_server.tables import MERGED
+from pagefold_server.audit import survey
+from pagefold_server.domains.domain import Domain
+from pagefold_server.engine.reference.page_table import MERGED
+from pagefold_server.procfs import mappings, processes
 from support.audit import Audit, assert_clean, audit
 from support.engine_world import RELEASED, columns
 from support.inside import Inside
@@ -376,7 +377,7 @@ def test_an_engine_that_has_failed_is_told(tmp_path: Path) -> None:
 
 
 def test_a_name_that_nobody_holds(pair: Pair) -> None:
-    made = _names.create_locked(_names.SEGMENT, 0o600, PAGE)
+    made = shm_names.create_locked(shm_names.SEGMENT, 0o600, PAGE)
     try:
         found = pair.audit(names=True)
         assert found.kinds == {}
@@ -387,7 +388,7 @@ def test_a_name_that_nobody_holds(pair: Pair) -> None:
         assert only(found, "GARBAGE").name == made.name
         assert found.names[made.name] == "nobody"
     finally:
-        _names.remove(made.name)
+        shm_names.remove(made.name)
     assert pair.audit().kinds == {}
 
 

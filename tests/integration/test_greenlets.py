@@ -96,7 +96,7 @@ class Slow(logging.Handler):
         Slow.seen.append(record.getMessage())
 logging.getLogger("pagefold").addHandler(Slow())
 logging.getLogger("pagefold").propagate = False
-import pagefold._log
+import pagefold._process.log
 got, said = [], []
 def allocates():
     while not said: time.sleep(0.001)
@@ -104,7 +104,7 @@ def allocates():
 other = threading.Thread(target=allocates)
 other.start()
 said.append(True)
-pagefold._log.log.warning("said")             # and no other greenlet has run
+pagefold._process.log.log.warning("said")             # and no other greenlet has run
 assert library == "none" or not got
 if library == "none":
     assert Slow.seen

@@ -17,9 +17,9 @@ import grpc
 import pagefold
 import pytest
 from google.protobuf.message import Message
-from pagefold import _names
-from pagefold._transport import ADD_SEGMENT, BYE, DROP_SEGMENT, EXCHANGE, HELLO, REASON_KEY, Method
+from pagefold._session.transport import ADD_SEGMENT, BYE, DROP_SEGMENT, EXCHANGE, HELLO, REASON_KEY, Method
 from pagefold_core import Doorbell
+from pagefold_proto import shm_names
 from pagefold_proto.v1 import memory_pb2 as pb
 from support.raw import Raw
 from support.server import Server
@@ -137,13 +137,13 @@ class HostileServer:
     def __init__(self, greedy: bool) -> None:
         self.greedy = greedy
         self.rng = random.Random(11)
-        self.pool = _names.create_locked(_names.POOL, 0o600, PAGES * PAGE)
+        self.pool = shm_names.create_locked(shm_names.POOL, 0o600, PAGES * PAGE)
         os.pwrite(self.pool.fd, os.urandom(PAGES * PAGE), 0)  # none of it is what the client has
         self.calls = 0
         self.outcomes: list[int] = []
 
     def close(self) -> None:
-        _names.remove(self.pool.name)
+        shm_names.remove(self.pool.name)
         os.close(self.pool.fd)
 
     def __call__(self, method: str, request: Any) -> Message:
@@ -195,7 +195,9 @@ class Endless:
     def __init__(self, kind: str, address: str) -> None:
         self.kind = kind
         self.calls = 0
-        self.pools = [_names.create_locked(_names.POOL, 0o400, PAGE) for _ in range(200 if kind == "pools" else 0)]
+        self.pools = [
+            shm_names.create_locked(shm_names.POOL, 0o400, PAGE) for _ in range(200 if kind == "pools" else 0)
+        ]
         self.over = threading.Event()
         self.ringing: threading.Thread | None = None
         self.server = grpc.server(futures.ThreadPoolExecutor(2))
@@ -245,7 +247,7 @@ class Endless:
         if self.ringing is not None:
             self.ringing.join()
         for pool in self.pools:
-            _names.remove(pool.name)
+            shm_names.remove(pool.name)
             pool.fd.close()
 
 

@@ -28,18 +28,20 @@ import posix_ipc
 import pytest
 import structlog
 from google.protobuf.unknown_fields import UnknownFieldSet
-from pagefold import _names, _slots
-from pagefold._pools import Pools
+from pagefold._session.pools import Pools
 from pagefold_core import Doorbell
+from pagefold_proto import pool_slots, shm_names
 from pagefold_proto.v1 import memory_pb2 as pb
-from pagefold_server import doorbell, engines, pool_file, sessions, settings
-from pagefold_server.domain import Domains
-from pagefold_server.doorbell import PosixBell
-from pagefold_server.engine import EngineOptions, ProtocolViolation
+from pagefold_server import settings
+from pagefold_server.api.memory import MAX_EVENT_PAGES
+from pagefold_server.domains.domain import Domains
+from pagefold_server.engine import factory, pool_file
+from pagefold_server.engine.interface import EngineOptions, ProtocolViolation
+from pagefold_server.engine.native import NativeEngine
 from pagefold_server.log import Limit
-from pagefold_server.memory import MAX_EVENT_PAGES
-from pagefold_server.native import NativeEngine
-from pagefold_server.tenants import Tenant
+from pagefold_server.sessions import doorbell, registry
+from pagefold_server.sessions.doorbell import PosixBell
+from pagefold_server.tenants.tenants import Tenant
 from support.engine_pools import NativeStore
 from support.engine_world import columns
 from support.raw import PAGE, Raw, reason
@@ -71,18 +73,18 @@ def deaf() -> Iterator[None]:
 
 
 @pytest.fixture
-def planted(no_names: None) -> Iterator[Callable[..., _names.LockedObject]]:
+def planted(no_names: None) -> Iterator[Callable[..., shm_names.LockedObject]]:
     """Makes pools up, as a client can that knows the tag."""
-    made: list[_names.LockedObject] = []
+    made: list[shm_names.LockedObject] = []
 
-    def plant(tag: str, size: int = 4 * PAGE, data: bytes = b"x" * PAGE, at: int = 0) -> _names.LockedObject:
-        made.append(_names.create_locked(_names.POOL, 0o600, size, tag))
+    def plant(tag: str, size: int = 4 * PAGE, data: bytes = b"x" * PAGE, at: int = 0) -> shm_names.LockedObject:
+        made.append(shm_names.create_locked(shm_names.POOL, 0o600, size, tag))
         os.pwrite(made[-1].fd, data, at)
         return made[-1]
 
     yield plant
     for pool in made:
-        _names.remove(pool.name)
+        shm_names.remove(pool.name)
         os.close(pool.fd)
 
 
@@ -122,7 +124,7 @@ def refusal(raw: Raw, number: int, name: str, pid: int, descriptor: int) -> tupl
 
 @pytest.mark.usefixtures("deaf", "quick")
 def test_a_file_lease_on_a_memfd_is_refused_and_not_waited_for(server: Server) -> None:
-    name = _names.new_name(_names.SEGMENT)
+    name = shm_names.new_name(shm_names.SEGMENT)
     fd = memfd(name)
     fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
     with Raw(server.address) as raw:
@@ -160,11 +162,11 @@ def test_a_file_lease_on_a_named_object_is_refused_and_not_waited_for(server: Se
 
 @pytest.mark.usefixtures("deaf", "quick")
 def test_a_file_lease_on_a_pool_that_was_made_up_is_not_waited_for(
-    planted: Callable[..., _names.LockedObject],
+    planted: Callable[..., shm_names.LockedObject],
 ) -> None:
-    tag = _names.tag_of("here", os.geteuid(), "lease")
+    tag = shm_names.tag_of("here", os.geteuid(), "lease")
     pool = planted(tag)
-    _slots.hold(pool.fd, 7)
+    pool_slots.hold(pool.fd, 7)
     fcntl.fcntl(pool.fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
     assert found(os.geteuid(), tag) is None
     fcntl.fcntl(pool.fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
@@ -198,19 +200,23 @@ class NoSpace:
 
 @pytest.mark.usefixtures("deaf", "quick")
 def test_a_client_does_not_wait_for_a_file_lease_on_a_pool(
-    planted: Callable[..., _names.LockedObject], caplog: pytest.LogCaptureFixture
+    planted: Callable[..., shm_names.LockedObject], caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = planted(_names.tag_of("here", os.geteuid(), "leased"))
+    made = planted(shm_names.tag_of("here", os.geteuid(), "leased"))
     fcntl.fcntl(made.fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
     assert not Pools(NoSpace()).add(1, made.name), "it may work later"
     assert "file lease" in caplog.text
     fcntl.fcntl(made.fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 
 
+def sources() -> list[Path]:
+    return [path for root in ("client", "protos", "server") for path in (ROOT / root).rglob("*.py")]
+
+
 def test_nothing_is_opened_in_a_way_that_its_owner_can_delay() -> None:
     """shm_open and sem_open know no O_NONBLOCK: they are for what is made. All else says O_NONBLOCK."""
     told = []
-    for path in [*(ROOT / "client").rglob("*.py"), *(ROOT / "server").rglob("*.py")]:
+    for path in sources():
         for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
             words = ast.unparse(call)
             if words.startswith(("posix_ipc.SharedMemory(", "posix_ipc.Semaphore(")) and "O_CREX" not in words:
@@ -221,11 +227,11 @@ def test_nothing_is_opened_in_a_way_that_its_owner_can_delay() -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_thousands_of_locks_on_a_pool_are_not_all_looked_at(planted: Callable[..., _names.LockedObject]) -> None:
-    tag = _names.tag_of("here", os.geteuid(), "locks")
+def test_thousands_of_locks_on_a_pool_are_not_all_looked_at(planted: Callable[..., shm_names.LockedObject]) -> None:
+    tag = shm_names.tag_of("here", os.geteuid(), "locks")
     pool = planted(tag)
     for slot in range(1, 20_000, 2):
-        _slots.hold(pool.fd, slot)
+        pool_slots.hold(pool.fd, slot)
     orphan = found(os.geteuid(), tag)
     assert orphan is not None
     taken = pool_file.PoolFile(os.geteuid(), tag, orphan)
@@ -235,61 +241,62 @@ def test_thousands_of_locks_on_a_pool_are_not_all_looked_at(planted: Callable[..
     taken.close(unlink=False)
 
 
-def test_the_slots_that_are_held_are_told_exactly(planted: Callable[..., _names.LockedObject]) -> None:
-    pool = planted(_names.tag_of("here", 0, "slots"))
+def test_the_slots_that_are_held_are_told_exactly(planted: Callable[..., shm_names.LockedObject]) -> None:
+    pool = planted(shm_names.tag_of("here", 0, "slots"))
     look = os.open(f"/dev/shm{pool.name}", os.O_RDONLY)
-    assert not _slots.is_any_held(look)
-    assert _slots.held(look, 9) == set()
+    assert not pool_slots.is_any_held(look)
+    assert pool_slots.held(look, 9) == set()
     for slot in (5, 9, 1 << 40):
-        _slots.hold(pool.fd, slot)
-    assert _slots.held(look, 9) == {5, 9, 1 << 40}
-    assert len(_slots.held(look, 2)) == 2
+        pool_slots.hold(pool.fd, slot)
+    assert pool_slots.held(look, 9) == {5, 9, 1 << 40}
+    assert len(pool_slots.held(look, 2)) == 2
     os.close(look)
 
 
 @pytest.mark.parametrize("engine", ["native", "reference"])
 @pytest.mark.parametrize(("frames", "taken"), [(1 << 26, False), (1 << 12, True)])
 def test_a_pool_that_is_nearly_all_hole_is_not_believed(
-    planted: Callable[..., _names.LockedObject], frames: int, taken: bool, engine: str
+    planted: Callable[..., shm_names.LockedObject], frames: int, taken: bool, engine: str
 ) -> None:
-    tag = _names.tag_of("here", os.geteuid(), "sparse")
+    tag = shm_names.tag_of("here", os.geteuid(), "sparse")
     pool = planted(tag, frames * PAGE, at=(frames - 1) * PAGE)
-    _slots.hold(pool.fd, 7)
-    made, _, inherited = engines.make(engine, os.geteuid(), EngineOptions(), tag, found(os.geteuid(), tag))
+    pool_slots.hold(pool.fd, 7)
+    made, _, inherited = factory.make(engine, os.geteuid(), EngineOptions(), tag, found(os.geteuid(), tag))
     assert inherited is taken
     made.close(unlink=not taken)
 
 
 @pytest.mark.parametrize("engine", ["native", "reference"])
 def test_bytes_behind_the_last_whole_page_of_a_pool_are_passed_over(
-    planted: Callable[..., _names.LockedObject], engine: str
+    planted: Callable[..., shm_names.LockedObject], engine: str
 ) -> None:
     """The native engine looked for ever at data that lies behind the frames which the size makes."""
-    tag = _names.tag_of("here", os.geteuid(), "tail")
+    tag = shm_names.tag_of("here", os.geteuid(), "tail")
     pool = planted(tag, 4 * PAGE + 100, data=b"tail", at=4 * PAGE + 50)
     os.pwrite(pool.fd, b"x" * PAGE, PAGE)
-    _slots.hold(pool.fd, 7)
+    pool_slots.hold(pool.fd, 7)
     code = (
-        "import os, sys; from pagefold_server import engines; from pagefold_server.engine import EngineOptions;"
-        "from pagefold_server.pool_file import Orphans; orphans = Orphans(); orphans.look();"
+        "import os, sys; from pagefold_server.engine import factory;"
+        "from pagefold_server.engine.interface import EngineOptions;"
+        "from pagefold_server.engine.pool_file import Orphans; orphans = Orphans(); orphans.look();"
         "orphan = orphans.find(os.geteuid(), sys.argv[2]);"
-        "made, engine, taken = engines.make(sys.argv[1], os.geteuid(), EngineOptions(), sys.argv[2], orphan);"
+        "made, engine, taken = factory.make(sys.argv[1], os.geteuid(), EngineOptions(), sys.argv[2], orphan);"
         "assert taken; made.close(unlink=False)"
     )
     subprocess.run([sys.executable, "-c", code, engine, tag], check=True, timeout=30)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: to be two users")
-def test_pools_of_another_user_hide_nobodys(planted: Callable[..., _names.LockedObject]) -> None:
+def test_pools_of_another_user_hide_nobodys(planted: Callable[..., shm_names.LockedObject]) -> None:
     """Names were counted before their owners were looked at, and a tag is no secret."""
-    tag = _names.tag_of("here", 65534, "hidden")
+    tag = shm_names.tag_of("here", 65534, "hidden")
     for _ in range(200):
         planted(tag)
     real = planted(tag)
     os.fchown(real.fd, 65534, -1)
     for _ in range(200):
         planted(tag)
-    _slots.hold(real.fd, 7)
+    pool_slots.hold(real.fd, 7)
     orphan = found(65534, tag)
     assert orphan is not None
     assert orphan.name == real.name
@@ -297,9 +304,9 @@ def test_pools_of_another_user_hide_nobodys(planted: Callable[..., _names.Locked
 
 
 def test_of_many_pools_with_one_tag_few_are_opened(
-    planted: Callable[..., _names.LockedObject], monkeypatch: pytest.MonkeyPatch
+    planted: Callable[..., shm_names.LockedObject], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tag = _names.tag_of("here", os.geteuid(), "many")
+    tag = shm_names.tag_of("here", os.geteuid(), "many")
     for _ in range(100):
         planted(tag)
     looked: list[str] = []
@@ -328,13 +335,13 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 
 def test_names_that_are_planted_while_a_server_runs_are_not_looked_at_by_any_hello(
-    planted: Callable[..., _names.LockedObject], looks: Counter[str]
+    planted: Callable[..., shm_names.LockedObject], looks: Counter[str]
 ) -> None:
     """200,000 of them, with a victim's tag, made its Hello take 2 s, and everybody wait for that long."""
     domains = Domains()
     uid, label = os.geteuid(), "victim"
     for _ in range(300):
-        planted(_names.tag_of(domains.address, uid, label))
+        planted(shm_names.tag_of(domains.address, uid, label))
     looks.clear()
     domain = domains.get(Tenant(uid), label, settings.load({}))
     assert looks["listdir"] == looks["scandir"] == 0
@@ -344,15 +351,15 @@ def test_names_that_are_planted_while_a_server_runs_are_not_looked_at_by_any_hel
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: to be two users")
 def test_names_that_were_planted_before_a_server_began_are_looked_at_once(
-    planted: Callable[..., _names.LockedObject], looks: Counter[str]
+    planted: Callable[..., shm_names.LockedObject], looks: Counter[str]
 ) -> None:
     domains, uid, label = Domains(), BOB, "victim"
-    tag = _names.tag_of(domains.address, uid, label)
+    tag = shm_names.tag_of(domains.address, uid, label)
     for n in range(300):
         os.fchown(planted(tag if n % 2 else secrets.token_hex(8)).fd, ALICE, -1)
     real = planted(tag)
     os.fchown(real.fd, BOB, -1)
-    _slots.hold(real.fd, 7)
+    pool_slots.hold(real.fd, 7)
     looks.clear()
     domains.orphans.look()
     assert looks["scandir"] + looks["listdir"] == 1
@@ -366,7 +373,7 @@ def test_names_that_were_planted_before_a_server_began_are_looked_at_once(
 
 
 def test_a_user_with_very_many_pools_takes_little_of_the_servers_memory(
-    planted: Callable[..., _names.LockedObject], monkeypatch: pytest.MonkeyPatch
+    planted: Callable[..., shm_names.LockedObject], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool_file, "_LISTED", 10)
     for _ in range(50):
@@ -377,11 +384,11 @@ def test_a_user_with_very_many_pools_takes_little_of_the_servers_memory(
 
 
 def test_a_pool_that_is_left_while_clients_map_it_is_found_again_by_the_same_server(
-    planted: Callable[..., _names.LockedObject],
+    planted: Callable[..., shm_names.LockedObject],
 ) -> None:
     domains, uid = Domains(), os.geteuid()
-    pool = planted(_names.tag_of(domains.address, uid, "again"))
-    _slots.hold(pool.fd, 7)
+    pool = planted(shm_names.tag_of(domains.address, uid, "again"))
+    pool_slots.hold(pool.fd, 7)
     domains.orphans.look()
     for _ in range(3):
         domain = domains.get(Tenant(uid), "again", settings.load({}))
@@ -396,12 +403,12 @@ def test_nobody_lists_shared_memory_where_others_wait_for_it() -> None:
         ("pool_file.py", "look"): "once, in a thread, before the first call is answered",
         ("inventory.py", "entries"): "in a thread",
         ("sweep.py", "_steps"): "a millisecond at a time; and at the end, when nobody is served any more",
-        ("_address.py", "default_address"): "by the program that connects, where somebody has taken its directory",
+        ("addresses.py", "default_address"): "by the program that connects, where somebody has taken its directory",
         ("processes.py", "pids"): "/proc, in a thread",
         ("checks.py", "_removes"): "/etc, by doctor",
     }
     told = set()
-    for path in [*(ROOT / "client").rglob("*.py"), *(ROOT / "server").rglob("*.py")]:
+    for path in sources():
         for function in ast.walk(ast.parse(path.read_text())):
             if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
                 words = ast.unparse(function)
@@ -418,7 +425,7 @@ def test_fields_that_are_not_in_the_proto_are_not_kept() -> None:
         said = type(message).FromString(message.SerializeToString() + strange)
         assert said.ByteSize() > 8192
         assert len(UnknownFieldSet(said)) == 1
-        kept = sessions.kept(said)
+        kept = registry.kept(said)
         assert kept == message
         assert kept.ByteSize() == message.ByteSize()
 
@@ -457,7 +464,7 @@ def test_room_for_mappings_is_not_looked_for_page_by_page() -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_what_is_said_of_holes_takes_neither_memory_nor_time() -> None:
-    """Four sessions took 1 GB of the server's memory and none of their own, and 1.7 s when they ended."""
+    """Four registry took 1 GB of the server's memory and none of their own, and 1.7 s when they ended."""
     store = NativeStore()
     engine = store.engine = NativeEngine(store)
     fd, pages, before = sparse(1 << 28), 1 << 28, resident()
@@ -535,7 +542,7 @@ def _tells_presence(fd: int) -> bool:
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("kind", [pb.EVENT_KIND_WRITTEN, pb.EVENT_KIND_EXCLUDED, pb.EVENT_KIND_RESUMED])
 def test_what_is_said_of_single_pages_takes_no_more_memory_than_they_do(kind: int) -> None:
-    """One page in each block of holes: two sessions took 1.1 GiB, and status calls 3 s."""
+    """One page in each block of holes: two registry took 1.1 GiB, and status calls 3 s."""
     store = NativeStore()
     engine = store.engine = NativeEngine(store)
     fd, pages, before = sparse(1 << 28), 1 << 28, resident()
@@ -652,10 +659,10 @@ def test_a_flood_of_sessions_of_one_user_fills_no_log_and_hides_no_other_user(tm
 
 def test_no_error_tells_what_another_process_has_open(server: Server) -> None:
     """Root's server was asked which descriptors of root's processes are open, and of what kind, one by one."""
-    own = memfd(_names.new_name(_names.SEGMENT))
+    own = memfd(shm_names.new_name(shm_names.SEGMENT))
     read, write = os.pipe()
     sleeper = subprocess.Popen(["sleep", "60"])
-    name = _names.new_name(_names.SEGMENT)
+    name = shm_names.new_name(shm_names.SEGMENT)
     try:
         with Raw(server.address) as raw:
             raw.hello()

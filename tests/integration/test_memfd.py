@@ -12,8 +12,8 @@ from pathlib import Path
 
 import grpc
 import pytest
-from pagefold import _names
 from pagefold_core import make_object
+from pagefold_proto import shm_names
 from pagefold_proto.v1 import admin_pb2
 from pagefold_proto.v1 import memory_pb2 as pb
 from support.apart import run_apart
@@ -166,8 +166,8 @@ def client(shared: Server) -> Iterator[Raw]:
 
 
 @pytest.fixture
-def made() -> Iterator[_names.LockedObject]:
-    one = _names.LockedObject(*make_object("memfd", 4 * PAGE))
+def made() -> Iterator[shm_names.LockedObject]:
+    one = shm_names.LockedObject(*make_object("memfd", 4 * PAGE))
     yield one
     os.close(one.fd)
 
@@ -184,7 +184,7 @@ def offer(raw: Raw, name: str, descriptor: int, pid: int | None = None, pages: i
     return ""
 
 
-def test_a_memfd_is_taken_and_read(shared: Server, client: Raw, made: _names.LockedObject) -> None:
+def test_a_memfd_is_taken_and_read(shared: Server, client: Raw, made: shm_names.LockedObject) -> None:
     content = noise(2)
     os.pwrite(made.fd, content + content, 0)
     assert offer(client, made.name, made.fd) == ""
@@ -194,7 +194,7 @@ def test_a_memfd_is_taken_and_read(shared: Server, client: Raw, made: _names.Loc
     assert offer(client, made.name, made.fd, pages=3) == "REASON_PROTOCOL_VIOLATION"
 
 
-def test_the_servers_own_descriptor_cannot_write(shared: Server, client: Raw, made: _names.LockedObject) -> None:
+def test_the_servers_own_descriptor_cannot_write(shared: Server, client: Raw, made: shm_names.LockedObject) -> None:
     assert offer(client, made.name, made.fd) == ""
     held = [
         path
@@ -212,18 +212,18 @@ def test_the_servers_own_descriptor_cannot_write(shared: Server, client: Raw, ma
 
 
 @pytest.mark.parametrize("pages", [0, 5, 1 << 28, (1 << 32) - 1])
-def test_sizes_that_are_not_true(client: Raw, made: _names.LockedObject, pages: int) -> None:
+def test_sizes_that_are_not_true(client: Raw, made: shm_names.LockedObject, pages: int) -> None:
     assert offer(client, made.name, made.fd, pages=pages) == "REASON_BAD_SIZE"
 
 
-def test_what_is_not_that_memfd_is_not_opened(client: Raw, made: _names.LockedObject, tmp_path: Path) -> None:
+def test_what_is_not_that_memfd_is_not_opened(client: Raw, made: shm_names.LockedObject, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(noise(4))
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo, 0o600)
-    other = _names.LockedObject(*make_object("memfd", 4 * PAGE))
+    other = shm_names.LockedObject(*make_object("memfd", 4 * PAGE))
     named = client.segment(noise(4))
-    disguised = _names.new_name("s")
+    disguised = shm_names.new_name("s")
     (tmp_path / f"memfd:{disguised[1:]}").write_bytes(noise(4))
     client_socket = socket.socket(socket.AF_UNIX)
     objects = {
@@ -258,14 +258,14 @@ def test_what_is_not_that_memfd_is_not_opened(client: Raw, made: _names.LockedOb
 
 
 @pytest.mark.needs("root")
-def test_another_users_memfd_is_refused_though_root_could_read_it(client: Raw, made: _names.LockedObject) -> None:
+def test_another_users_memfd_is_refused_though_root_could_read_it(client: Raw, made: shm_names.LockedObject) -> None:
     os.fchown(made.fd, 65534, 65534)
     assert offer(client, made.name, made.fd) == "REASON_WRONG_OWNER"
 
 
 @pytest.mark.needs("root")
 def test_a_users_client_cannot_have_the_root_server_open_roots_memory(
-    shared: Server, made: _names.LockedObject
+    shared: Server, made: shm_names.LockedObject
 ) -> None:
     with Raw(shared.address) as raw:
         for path in (f"/dev/shm/{raw.lease.name[1:]}", f"/dev/shm/sem.{raw.doorbell[1:]}"):
@@ -293,7 +293,7 @@ sys.stdin.read()
 LOOKER = """
 import os, sys
 import pagefold_server.errors
-from pagefold_server.segment import Holder, Segment
+from pagefold_server.sessions.objects import Holder, Segment
 if os.geteuid() == 0:
     os.setgroups([])
     os.setresgid(65534, 65534, 65534)

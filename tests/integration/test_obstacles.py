@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pagefold import _obstacles
+from pagefold_proto import obstacle_table
 from pagefold_proto.v1 import memory_pb2 as pb
 from support import faults, kernel, seccomp
 from support.inside import Inside
@@ -219,13 +219,13 @@ def command(address: str, *words: str) -> Any:
 
 def sentence_of(kind: pb.ObstacleKind) -> re.Pattern[str]:
     """Its words, with a number of pages and of bytes before and the remedy behind."""
-    words = _obstacles.TABLE[kind]
+    words = obstacle_table.TABLE[kind]
     number = r"[1-9][\d,]* pages? \([\d.]+ \w+\) (are|is) "
     return re.compile(number + re.escape(f"{words.what}: {words.why}") + r"(?: \(.*?\))*: " + re.escape(words.remedy))
 
 
 def assert_told_everywhere(address: str, speaker: Worker, kind: pb.ObstacleKind) -> None:
-    said, blocks = sentence_of(kind), _obstacles.TABLE[kind].blocks
+    said, blocks = sentence_of(kind), obstacle_table.TABLE[kind].blocks
     report = speaker.call("settle", 20)
     if blocks or kind == pb.OBSTACLE_KIND_OFF:
         assert not report.settled
@@ -233,7 +233,7 @@ def assert_told_everywhere(address: str, speaker: Worker, kind: pb.ObstacleKind)
     until(lambda: said.search(speaker.call("stats").trouble), 15, f"stats: {speaker.call('stats').trouble}")
     status = command(address, "status")
     assert said.search(status["trouble"]), status["trouble"]
-    told = [each for each in status["troubles"] if each["code"] == _obstacles.TABLE[kind].code]
+    told = [each for each in status["troubles"] if each["code"] == obstacle_table.TABLE[kind].code]
     assert said.fullmatch(told[0]["text"]), told
     assert told[0]["blocks"] == blocks
     doctor = command(address, "doctor")
@@ -261,7 +261,7 @@ def test_an_obstacle_is_told_by_all_or_does_no_harm(name: str, serve: Callable[.
         if case.kind in (pb.OBSTACLE_KIND_SILENT, pb.OBSTACLE_KIND_EXCLUDED):
             return
         status = command(scene.server.address, "status")
-        whose = {each["pid"] for each in status["troubles"] if each["code"] == _obstacles.TABLE[case.kind].code}
+        whose = {each["pid"] for each in status["troubles"] if each["code"] == obstacle_table.TABLE[case.kind].code}
         assert whose & {scene.one.pid, 0}, "it says which client's pages they are"
         if case.errno:
             assert any(each["obstacle"]["error"] for each in status["troubles"])
@@ -360,7 +360,7 @@ def test_what_a_client_saves_is_not_what_one_saved_that_has_ended(serve: Callabl
 
 
 def test_obstacles_that_a_client_reports_are_believed_as_far_as_it_can_know_them() -> None:
-    from pagefold_server.sessions import believable
+    from pagefold_server.sessions.registry import believable
 
     told = [
         pb.Obstacle(kind=pb.OBSTACLE_KIND_LOCKED, pages=2**64 - 1, error=2**32 - 1, detail="\x1b[31m"),
@@ -376,8 +376,8 @@ def test_obstacles_that_a_client_reports_are_believed_as_far_as_it_can_know_them
 
 def test_the_table_has_words_for_every_kind_and_a_case_for_those_that_can_be_forced() -> None:
     kinds = set(pb.ObstacleKind.values()) - {pb.OBSTACLE_KIND_UNSPECIFIED}
-    assert set(_obstacles.TABLE) == kinds
-    assert len({words.code for words in _obstacles.TABLE.values()}) == len(kinds)
+    assert set(obstacle_table.TABLE) == kinds
+    assert len({words.code for words in obstacle_table.TABLE.values()}) == len(kinds)
     text = Path(__file__).read_text()
     missing = [pb.ObstacleKind.Name(kind) for kind in kinds if f"pb.{pb.ObstacleKind.Name(kind)}" not in text]
     # A kernel before 5.19, and a userfaultfd that opens and then does not: no test can have either.

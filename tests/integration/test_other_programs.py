@@ -169,9 +169,9 @@ def test_a_server_that_takes_its_time_is_connected_to_all_the_same(server: Serve
 
 
 def test_under_uwsgi_a_child_is_told_which_option_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pagefold import _fork
+    from pagefold._process import fork
 
     monkeypatch.setattr(pagefold_core, "can_attach", lambda: False)
-    assert "os.fork()" in _fork.why_not_attach()
+    assert "os.fork()" in fork.why_not_attach()
     monkeypatch.setitem(sys.modules, "uwsgi", pagefold)
-    assert "py-call-uwsgi-fork-hooks" in _fork.why_not_attach()
+    assert "py-call-uwsgi-fork-hooks" in fork.why_not_attach()

@@ -12,7 +12,7 @@ from pathlib import Path
 import grpc
 import posix_ipc
 import pytest
-from pagefold import _names
+from pagefold_proto import shm_names
 from pagefold_proto.v1 import memory_pb2 as pb
 from support.raw import PAGE, Raw, event, noise, obey, reason
 from support.server import Server
@@ -103,7 +103,7 @@ def test_hello_refuses_a_lease_that_nobody_holds(shared: Server) -> None:
 
 def test_hello_refuses_a_lease_that_is_not_there(shared: Server) -> None:
     with Raw(shared.address) as raw:
-        _names.remove(raw.lease.name)
+        shm_names.remove(raw.lease.name)
         assert refused(raw.hello) == "REASON_NOT_A_SEGMENT"
 
 
@@ -174,7 +174,7 @@ def test_names_that_are_not_ours(client: Raw, name: str) -> None:
 
 
 def test_a_name_without_an_object(client: Raw) -> None:
-    assert refused(lambda: client.add(_names.new_name("s"), 1)) == "REASON_NOT_A_SEGMENT"
+    assert refused(lambda: client.add(shm_names.new_name("s"), 1)) == "REASON_NOT_A_SEGMENT"
 
 
 def test_a_planted_link_is_not_followed(client: Raw, plant: Callable[[str], Path], tmp_path: Path) -> None:
@@ -310,10 +310,10 @@ def test_too_many_events(client: Raw) -> None:
 
 
 def test_no_client_comes_near_the_limits() -> None:
-    from pagefold import _conversation
-    from pagefold_server import memory
+    from pagefold._session import conversation
+    from pagefold_server.api import memory
 
-    most = min(_conversation.MAX_EVENTS, memory.MAX_MESSAGE_BYTES // _conversation.EVENT_BYTES)
+    most = min(conversation.MAX_EVENTS, memory.MAX_MESSAGE_BYTES // conversation.EVENT_BYTES)
     assert most < memory.MAX_EVENTS
     columns = {name: [2**32 - 1] * most for name in ("segment", "first", "count", "pool", "frame", "detail")}
     events = pb.Events(kind=[pb.EVENT_KIND_WRITTEN] * most, **columns)

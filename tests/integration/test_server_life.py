@@ -16,8 +16,8 @@ import pagefold
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from pagefold import _names
-from pagefold._address import default_address
+from pagefold_proto import shm_names
+from pagefold_proto.addresses import default_address
 from pagefold_proto.v1 import admin_pb2, admin_pb2_grpc
 from support import kernel
 from support.raw import Raw, noise, reason
@@ -299,7 +299,7 @@ def test_a_sandbox_with_its_own_shm_has_its_own_server_and_says_so_where_it_cann
 IN_A_SANDBOX = """
 import sys, pagefold
 from pathlib import Path
-from pagefold._address import default_address
+from pagefold_proto.addresses import default_address
 from support.namespace import own_shm
 assert own_shm("64m")
 try:
@@ -559,12 +559,12 @@ def test_a_bad_setting_ends_the_start() -> None:
 
 
 def test_stale_names_are_swept_at_start(serve: Serve, no_names: None) -> None:
-    made = [_names.create_locked(kind, 0o600, 10) for kind in ("s", "l", "p")]
+    made = [shm_names.create_locked(kind, 0o600, 10) for kind in ("s", "l", "p")]
     for stale in made[:2]:
         os.close(stale.fd)  # lets the lock go
     server = serve()
     until(lambda: not {stale.name[1:] for stale in made[:2]} & kernel.names(), what="the sweep")
     assert made[2].name[1:] in kernel.names()
     server.stop()
-    _names.remove(made[2].name)
+    shm_names.remove(made[2].name)
     os.close(made[2].fd)

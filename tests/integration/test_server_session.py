@@ -13,7 +13,7 @@ from contextlib import ExitStack
 import grpc
 import posix_ipc
 import pytest
-from pagefold import _names
+from pagefold_proto import shm_names
 from pagefold_proto.v1 import memory_pb2 as pb
 from support import kernel
 from support.raw import PAGE, Raw, event, noise, obey, reason
@@ -94,8 +94,8 @@ def test_equal_pages_are_proposed_and_settle_says_when_that_is_all(clients: tupl
     two.give(content)
     reply = one.exchange(settling=1)
     (pool,) = reply.pools
-    assert pool.pool == _names.pool_number(pool.name)
-    assert _names.is_name("p", pool.name)
+    assert pool.pool == shm_names.pool_number(pool.name)
+    assert shm_names.is_name("p", pool.name)
     one.news = obey(reply)
     two.wait()  # it is rung, because the other one waits
     report = one.settle_with(two)
@@ -278,7 +278,7 @@ def test_a_killed_client_is_gone_within_seconds_and_its_names_with_it(shared: Se
         child.send_signal(signal.SIGKILL)
     until(lambda: not _domain(shared, "child"), what="the session's end")
     assert lease[1:] not in kernel.names()
-    assert f"sem.{_names.doorbell_for(lease)[1:]}" not in kernel.names()
+    assert f"sem.{shm_names.doorbell_for(lease)[1:]}" not in kernel.names()
 
 
 def test_a_lease_that_a_forked_child_holds_keeps_the_session(shared: Server) -> None:

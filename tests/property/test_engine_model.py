@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import replace
 
 from hypothesis import settings
-from pagefold_server.engine import Engine, PassReport
+from pagefold_server.engine.interface import Engine, PassReport
 from support import engine_pools
 from support.engine_machine import NEVER, EngineMachine
 from support.engine_pools import Store

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from pagefold_server.engine import Engine, EngineOptions, Step
+from pagefold_server.engine.interface import Engine, EngineOptions, Step
 
 from support.engine_pools import Store
 from support.engine_world import (

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from pagefold_server.engine import (
+from pagefold_server.engine.interface import (
     Columns,
     EngineCounters,
     EngineOptions,
@@ -19,10 +19,10 @@ from pagefold_server.engine import (
     ProtocolViolation,
     Step,
 )
-from pagefold_server.native import NativeEngine
-from pagefold_server.pool import MOST_FRAMES, Pool
-from pagefold_server.pool_file import Orphan, PoolFile
-from pagefold_server.reference import ReferenceEngine
+from pagefold_server.engine.native import NativeEngine
+from pagefold_server.engine.pool_file import Orphan, PoolFile
+from pagefold_server.engine.reference.engine import ReferenceEngine
+from pagefold_server.engine.reference.pool import MOST_FRAMES, Pool
 
 from support.engine_world import PAGE, FakeStore
 

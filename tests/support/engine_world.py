@@ -15,8 +15,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pagefold_server._fallocate import punch_hole
-from pagefold_server.engine import Columns, Engine, FrameLook
+from pagefold_server.engine.interface import Columns, Engine, FrameLook
+from pagefold_server.engine.reference.fallocate import punch_hole
 
 PAGE = mmap.PAGESIZE
 ZEROS = bytes(PAGE)

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import posix_ipc
-from pagefold import _names
-from pagefold._descriptor import Descriptor
 from pagefold_core import Doorbell
+from pagefold_proto import shm_names
+from pagefold_proto.descriptor import Descriptor
 from pagefold_proto.v1 import memory_pb2 as pb
 
 COLUMNS = ("kind", "segment", "first", "count", "pool", "frame", "detail")
@@ -142,7 +142,7 @@ class FakeSpace:
 
 def make_bell() -> Doorbell:
     """A doorbell without a name."""
-    name = _names.new_name(_names.DOORBELL)
+    name = shm_names.new_name(shm_names.DOORBELL)
     posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode=0o600, initial_value=0).close()
     bell = Doorbell(name)
     posix_ipc.unlink_semaphore(name)
@@ -162,7 +162,7 @@ class FakeSegment:
     inherited: bool = False
 
     def discard(self) -> None:
-        _names.remove(self.name)
+        shm_names.remove(self.name)
         self.fd.close()
 
 
@@ -183,7 +183,7 @@ class FakeArena:
 
     def allocate(self, nbytes: int) -> FakeBlock:
         number, pages = next(self._numbers), -(-nbytes // 4096)
-        made = _names.create_locked(_names.SEGMENT, 0o600, pages * 4096)
+        made = shm_names.create_locked(shm_names.SEGMENT, 0o600, pages * 4096)
         segment = FakeSegment(number, made.name, made.fd, pages, number << 40)
         self.space.views[number] = pages
         self._made.append(segment)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import grpc
 from pagefold_proto.v1 import admin_pb2_grpc
-from pagefold_server.domain import Domain
+from pagefold_server.domains.domain import Domain
 from pagefold_server.service import Server
 from pagefold_server.settings import load
 

@@ -10,7 +10,7 @@ from types import TracebackType
 
 import grpc
 import posix_ipc
-from pagefold import _names
+from pagefold_proto import shm_names
 from pagefold_proto.v1 import memory_pb2 as pb
 from pagefold_proto.v1 import memory_pb2_grpc
 
@@ -25,10 +25,10 @@ class Raw:
         self.channel = grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)])
         self.stub = memory_pb2_grpc.MemoryStub(self.channel)
         self.metadata = metadata
-        self.lease = _names.create_locked(_names.LEASE, 0o600, 0)
-        self.proof = secrets.token_bytes(_names.PROOF_BYTES)
+        self.lease = shm_names.create_locked(shm_names.LEASE, 0o600, 0)
+        self.proof = secrets.token_bytes(shm_names.PROOF_BYTES)
         os.pwrite(self.lease.fd, self.proof, 0)
-        self.doorbell = _names.doorbell_for(self.lease.name)
+        self.doorbell = shm_names.doorbell_for(self.lease.name)
         self.bell = posix_ipc.Semaphore(self.doorbell, posix_ipc.O_CREX, mode=0o600)
         self.objects = [self.lease]
         self.token = b""
@@ -53,9 +53,9 @@ class Raw:
         self.token = reply.session
         return reply
 
-    def segment(self, content: bytes) -> _names.LockedObject:
+    def segment(self, content: bytes) -> shm_names.LockedObject:
         """An object that holds these bytes; not yet known to the server."""
-        made = _names.create_locked(_names.SEGMENT, 0o600, len(content))
+        made = shm_names.create_locked(shm_names.SEGMENT, 0o600, len(content))
         self.objects.append(made)
         os.pwrite(made.fd, content, 0)
         return made
@@ -126,7 +126,7 @@ class Raw:
         with contextlib.suppress(posix_ipc.ExistentialError):
             posix_ipc.unlink_semaphore(self.doorbell)
         for made in self.objects:
-            _names.remove(made.name)
+            shm_names.remove(made.name)
             os.close(made.fd)
         self.objects = []
 

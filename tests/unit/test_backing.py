@@ -9,8 +9,10 @@ import stat
 from typing import Literal
 
 import pytest
-from pagefold import Buffer, _backing, _names
+from pagefold import Buffer
+from pagefold._options import backings
 from pagefold_core import Arena, Space, make_object, memory_room, spare_pages
+from pagefold_proto import shm_names
 from support import kernel
 from support.faults import Room, pretend_room
 
@@ -23,14 +25,14 @@ def test_an_object_is_its_owners_alone_and_takes_nothing(place: Literal["shm", "
     found = os.fstat(fd)
     assert (found.st_size, found.st_blocks, found.st_uid) == (10 * PAGE, 0, os.geteuid())
     assert stat.S_IMODE(found.st_mode) == 0o600
-    assert _names.is_name("s", name)
+    assert shm_names.is_name("s", name)
     assert fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
     assert (name[1:] in kernel.names()) == (place == "shm")
     if place == "shm":
         look = os.open(f"/dev/shm{name}", os.O_RDWR)
-        assert not _names.is_garbage(look), "its lock says that somebody has it"
+        assert not shm_names.is_garbage(look), "its lock says that somebody has it"
         os.close(look)
-    _names.remove(name)
+    shm_names.remove(name)
     os.close(fd)
 
 
@@ -42,7 +44,7 @@ def test_a_memfds_size_is_fixed_and_its_pages_can_be_given_back() -> None:
     with pytest.raises(PermissionError):  # somebody else who opens it could stop us from punching holes with that
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, 0x10)
     os.pwrite(fd, b"x" * 4 * PAGE, 0)
-    from pagefold_server._fallocate import punch_hole
+    from pagefold_server.engine.reference.fallocate import punch_hole
 
     punch_hole(fd, PAGE, 2 * PAGE)
     assert os.fstat(fd).st_blocks * 512 == 2 * PAGE
@@ -80,6 +82,6 @@ def test_some_memory_may_be_taken_back() -> None:
 
 
 def test_names_of_backings() -> None:
-    assert [_backing.checked(name) for name in ("auto", "shm", "memfd")] == ["auto", "shm", "memfd"]
+    assert [backings.checked(name) for name in ("auto", "shm", "memfd")] == ["auto", "shm", "memfd"]
     with pytest.raises(ValueError, match="backing 'hugetlb'"):
-        _backing.checked("hugetlb")
+        backings.checked("hugetlb")

@@ -10,8 +10,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from pagefold.cli import crew, demo, physical
-from pagefold.cli.crew import PRIVATE_STRIPE, STRIPES, ZERO_STRIPE, Worker
+from pagefold.cli import demo
+from pagefold.cli._demo import physical
+from pagefold.cli._demo import workers as workers_module
+from pagefold.cli._demo.workers import PRIVATE_STRIPE, STRIPES, ZERO_STRIPE, Worker
 from pagefold.cli.demo import Result
 from pagefold.cli.exits import CommandError
 
@@ -98,14 +100,14 @@ def test_no_room_is_said_before_anything_starts(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_worker_that_dies_is_told_of() -> None:
-    with crew.Crew("unix:/nonexistent/x.sock", 1, MIB, 1) as workers:
+    with workers_module.Crew("unix:/nonexistent/x.sock", 1, MIB, 1) as workers:
         os.kill(workers.pids[0], 9)
         with pytest.raises(CommandError, match="exit code -9"):
             next(iter(answers for answers in workers.answers([0], 0.05) if answers is not None))
 
 
 def test_a_worker_without_a_server_says_so() -> None:
-    with crew.Crew("unix:/nonexistent/x.sock", 1, MIB, 1) as workers:
+    with workers_module.Crew("unix:/nonexistent/x.sock", 1, MIB, 1) as workers:
         workers.tell(0, "warm_up")
         with pytest.raises(CommandError, match="no server answers"):
             next(iter(answers for answers in workers.answers([0], 0.05) if answers is not None))

@@ -10,13 +10,13 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.message import Message
-from pagefold import _transport
-from pagefold._text import printable
+from pagefold._session import transport
 from pagefold.cli import app as cli
 from pagefold.cli import doctor
 from pagefold.cli.admin import Admin
 from pagefold.cli.checks import Check
 from pagefold.cli.exits import CommandError
+from pagefold_proto.text import printable
 from pagefold_proto.v1 import admin_pb2 as pb
 from pagefold_proto.v1.memory_pb2 import SettleReport
 
@@ -106,7 +106,7 @@ def test_an_error_of_a_server_is_a_line_of_its_own(capsys: pytest.CaptureFixture
     cli.print_error(str(CommandError(HOSTILE)))
     assert capsys.readouterr().err == f"pagefold: {SHOWN}\n"
     for status in grpc.StatusCode:
-        assert str(_transport.translate(status, "", HOSTILE, "unix:/x")).isprintable()
+        assert str(transport.translate(status, "", HOSTILE, "unix:/x")).isprintable()
 
 
 def test_what_is_printable() -> None:

@@ -12,8 +12,11 @@ from pathlib import Path
 import grpc
 import pagefold
 import pytest
-from pagefold import _errors, _obstacles, _tier, _transport
+from pagefold import _errors
+from pagefold._options import barriers
 from pagefold._reports import SettleReport, human
+from pagefold._session import transport
+from pagefold_proto import obstacle_table
 from pagefold_proto.v1 import memory_pb2 as pb
 
 ROOT = Path(__file__).parents[2]
@@ -45,8 +48,8 @@ def test_importing_it_imports_nothing_heavy() -> None:
 
 
 def test_every_reason_has_an_exception_and_every_exception_of_the_server_a_reason() -> None:
-    assert set(_transport.ERRORS) == set(pb.Reason.values())
-    server_side = {e for e in _transport.ERRORS.values() if issubclass(e, _errors.ServerRefused)}
+    assert set(transport.ERRORS) == set(pb.Reason.values())
+    server_side = {e for e in transport.ERRORS.values() if issubclass(e, _errors.ServerRefused)}
     assert server_side == {_errors.ServerRefused, *_errors.ServerRefused.__subclasses__()}
 
 
@@ -54,10 +57,10 @@ def test_the_servers_half_of_the_table_is_understood() -> None:
     errors = pytest.importorskip("pagefold_server.errors")
     for status, reason in errors.TABLE.values():
         name = pb.Reason.Name(reason)
-        error = _transport.translate(status, name, "why", "unix:/x")
-        assert type(error) is _transport.ERRORS[reason]
+        error = transport.translate(status, name, "why", "unix:/x")
+        assert type(error) is transport.ERRORS[reason]
         assert getattr(error, "reason", name) == name
-    assert errors.REASON_KEY == _transport.REASON_KEY
+    assert errors.REASON_KEY == transport.REASON_KEY
 
 
 @pytest.mark.parametrize(
@@ -73,7 +76,7 @@ def test_the_servers_half_of_the_table_is_understood() -> None:
 def test_failures_without_a_known_reason(
     status: grpc.StatusCode, reason: str, kind: type[_errors.PagefoldError]
 ) -> None:
-    error = _transport.translate(status, reason, "details", "unix:/x")
+    error = transport.translate(status, reason, "details", "unix:/x")
     assert type(error) is kind
     assert "details" in str(error)
     assert "unix:/x" in str(error)
@@ -129,13 +132,13 @@ class Features:
 
 
 def test_the_tier_is_what_was_asked_for_or_an_error() -> None:
-    choose = _tier.choose
+    choose = barriers.choose
     assert choose(None, Features()) == ("uffd", None)  # type: ignore[arg-type]
     assert choose("user", Features("user-mode")) == ("user", None)  # type: ignore[arg-type]
     assert choose(None, Features("user-mode")) == ("off", pb.OBSTACLE_KIND_BARRIER)  # type: ignore[arg-type]
     assert choose(None, Features(wp_shmem=False)) == ("off", pb.OBSTACLE_KIND_KERNEL)  # type: ignore[arg-type]
     assert choose("off", Features()) == ("off", pb.OBSTACLE_KIND_OFF)  # type: ignore[arg-type]
-    remedy = _obstacles.TABLE[pb.OBSTACLE_KIND_BARRIER].remedy
+    remedy = obstacle_table.TABLE[pb.OBSTACLE_KIND_BARRIER].remedy
     assert "vm.unprivileged_userfaultfd=1" in remedy
     assert "barrier='user'" in remedy, "README alone named it"
     assert "EFAULT" in remedy, "and never without its price"
@@ -147,4 +150,4 @@ def test_the_tier_is_what_was_asked_for_or_an_error() -> None:
         with pytest.raises(pagefold.BarrierUnavailable, match=r"EPERM|5\.19"):
             choose(barrier, features)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="'uffd', 'user' or 'off'"):
-        _tier.checked("yes")
+        barriers.checked("yes")

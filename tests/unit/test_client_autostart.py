@@ -15,7 +15,8 @@ from typing import Any
 
 import pagefold
 import pytest
-from pagefold import _address, _autostart
+from pagefold._launch import user_server
+from pagefold_proto import addresses
 from support.waiting import until
 
 pytestmark = pytest.mark.skipif(
@@ -74,7 +75,7 @@ def test_a_stale_socket_is_no_server(address: str) -> None:
     path.parent.mkdir(mode=0o700)
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
-    assert not _autostart.answers(_address.parse(address))
+    assert not user_server.answers(addresses.parse(address))
     with pagefold.connect(address) as client:
         assert client.stats().connected
 
@@ -98,13 +99,13 @@ def test_no_server_is_started_for_tcp(no_names: None) -> None:
 
 
 def test_without_the_servers_packages_the_error_names_the_extra(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_autostart, "_NEEDED", ("pagefold_server", "no_such_package"))
+    monkeypatch.setattr(user_server, "_NEEDED", ("pagefold_server", "no_such_package"))
     with pytest.raises(pagefold.ServerUnavailable, match=r"no_such_package .* pip install 'pagefold\[server\]'"):
         pagefold.connect(address)
 
 
 def test_a_server_that_does_not_start_is_quoted(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_autostart, "_FASTER_ONE_SECONDS", 0.1)
+    monkeypatch.setattr(user_server, "_FASTER_ONE_SECONDS", 0.1)
     monkeypatch.setenv("PAGEFOLD_CPU_CEILING_PERCENT", "a lot")
     with pytest.raises(pagefold.ServerUnavailable, match=r"server\.log ends with:(.|\n)*a lot"):
         pagefold.connect(address)
@@ -124,7 +125,7 @@ def test_a_directory_without_room_is_named(
     address: str, monkeypatch: pytest.MonkeyPatch, options: str, before: Any, after: list[str], text: str
 ) -> None:
     """A server that could write neither its pid file nor its log was quoted with "(nothing)", or as an OSError."""
-    monkeypatch.setattr(_autostart, "_FASTER_ONE_SECONDS", 0.1)
+    monkeypatch.setattr(user_server, "_FASTER_ONE_SECONDS", 0.1)
     directory = Path(address.removeprefix("unix:")).parent
     directory.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"mode=700,{options}", "tmpfs", directory], check=True)
@@ -156,7 +157,7 @@ def test_a_default_directory_that_others_can_write_to_is_refused_even_with_a_ser
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Anybody could listen there."""
-    monkeypatch.setattr(_address, "default_address", lambda: address)
+    monkeypatch.setattr(addresses, "default_address", lambda: address)
     directory = Path(address.removeprefix("unix:")).parent
     directory.mkdir()
     directory.chmod(0o777)

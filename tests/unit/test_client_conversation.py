@@ -12,10 +12,12 @@ import threading
 from typing import Any
 
 import pytest
-from pagefold import _conversation, _names, _pools, _transport
-from pagefold._conversation import Conversation
 from pagefold._errors import IncompatibleServer, LimitReached, ServerRefused, ServerUnavailable, SessionLost
-from pagefold._transport import LocalTransport
+from pagefold._session import conversation as conversation_module
+from pagefold._session import pools, transport
+from pagefold._session.conversation import Conversation
+from pagefold._session.transport import LocalTransport
+from pagefold_proto import shm_names
 from pagefold_proto.v1 import memory_pb2 as pb
 from support.fakes import FakeArena, FakeSegment, FakeServer, FakeSpace
 
@@ -31,7 +33,7 @@ class Bed:
         self.conversation.hello(pb.HelloRequest(protocol=1))
 
     def segment(self, number: int = 1, pages: int = 16) -> FakeSegment:
-        made = _names.create_locked(_names.SEGMENT, 0o600, pages * 4096)
+        made = shm_names.create_locked(shm_names.SEGMENT, 0o600, pages * 4096)
         return FakeSegment(number, made.name, made.fd, pages, number << 40)
 
     def last(self) -> Any:
@@ -151,7 +153,7 @@ def _names_exist(segment: FakeSegment) -> bool:
 
 
 def test_a_segment_that_is_still_in_use_there_is_dropped_later(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pagefold._conversation.DROP_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr("pagefold._session.conversation.DROP_AGAIN_SECONDS", 0.0)
     segment = bed.segment()
     bed.arena.add(segment)
     bed.conversation.turn()
@@ -219,7 +221,7 @@ def test_instructions_that_cannot_be_carried_out_do_not_end_the_session(
 
 
 def test_pools_that_are_none_are_not_opened(bed: Bed, caplog: pytest.LogCaptureFixture) -> None:
-    names = ["/etc/passwd", "/pagefold-s-" + "0" * 32, _names.new_name(_names.POOL)]
+    names = ["/etc/passwd", "/pagefold-s-" + "0" * 32, shm_names.new_name(shm_names.POOL)]
     bed.server.replies.append(pb.ExchangeReply(pools=[pb.PoolInfo(pool=1, name=name) for name in names]))
     bed.conversation.turn()
     assert bed.space.calls == [("harvest",)]
@@ -232,8 +234,8 @@ def test_a_pool_that_cannot_be_opened_yet_is_opened_later(
     bed: Bed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # It was given up for good: a client short of descriptors for a moment declined every merge from then on.
-    made = _names.create_locked(_names.POOL, 0o400, 0)
-    real = _names.look
+    made = shm_names.create_locked(shm_names.POOL, 0o400, 0)
+    real = shm_names.look
     refusals = [OSError(errno.EMFILE, "Too many open files")] * 2
 
     def look(name: str) -> int:
@@ -241,39 +243,39 @@ def test_a_pool_that_cannot_be_opened_yet_is_opened_later(
             raise refusals.pop()
         return real(name)
 
-    monkeypatch.setattr(_names, "look", look)
+    monkeypatch.setattr(shm_names, "look", look)
     bed.server.replies.append(pb.ExchangeReply(pools=[pb.PoolInfo(pool=1, name=made.name)]))
     for _ in range(5):
         bed.conversation.turn()
     assert [call for call in bed.space.calls if call[0] == "add_pool"] == [("add_pool", 1)]
     assert [record.levelname for record in caplog.records] == ["ERROR"], "said once, at the level that people see"
-    _names.remove(made.name)
+    shm_names.remove(made.name)
     os.close(made.fd)
 
 
 def test_a_server_that_names_pool_after_pool_gets_a_few_descriptors(bed: Bed, caplog: pytest.LogCaptureFixture) -> None:
     """It got two for each: 5,000 in four seconds."""
-    made = [_names.create_locked(_names.POOL, 0o400, 0) for _ in range(40)]
+    made = [shm_names.create_locked(shm_names.POOL, 0o400, 0) for _ in range(40)]
     before = set(os.listdir("/proc/self/fd"))
     for turn in range(20):
-        missing = [_names.new_name(_names.POOL) for _ in range(500)]
+        missing = [shm_names.new_name(shm_names.POOL) for _ in range(500)]
         names = [pool.name for pool in made[2 * turn : 2 * turn + 2]] + missing
         bed.server.replies.append(pb.ExchangeReply(pools=[pb.PoolInfo(pool=turn + 1, name=name) for name in names]))
         bed.conversation.turn()
-    assert len(set(os.listdir("/proc/self/fd")) - before) <= _pools.MOST_POOLS + 1
-    assert len(bed.conversation._unopened) <= _pools.MOST_POOLS
+    assert len(set(os.listdir("/proc/self/fd")) - before) <= pools.MOST_POOLS + 1
+    assert len(bed.conversation._unopened) <= pools.MOST_POOLS
     loud = [record for record in caplog.records if record.levelname == "ERROR"]
-    assert len(loud) <= _pools.MOST_POOLS
+    assert len(loud) <= pools.MOST_POOLS
     bed.conversation.close()
     for pool in made:
-        _names.remove(pool.name)
+        shm_names.remove(pool.name)
         pool.fd.close()
 
 
 @pytest.mark.parametrize("what", ["fifo", "leased", "directory"])
 def test_nobody_is_waited_for_when_a_pool_is_opened(bed: Bed, what: str) -> None:
     """The open of a FIFO waited for its writer, for ever, with the lock held that forks take."""
-    made = _names.create_locked(_names.POOL, 0o600, 0)
+    made = shm_names.create_locked(shm_names.POOL, 0o600, 0)
     path = f"/dev/shm/{made.name[1:]}"
     leased = -1
     if what != "leased":
@@ -300,7 +302,7 @@ def test_nobody_is_waited_for_when_a_pool_is_opened(bed: Bed, what: str) -> None
             made.fd.close()
 
 
-MOST = _conversation.MOST_INSTRUCTED
+MOST = conversation_module.MOST_INSTRUCTED
 
 
 @pytest.mark.parametrize(
@@ -325,17 +327,17 @@ def test_a_server_sends_no_more_than_a_client_takes() -> None:
     from pagefold_server.settings import Settings
 
     bounds = {key: field.metadata for key, field in Settings.model_fields.items()}
-    assert [m.le for m in bounds["max_batch_pages"] if hasattr(m, "le")] == [_conversation.MOST_INSTRUCTED]
-    assert next(m.le for m in bounds["max_outstanding"] if hasattr(m, "le")) * 2 <= _conversation.MOST_OWED
+    assert [m.le for m in bounds["max_batch_pages"] if hasattr(m, "le")] == [conversation_module.MOST_INSTRUCTED]
+    assert next(m.le for m in bounds["max_outstanding"] if hasattr(m, "le")) * 2 <= conversation_module.MOST_OWED
     columns = {name: [2**32 - 1] * MOST for name in ("segment", "first", "count")}
     merges = pb.MergeBatch(**columns, pool=columns["first"], frame=columns["first"])
     whole = pb.ExchangeReply(merges=merges, adopts=pb.AdoptBatch(**columns), look=2**64 - 1)
-    assert whole.ByteSize() < _transport.MAX_MESSAGE_BYTES
+    assert whole.ByteSize() < transport.MAX_MESSAGE_BYTES
 
 
 def test_answers_that_a_server_does_not_take_do_not_pile_up(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
     """It said that its messages hold one event, and proposed a thousand pages with each."""
-    monkeypatch.setattr(_conversation, "MOST_OWED", 50_000)
+    monkeypatch.setattr(conversation_module, "MOST_OWED", 50_000)
     greet = bed.server.__class__.__call__
 
     def small(method: str, request: Any) -> Any:
@@ -346,7 +348,7 @@ def test_answers_that_a_server_does_not_take_do_not_pile_up(bed: Bed, monkeypatc
 
     conversation = Conversation(bed.space, bed.arena, LocalTransport(small))
     conversation.hello(pb.HelloRequest())
-    rows = list(range(0, 2 * _conversation.LEAST_EVENTS, 2))
+    rows = list(range(0, 2 * conversation_module.LEAST_EVENTS, 2))
     for _ in range(100):  # as many as it takes
         bed.server.replies.append(pb.ExchangeReply(merges=pb.MergeBatch(first=rows, count=[1] * len(rows))))
         conversation.turn()
@@ -394,7 +396,7 @@ def test_failures_and_refusals_are_not_logged_for_ever(
 
 def test_a_segment_that_the_server_never_drops_takes_nothing_here(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each took a descriptor and a name, as long as the server said that it was in use."""
-    monkeypatch.setattr("pagefold._conversation.DROP_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr("pagefold._session.conversation.DROP_AGAIN_SECONDS", 0.0)
     before = set(os.listdir("/proc/self/fd"))
     bed.server.failures.extend([("DropSegment", ServerRefused("REASON_SEGMENT_IN_USE", "for ever"))] * 1000)
     for number in range(1, 11):
@@ -407,7 +409,7 @@ def test_a_segment_that_the_server_never_drops_takes_nothing_here(bed: Bed, monk
     assert set(os.listdir("/proc/self/fd")) == before
     while bed.conversation.is_dropping:
         bed.conversation.turn()
-    assert len(bed.server.of("DropSegment")) == 10 * (_conversation.DROP_TRIES + 1)
+    assert len(bed.server.of("DropSegment")) == 10 * (conversation_module.DROP_TRIES + 1)
 
 
 def test_what_a_turn_is_worth(bed: Bed) -> None:
@@ -469,7 +471,7 @@ def test_a_child_leaves_frames_that_the_next_server_does_not_have_and_no_others(
     """Its pools are not open before it has exchanged; it claimed frames from a server that did not have them."""
     segment = bed.segment()
     bed.arena.add(segment)  # as an inherited one is
-    old, new = _names.new_name("p"), _names.new_name("p")
+    old, new = shm_names.new_name("p"), shm_names.new_name("p")
     bed.conversation._pool = old
     bed.conversation._come_back(old if taken_over else new)
     adopted = [call for call in bed.space.calls if call[0] == "adopt"]

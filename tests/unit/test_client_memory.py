@@ -18,7 +18,8 @@ from typing import Any
 
 import pagefold
 import pytest
-from pagefold import _client, _names
+from pagefold import _client
+from pagefold_proto import shm_names
 from pagefold_proto.v1 import memory_pb2 as pb
 from support import faults, kernel
 from support.children import Child
@@ -60,7 +61,7 @@ class Pool:
 
     def __init__(self, fake: FakeServer, frames: int = 16) -> None:
         self.fake = fake
-        self.made = _names.create_locked(_names.POOL, 0o600, frames * PAGE)
+        self.made = shm_names.create_locked(shm_names.POOL, 0o600, frames * PAGE)
         for frame in range(frames):
             os.pwrite(self.made.fd, bytes([frame + 1]) * PAGE, frame * PAGE)
         fake.replies.append(pb.ExchangeReply(pools=[pb.PoolInfo(pool=1, name=self.made.name)]))
@@ -78,7 +79,7 @@ class Pool:
         assert client.settle(5).settled
 
     def close(self) -> None:
-        _names.remove(self.made.name)
+        shm_names.remove(self.made.name)
         os.close(self.made.fd)
 
 

@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from pagefold import _patience, _session
-from pagefold._conversation import Conversation
 from pagefold._errors import DescriptorsClosed, ServerUnavailable, SessionLost
-from pagefold._patience import Patience
-from pagefold._session import Session, Wiring
-from pagefold._transport import LocalTransport
+from pagefold._session import patience as patience_module
+from pagefold._session import session as session_module
+from pagefold._session.conversation import Conversation
+from pagefold._session.patience import Patience
+from pagefold._session.session import Session, Wiring
+from pagefold._session.transport import LocalTransport
 from pagefold_core import PAGE_SIZE as PAGE
 from pagefold_core import Answer, Ending, Turn, after_fork_in_parent, before_fork, call
 from pagefold_proto.v1 import memory_pb2 as pb
@@ -68,7 +69,7 @@ class Bed:
 
 @pytest.fixture
 def bed(no_names: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bed]:
-    monkeypatch.setattr(_session, "BACKOFF_SECONDS", (0.001, 0.01))
+    monkeypatch.setattr(session_module, "BACKOFF_SECONDS", (0.001, 0.01))
     bed = Bed()
     yield bed
     bed.session.close()
@@ -267,7 +268,7 @@ def test_closing_wakes_those_who_wait(bed: Bed) -> None:
 
 
 def test_closing_does_not_wait_for_a_server_that_hangs(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_session, "GOODBYE_SECONDS", 0.1)
+    monkeypatch.setattr(session_module, "GOODBYE_SECONDS", 0.1)
     hung, closed = threading.Event(), threading.Event()
 
     def hang(method: str, request: Any) -> None:
@@ -339,7 +340,7 @@ def test_a_server_that_gives_nothing_gets_a_small_share_of_a_core(
     bed: Bed, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """It burned a core, as long as it liked."""
-    monkeypatch.setattr(_patience, "GRACE_SECONDS", 0.02)
+    monkeypatch.setattr(patience_module, "GRACE_SECONDS", 0.02)
     if kind == "ring after the end":
         bed.server.failures.append(("Exchange", SessionLost("REASON_PROTOCOL_VIOLATION", "no")))
     elif kind != "ring":
@@ -364,8 +365,8 @@ def test_a_server_that_gives_nothing_gets_a_small_share_of_a_core(
 
 
 def test_a_settle_is_not_kept_waiting_by_what_went_before(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_patience, "GRACE_SECONDS", 0.0)
-    monkeypatch.setattr(_patience, "SHARE", 0.0001)
+    monkeypatch.setattr(patience_module, "GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(patience_module, "SHARE", 0.0001)
     endless(bed, "more")
     bed.start()
     until(lambda: bed.calls > 3)
@@ -378,13 +379,13 @@ def test_patience() -> None:
     patience = Patience()
     for _ in range(100):
         assert patience.rest(10.0, math.inf) == 0, "real work is never slowed"
-    assert patience.rest(_patience.GRACE_SECONDS / 2, 0.0) == 0
+    assert patience.rest(patience_module.GRACE_SECONDS / 2, 0.0) == 0
     assert patience.rest(0.5, 0.5) == 0, "what it brought was worth it"
-    first = patience.rest(_patience.GRACE_SECONDS / 2 + 0.001, 0.0)
-    assert 0 < first <= 0.001 / _patience.SHARE
-    assert patience.rest(100.0, 0.0) <= _patience.MOST_SECONDS + 1e-9
+    first = patience.rest(patience_module.GRACE_SECONDS / 2 + 0.001, 0.0)
+    assert 0 < first <= 0.001 / patience_module.SHARE
+    assert patience.rest(100.0, 0.0) <= patience_module.MOST_SECONDS + 1e-9
     assert patience.rest(0.0, math.inf) == 0, "and it is forgiven"
-    assert patience.rest(_patience.GRACE_SECONDS / 2, 0.0) == 0
+    assert patience.rest(patience_module.GRACE_SECONDS / 2, 0.0) == 0
 
 
 def test_an_answer_that_no_server_gives_ends_the_session(bed: Bed, caplog: pytest.LogCaptureFixture) -> None:
@@ -410,7 +411,7 @@ def test_a_program_that_closed_grpcs_descriptors_is_told(bed: Bed, caplog: pytes
 
 
 def test_after_a_fork_memory_is_thawed_when_the_children_are_gone(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_session, "GENERATION_POLL", 0.01)
+    monkeypatch.setattr(session_module, "GENERATION_POLL", 0.01)
     bed.start()
     block = bed.arena.allocate(16 * PAGE)
     bed.space.child = True

@@ -14,7 +14,7 @@ import pagefold
 import pagefold_core
 import pagefold_proto
 import pytest
-from pagefold import _log, _threads
+from pagefold._process import log, threads
 from support.server import Server
 from support.waiting import until
 
@@ -25,7 +25,7 @@ REPLACED_OF_OS = {"fork", "forkpty", "popen", "posix_spawn", "posix_spawnp", "re
 REPLACED_OF_OS |= {"write"}
 
 # Programs of their own, and a handshake that is made with the program's sockets: nobody else waits for it.
-APART = {"cli", "_boot.py", "_tls.py"}
+APART = {"cli", "boot.py", "tls.py"}
 
 
 def sources() -> Iterator[Path]:
@@ -55,10 +55,10 @@ def test_no_module_of_the_client_uses_what_others_replace() -> None:
 def test_what_is_the_librarys_own_is_not_what_others_can_reach() -> None:
     import _thread
 
-    assert _threads._thread is not _thread
-    assert type(_threads.Lock()) is not type(_thread.allocate_lock())
-    assert _threads.sleep is not time.sleep
-    assert _threads.monotonic is not time.monotonic
+    assert threads._thread is not _thread
+    assert type(threads.Lock()) is not type(_thread.allocate_lock())
+    assert threads.sleep is not time.sleep
+    assert threads.monotonic is not time.monotonic
 
 
 def test_whether_threads_can_be_had_is_found_out_by_having_them() -> None:
@@ -70,9 +70,9 @@ def test_whether_threads_can_be_had_is_found_out_by_having_them() -> None:
 def test_a_greenlet_looks_for_what_it_waits_for_and_lets_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
     monkeypatch.setattr(time, "sleep", slept.append)
-    assert _threads.wait_among_greenlets(lambda _: len(slept) if len(slept) > 9 else None, 60) == 10
+    assert threads.wait_among_greenlets(lambda _: len(slept) if len(slept) > 9 else None, 60) == 10
     assert max(slept) <= 0.02
-    assert _threads.wait_among_greenlets(lambda _: None, 0.001) is None
+    assert threads.wait_among_greenlets(lambda _: None, 0.001) is None
 
 
 def test_a_program_that_stops_the_clock_waits_no_longer_than_it_asked(
@@ -91,11 +91,11 @@ def test_a_program_that_stops_the_clock_waits_no_longer_than_it_asked(
 
 def test_the_log_tells_who_spoke(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "pagefold"):
-        _log.log.warning("%d pages", 3)
+        log.log.warning("%d pages", 3)
         try:
             int("so")
         except ValueError:
-            _log.log.exception("it failed")
+            log.log.exception("it failed")
     assert [record.getMessage() for record in caplog.records] == ["3 pages", "it failed"]
     assert [record.filename for record in caplog.records] == ["test_client_threads.py"] * 2
     assert caplog.records[1].exc_info is not None

@@ -1,4 +1,4 @@
-"""What engines tell audits, on both: who holds what, which frames and which counts are wrong."""
+"""What factory tell audits, on both: who holds what, which frames and which counts are wrong."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from pagefold_server import engines
-from pagefold_server._fallocate import punch_hole
-from pagefold_server.engine import Engine, EngineOptions, FrameFault, Held, Miscount
-from pagefold_server.pool_file import PoolFile
-from pagefold_server.reference import ReferenceEngine
-from pagefold_server.tables import COPIED, MERGED, PROPOSED, QUEUED, ZERO
+from pagefold_server.engine import factory
+from pagefold_server.engine.interface import Engine, EngineOptions, FrameFault, Held, Miscount
+from pagefold_server.engine.pool_file import PoolFile
+from pagefold_server.engine.reference.engine import ReferenceEngine
+from pagefold_server.engine.reference.fallocate import punch_hole
+from pagefold_server.engine.reference.page_table import COPIED, MERGED, PROPOSED, QUEUED, ZERO
 from support.engine_world import COPIED as COPIED_EVENT
 from support.engine_world import MERGED as MERGED_EVENT
 from support.engine_world import PAGE, columns, content
@@ -25,7 +25,7 @@ class World:
     def __init__(self, name: str) -> None:
         self.pool: PoolFile
         self.engine: Engine
-        self.pool, self.engine, _ = engines.make(name, os.geteuid(), EngineOptions())
+        self.pool, self.engine, _ = factory.make(name, os.geteuid(), EngineOptions())
         self.segments = []
         for client in (1, 2):
             fd = os.memfd_create("segment")

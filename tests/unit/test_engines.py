@@ -1,4 +1,4 @@
-"""The engines, driven directly. The property tests beside it do the same at random, and compare the two.
+"""The factory, driven directly. The property tests beside it do the same at random, and compare the two.
 
 Each test runs on both, but for those that reach into the reference; what is special to the native engine is in
 test_native_engine.
@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
-from pagefold import _names
-from pagefold_server import engines, reference
-from pagefold_server.engine import EngineOptions, Left, PassReport, ProtocolViolation, SegmentCounts
-from pagefold_server.pool import Pool
-from pagefold_server.reference import ReferenceEngine
+from pagefold_proto import shm_names
+from pagefold_server.engine import factory
+from pagefold_server.engine.interface import EngineOptions, Left, PassReport, ProtocolViolation, SegmentCounts
+from pagefold_server.engine.reference import engine as reference
+from pagefold_server.engine.reference.engine import ReferenceEngine
+from pagefold_server.engine.reference.pool import Pool
 from support import engine_pools
 from support.engine_pools import FileStore, ReferenceStore
 from support.engine_world import (
@@ -972,13 +973,13 @@ def test_the_check_finds_books_that_are_wrong(reference_world: ReferenceWorld) -
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_it_works_on_the_real_pool_and_on_named_segments(name: str) -> None:
-    pool, engine, past = engines.make(name, os.geteuid(), EngineOptions())
+    pool, engine, past = factory.make(name, os.geteuid(), EngineOptions())
     assert not past
     store = pool if isinstance(pool, Pool) else FileStore(pool)
     clients = [FakeClient(engine, store, n) for n in (1, 2)]
     for client in clients:
         client.pool = pool.number
-    made = [_names.create_locked(_names.SEGMENT, 0o600, 300 * PAGE) for _ in clients]
+    made = [shm_names.create_locked(shm_names.SEGMENT, 0o600, 300 * PAGE) for _ in clients]
     try:
         for client, segment in zip(clients, made, strict=True):
             number = client.add_segment(300, os.dup(segment.fd))
@@ -1008,6 +1009,6 @@ def test_it_works_on_the_real_pool_and_on_named_segments(name: str) -> None:
         assert pool.bytes_allocated() == 0
     finally:
         for segment in made:
-            _names.remove(segment.name)
+            shm_names.remove(segment.name)
             os.close(segment.fd)
         pool.close(unlink=True)

@@ -13,10 +13,10 @@ from fuzz.calls import COSTLY, SESSIONS, Call, Script, scattered
 from fuzz.campaign import Report
 from fuzz.objects import SHM, Objects
 from google.protobuf.unknown_fields import UnknownFieldSet
-from pagefold import _names
+from pagefold_proto import shm_names
 from pagefold_proto.v1 import memory_pb2 as pb
-from pagefold_server.memory import MAX_EVENTS, MAX_MESSAGE_BYTES
-from pagefold_server.sweep import sweep
+from pagefold_server.api.memory import MAX_EVENTS, MAX_MESSAGE_BYTES
+from pagefold_server.sessions.sweep import sweep
 from support.worker import PAGE, page_of
 
 
@@ -98,11 +98,11 @@ def test_a_session_writes_one_large_object() -> None:
 def test_planted_names_stay_while_they_are_held_and_go_in_the_end(held: bool, no_names: None) -> None:
     assert {said["whose"] for said in said_by("names")} == {"own", "another's"}
     objects = Objects()
-    tag = _names.tag_of("here", 0, "fuzz")
+    tag = shm_names.tag_of("here", 0, "fuzz")
     objects.plant_names(tag, 50, held)
     names = [name for name in os.listdir(SHM) if name.endswith(tag)]
     assert len(names) == 50 + held
-    assert all(_names.is_name(_names.POOL, f"/{name}") for name in names)
+    assert all(shm_names.is_name(shm_names.POOL, f"/{name}") for name in names)
     sweep()
     assert len([name for name in os.listdir(SHM) if name.endswith(tag)]) == (51 if held else 0)
     objects.close()

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import posix_ipc
 import pytest
-from pagefold import _names
+from pagefold_proto import shm_names
 
 SHM = Path("/dev/shm")
 
 
 @pytest.fixture
-def segment() -> Iterator[_names.LockedObject]:
-    made = _names.create_locked(_names.SEGMENT, 0o600, 8192)
+def segment() -> Iterator[shm_names.LockedObject]:
+    made = shm_names.create_locked(shm_names.SEGMENT, 0o600, 8192)
     yield made
-    _names.remove(made.name)
+    shm_names.remove(made.name)
     os.close(made.fd)
 
 
@@ -30,10 +30,10 @@ def open_again(name: str) -> int:
 
 
 @pytest.mark.parametrize("kind", ["s", "l", "p", "d"])
-def test_a_new_name_is_a_name_of_its_kind_only(kind: _names.Kind) -> None:
-    name = _names.new_name(kind)
-    assert [k for k in ("s", "l", "p", "d") if _names.is_name(k, name)] == [kind]
-    assert _names.new_name(kind) != name
+def test_a_new_name_is_a_name_of_its_kind_only(kind: shm_names.Kind) -> None:
+    name = shm_names.new_name(kind)
+    assert [k for k in ("s", "l", "p", "d") if shm_names.is_name(k, name)] == [kind]
+    assert shm_names.new_name(kind) != name
 
 
 @pytest.mark.parametrize(
@@ -54,44 +54,44 @@ def test_a_new_name_is_a_name_of_its_kind_only(kind: _names.Kind) -> None:
     ],
 )
 def test_what_is_almost_a_name_is_none(text: str) -> None:
-    assert not _names.is_name("s", text)
+    assert not shm_names.is_name("s", text)
 
 
 def test_a_doorbell_has_the_digits_of_its_lease() -> None:
-    lease = _names.new_name("l")
-    doorbell = _names.doorbell_for(lease)
-    assert _names.is_name("d", doorbell)
+    lease = shm_names.new_name("l")
+    doorbell = shm_names.doorbell_for(lease)
+    assert shm_names.is_name("d", doorbell)
     assert doorbell[-32:] == lease[-32:]
     with pytest.raises(ValueError, match="not the name of a lease"):
-        _names.doorbell_for(_names.new_name("s"))
+        shm_names.doorbell_for(shm_names.new_name("s"))
 
 
 def test_an_object_has_size_and_mode_whatever_the_umask() -> None:
     before = os.umask(0o277)
     try:
-        made = _names.create_locked(_names.SEGMENT, 0o640, 12345)
+        made = shm_names.create_locked(shm_names.SEGMENT, 0o640, 12345)
     finally:
         os.umask(before)
     status = os.stat(SHM / made.name[1:])
     assert (status.st_size, status.st_mode & 0o777) == (12345, 0o640)
     assert os.get_inheritable(made.fd) is False
     os.pwrite(made.fd, b"x", 0)
-    _names.remove(made.name)
-    _names.remove(made.name)  # gone already: fine
+    shm_names.remove(made.name)
+    shm_names.remove(made.name)  # gone already: fine
     os.close(made.fd)
 
 
-def test_an_object_is_garbage_once_its_creator_lets_go(segment: _names.LockedObject) -> None:
+def test_an_object_is_garbage_once_its_creator_lets_go(segment: shm_names.LockedObject) -> None:
     fd = open_again(segment.name)
-    assert not _names.is_garbage(fd)
-    assert not _names.remove_garbage(segment.name, fd)
+    assert not shm_names.is_garbage(fd)
+    assert not shm_names.remove_garbage(segment.name, fd)
     fcntl.flock(segment.fd, fcntl.LOCK_UN)
-    assert _names.is_garbage(fd)
+    assert shm_names.is_garbage(fd)
     fcntl.flock(segment.fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # the question left no lock behind
     os.close(fd)
 
 
-def test_I3_a_forked_child_keeps_an_object_alive(segment: _names.LockedObject) -> None:
+def test_I3_a_forked_child_keeps_an_object_alive(segment: shm_names.LockedObject) -> None:
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -102,10 +102,10 @@ def test_I3_a_forked_child_keeps_an_object_alive(segment: _names.LockedObject) -
     os.close(segment.fd)
     fd = open_again(segment.name)
     try:
-        assert not _names.is_garbage(fd), "the child has the lock"
+        assert not shm_names.is_garbage(fd), "the child has the lock"
         os.close(write)
         os.waitpid(child, 0)
-        assert _names.is_garbage(fd)
+        assert shm_names.is_garbage(fd)
     finally:
         os.close(fd)
         object.__setattr__(segment, "fd", os.open(os.devnull, os.O_RDONLY))  # for the fixture to close
@@ -115,17 +115,17 @@ def test_a_killed_creator_leaves_garbage_that_is_removed() -> None:
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
-        made = _names.create_locked(_names.LEASE, 0o600, 0)
+        made = shm_names.create_locked(shm_names.LEASE, 0o600, 0)
         os.write(write, made.name.encode())
         signal.pause()
     os.close(write)
     name = os.read(read, 100).decode()
     os.close(read)
     fd = open_again(name)
-    assert not _names.remove_garbage(name, fd)
+    assert not shm_names.remove_garbage(name, fd)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    assert _names.remove_garbage(name, fd)
+    assert shm_names.remove_garbage(name, fd)
     assert not (SHM / name[1:]).exists()
     os.close(fd)
 
@@ -138,26 +138,26 @@ def test_creating_starts_over_when_a_sweep_comes_between(monkeypatch: pytest.Mon
         made = create(name, *args, **options)
         if len(swept) < 3:
             fd = open_again(name)
-            assert _names.remove_garbage(name, fd)
+            assert shm_names.remove_garbage(name, fd)
             os.close(fd)
             swept.append(name)
         return made
 
     monkeypatch.setattr(posix_ipc, "SharedMemory", create_and_be_swept)
     descriptors = len(os.listdir("/proc/self/fd"))
-    made = _names.create_locked(_names.SEGMENT, 0o600, 4096)
+    made = shm_names.create_locked(shm_names.SEGMENT, 0o600, 4096)
     assert len(swept) == 3
     assert made.name not in swept
     assert os.fstat(made.fd).st_nlink == 1
     assert len(os.listdir("/proc/self/fd")) == descriptors + 1
-    _names.remove(made.name)
+    shm_names.remove(made.name)
     os.close(made.fd)
 
 
 def test_creating_fails_without_leaving_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     before = set(os.listdir(SHM))
     with pytest.raises(OSError, match="Invalid argument"):
-        _names.create_locked(_names.SEGMENT, 0o600, -1)
+        shm_names.create_locked(shm_names.SEGMENT, 0o600, -1)
     assert set(os.listdir(SHM)) == before
 
 
@@ -167,13 +167,13 @@ def test_too_many_files_is_an_errno_whatever_posix_ipc_says() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
     try:
         with pytest.raises(OSError, match="maximum number of files") as info:
-            _names.create_locked(_names.SEGMENT, 0o600, 4096)
+            shm_names.create_locked(shm_names.SEGMENT, 0o600, 4096)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert info.value.errno == errno.EMFILE
-    assert _names.with_number(posix_ipc.PermissionsError("no")).errno == errno.EACCES
-    assert _names.with_number(posix_ipc.ExistentialError("none")).errno == errno.ENOENT
-    assert _names.with_number(posix_ipc.Error("what")).errno == errno.EINVAL
-    assert _names.with_number(OSError("The system limit on open files")).errno == errno.ENFILE
+    assert shm_names.with_number(posix_ipc.PermissionsError("no")).errno == errno.EACCES
+    assert shm_names.with_number(posix_ipc.ExistentialError("none")).errno == errno.ENOENT
+    assert shm_names.with_number(posix_ipc.Error("what")).errno == errno.EINVAL
+    assert shm_names.with_number(OSError("The system limit on open files")).errno == errno.ENFILE
     numbered = OSError(errno.ENOSPC, "full")
-    assert _names.with_number(numbered) is numbered
+    assert shm_names.with_number(numbered) is numbered

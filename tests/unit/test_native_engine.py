@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pagefold_core
 import pytest
-from pagefold_server.engine import EngineOptions
+from pagefold_server.engine.interface import EngineOptions
+from pagefold_server.engine.native import NativeEngine
 from pagefold_server.errors import LimitReached
-from pagefold_server.native import NativeEngine
 from support.engine_pools import NO_LIMIT, Lockstep, LockstepStore, NativeStore
 from support.engine_world import PAGE, FakeClient, columns, content
 

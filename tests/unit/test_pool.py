@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pagefold import _names
-from pagefold_server import pool as pool_module
-from pagefold_server._fallocate import punch_hole
-from pagefold_server.pool import Pool
+from pagefold_proto import shm_names
+from pagefold_server.engine.reference import pool as pool_module
+from pagefold_server.engine.reference.fallocate import punch_hole
+from pagefold_server.engine.reference.pool import Pool
 
 PAGE = mmap.PAGESIZE
 
@@ -217,11 +217,11 @@ def test_a_root_server_gives_the_pool_to_the_domains_user() -> None:
 def test_closing_lets_the_name_go_or_leaves_it_to_be_taken_over() -> None:
     pool = Pool(os.geteuid())
     fd = os.open(path(pool), os.O_RDONLY)
-    assert _names.is_name(_names.POOL, pool.name)
-    assert not _names.is_garbage(fd)
+    assert shm_names.is_name(shm_names.POOL, pool.name)
+    assert not shm_names.is_garbage(fd)
     pool.close(unlink=False)
     pool.close(unlink=True)  # twice is fine, and does nothing more
-    assert _names.remove_garbage(pool.name, fd)
+    assert shm_names.remove_garbage(pool.name, fd)
     os.close(fd)
     other = Pool(os.geteuid())
     other.close(unlink=True)

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
-from pagefold import _address
-from pagefold._address import Address, AddressError, default_address, grpc_target, parse, verify_directory
+from pagefold_proto import addresses
+from pagefold_proto.addresses import Address, AddressError, default_address, grpc_target, parse, verify_directory
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_the_longest_path() -> None:
 
 def test_the_default_does_not_depend_on_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Programs of one user with and without XDG_RUNTIME_DIR (a login, cron) had a server each and shared nothing."""
-    monkeypatch.setattr(_address, "SHM", str(tmp_path))
+    monkeypatch.setattr(addresses, "SHM", str(tmp_path))
     ours = f"unix:{tmp_path}/pagefold-{os.geteuid()}/server.sock"
     assert default_address() == ours
     for name in ("XDG_RUNTIME_DIR", "HOME", "TMPDIR", "USER"):
@@ -70,7 +70,7 @@ def test_the_default_does_not_depend_on_the_environment(monkeypatch: pytest.Monk
 
 @pytest.mark.needs("root")
 def test_nobody_can_take_the_default_away(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(_address, "SHM", str(tmp_path))
+    monkeypatch.setattr(addresses, "SHM", str(tmp_path))
     taken = tmp_path / f"pagefold-{os.geteuid()}"
     taken.mkdir()
     os.chown(taken, 65534, 65534)

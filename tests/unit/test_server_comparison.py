@@ -7,13 +7,13 @@ import random
 
 import pytest
 from pagefold_proto.v1 import admin_pb2 as pb
-from pagefold_server import processes
-from pagefold_server.comparison import Difference, common, compare, pages_of, within, without
-from pagefold_server.engine import Columns, Held, Instructions
-from pagefold_server.mappings import Mapping, Seen, What, copies, parse, view
-from pagefold_server.pageset import PageSet
-from pagefold_server.tables import COPIED, MERGED, NO_FRAME, OWNED, PAGE, PROPOSED, QUEUED, ZERO
-from pagefold_server.watch import Watch
+from pagefold_server.audit.differences import Difference, common, compare, pages_of, within, without
+from pagefold_server.engine.interface import Columns, Held, Instructions
+from pagefold_server.engine.pageset import PageSet
+from pagefold_server.engine.reference.page_table import COPIED, MERGED, NO_FRAME, OWNED, PAGE, PROPOSED, QUEUED, ZERO
+from pagefold_server.procfs import processes
+from pagefold_server.procfs.mappings import Mapping, Seen, What, copies, parse, view
+from pagefold_server.sessions.watch import Watch
 
 SEGMENT, POOL, OTHER, NONE = (26, 11), (26, 12), (8, 13), (0, 0)
 HERE = (3, 1)

@@ -7,8 +7,8 @@ import os
 
 import pytest
 from pagefold_server import settings
-from pagefold_server.domain import Domains
-from pagefold_server.tenants import Tenant
+from pagefold_server.domains.domain import Domains
+from pagefold_server.tenants.tenants import Tenant
 
 
 def descriptors_of(name: str) -> list[str]:

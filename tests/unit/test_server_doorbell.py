@@ -7,17 +7,17 @@ from collections.abc import Callable, Iterator
 
 import posix_ipc
 import pytest
-from pagefold import _names
 from pagefold_core import Doorbell
-from pagefold_server import doorbell
-from pagefold_server.doorbell import Bell, Bells, PosixBell
+from pagefold_proto import shm_names
+from pagefold_server.sessions import doorbell
+from pagefold_server.sessions.doorbell import Bell, Bells, PosixBell
 
 pytestmark = pytest.mark.usefixtures("no_names")
 
 
 @pytest.fixture
 def semaphore() -> Iterator[posix_ipc.Semaphore]:
-    made = posix_ipc.Semaphore(_names.new_name("d"), posix_ipc.O_CREX, mode=0o600)
+    made = posix_ipc.Semaphore(shm_names.new_name("d"), posix_ipc.O_CREX, mode=0o600)
     yield made
     made.unlink()
     made.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from pagefold_server.throttle import CpuMeter, Throttle
+from pagefold_server.tenants.throttle import CpuMeter, Throttle
 
 
 @pytest.mark.parametrize(("percent", "pause"), [(10, 0.9), (50, 0.1), (100, 0)])

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from pagefold import _obstacles
+from pagefold_proto import obstacle_table
 from pagefold_proto.v1 import memory_pb2 as pb
-from pagefold_server.engine import EngineCounters, PassReport
-from pagefold_server.settle import Look, Settlers
+from pagefold_server.domains.settle import Look, Settlers
+from pagefold_server.engine.interface import EngineCounters, PassReport
 
 QUIET = Look(busy=False, unanswered=0, full=False)
 BUSY = Look(busy=True, unanswered=0, full=False)
@@ -76,7 +76,7 @@ def test_what_was_merged_is_to_be_seen_merged_by_one_more_look() -> None:
     assert waiting.reports[0].merged_pages == 5
 
 
-@pytest.mark.parametrize("kind", [kind for kind, words in _obstacles.TABLE.items() if words.blocks])
+@pytest.mark.parametrize("kind", [kind for kind, words in obstacle_table.TABLE.items() if words.blocks])
 def test_it_is_not_settled_while_an_obstacle_concerns_a_page(kind: pb.ObstacleKind) -> None:
     for pages in (0, 9):
         waiting = Waiting()
@@ -86,7 +86,7 @@ def test_it_is_not_settled_while_an_obstacle_concerns_a_page(kind: pb.ObstacleKi
         assert [(each.kind, each.pages) for each in report.obstacles] == [(kind, 2 * pages)]
 
 
-@pytest.mark.parametrize("kind", [kind for kind, words in _obstacles.TABLE.items() if not words.blocks])
+@pytest.mark.parametrize("kind", [kind for kind, words in obstacle_table.TABLE.items() if not words.blocks])
 def test_a_programs_own_wish_is_told_and_blocks_nothing(kind: pb.ObstacleKind) -> None:
     waiting = Waiting()
     assert waiting.passed(Look(False, 0, False, [pb.Obstacle(kind=kind, pages=9)]))

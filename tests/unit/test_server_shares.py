@@ -6,10 +6,11 @@ import asyncio
 import random
 
 import pytest
-from pagefold_server import gate, tenants
-from pagefold_server.gate import Gate
-from pagefold_server.shares import Share, Shares
-from pagefold_server.tenants import STRANGERS, Tenants
+from pagefold_server.api import turns
+from pagefold_server.api.turns import Gate
+from pagefold_server.tenants import tenants
+from pagefold_server.tenants.fair_queue import Share, Shares
+from pagefold_server.tenants.tenants import STRANGERS, Tenants
 
 
 @pytest.mark.parametrize("pieces", [(1.0, 1.0), (0.1, 7.0), (5.0, 0.01)])
@@ -100,7 +101,7 @@ def test_who_wants_nothing_any_more_is_waited_for_no_longer_than_he_is_behind(mo
         other = all_.get(2)
         other.due = 1
         all_.note(other)
-        served(all_, 1, 2 * gate.CREDIT)
+        served(all_, 1, 2 * turns.CREDIT)
         other.due = 0
         all_.note(other)
         for _ in range(2):
@@ -113,7 +114,7 @@ def test_who_wants_nothing_any_more_is_waited_for_no_longer_than_he_is_behind(mo
 
 def test_calls_that_nobody_can_interrupt_and_strangers_count_for_more() -> None:
     all_ = Tenants()
-    price = gate._price
+    price = turns._price
     assert price(all_.get(1), 0.001) == 0.001
     assert price(all_.get(1), 0.025) > 2 * 0.025
     assert price(all_.get(STRANGERS), 0.001) > 0.003

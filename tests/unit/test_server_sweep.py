@@ -8,18 +8,18 @@ from pathlib import Path
 
 import posix_ipc
 import pytest
-from pagefold import _names
-from pagefold_server import inventory
-from pagefold_server import sweep as sweeping
-from pagefold_server.sweep import sweep
+from pagefold_proto import shm_names
+from pagefold_server.audit import inventory
+from pagefold_server.sessions import sweep as sweeping
+from pagefold_server.sessions.sweep import sweep
 
 SHM = Path("/dev/shm")
 pytestmark = pytest.mark.usefixtures("no_names")
 
 
 @pytest.mark.parametrize("kind", ["s", "l", "p"])
-def test_what_nobody_holds_is_unlinked(kind: _names.LockedKind) -> None:
-    made = _names.create_locked(kind, 0o400, 4096)
+def test_what_nobody_holds_is_unlinked(kind: shm_names.LockedKind) -> None:
+    made = shm_names.create_locked(kind, 0o400, 4096)
     assert made.name not in sweep()
     copy = os.dup(made.fd)  # as a forked child has it
     os.close(made.fd)
@@ -55,8 +55,8 @@ def test_links_fifos_and_directories_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_doorbell_goes_with_its_lease_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    lease = _names.create_locked(_names.LEASE, 0o600, 0)
-    name = _names.doorbell_for(lease.name)
+    lease = shm_names.create_locked(shm_names.LEASE, 0o600, 0)
+    name = shm_names.doorbell_for(lease.name)
     posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode=0o600).close()
     path = SHM / f"sem.{name[1:]}"
     monkeypatch.setattr(sweeping, "YOUNG", -1.0)
@@ -77,7 +77,7 @@ def test_a_doorbell_goes_with_its_lease_and_not_before(monkeypatch: pytest.Monke
 
 @pytest.mark.needs("root")
 def test_only_root_sweeps_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = _names.create_locked(_names.SEGMENT, 0o600, 0)
+    made = shm_names.create_locked(shm_names.SEGMENT, 0o600, 0)
     os.close(made.fd)
     os.chown(SHM / made.name[1:], 65534, 65534)
     with monkeypatch.context() as patch:

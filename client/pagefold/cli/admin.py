@@ -14,12 +14,12 @@ from typing import Any, Final, TypeVar
 
 import grpc
 from google.protobuf.message import Message
+from pagefold_proto import addresses
+from pagefold_proto.tls import checked_token, why_not
 from pagefold_proto.v1 import admin_pb2 as pb
 from pagefold_proto.v1.memory_pb2 import SettleReport
 
-from pagefold import _address
-from pagefold._tls import checked_token, why_not
-from pagefold._transport import REASON_KEY
+from pagefold._session.transport import REASON_KEY
 from pagefold.cli.exits import CommandError, ExitCode
 
 _SERVICE: Final = "/pagefold.v1.Admin/"
@@ -151,11 +151,11 @@ class Admin:
         return CommandError(details or f"the call failed with {code.name}: the server's log says more")
 
 
-def parse_address(address: str) -> _address.Address:
+def parse_address(address: str) -> addresses.Address:
     """An address from a flag or from the environment; empty: that of this user's own server."""
     try:
-        return _address.parse(address or _address.default_address())
-    except _address.AddressError as error:
+        return addresses.parse(address or addresses.default_address())
+    except addresses.AddressError as error:
         raise CommandError(str(error), ExitCode.USAGE) from error
 
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Annotated
 
 import typer
+from pagefold_proto.version import __version__
 
 from pagefold._errors import PagefoldError
-from pagefold._version import __version__
 from pagefold.cli import clients, config, demo, doctor, fsck, scan, serve, status, stop
 from pagefold.cli.exits import EXIT_CODES, CommandError, ExitCode
 from pagefold.cli.options import register

@@ -14,8 +14,9 @@ from typing import Final, Literal
 
 from pagefold_core import Features, make_object, probe
 
-from pagefold import _backing, _dumpable, _tier, _tracker
 from pagefold._errors import BarrierUnavailable, TrackerUnavailable
+from pagefold._options import backings, barriers, trackers
+from pagefold._process import dumpable
 from pagefold._reports import human
 
 State = Literal["ok", "warn", "fail"]
@@ -113,16 +114,18 @@ def tier(machine: Machine, features: Features) -> Check:
     source = {"syscall": "userfaultfd(2)", "device": "/dev/userfaultfd"}.get(features.userfaultfd_source, "none")
     asked = machine.environ.get("PAGEFOLD_BARRIER", "")
     try:
-        chosen, _ = _tier.choose(_tier.checked(asked) if asked else None, features)
+        chosen, _ = barriers.choose(barriers.checked(asked) if asked else None, features)
     except (BarrierUnavailable, ValueError) as error:
         return Check("tier", "fail", f"PAGEFOLD_BARRIER={asked}", f"connect() fails: {error}", "unset PAGEFOLD_BARRIER")
     if chosen == "uffd":
         return Check("tier", "ok", f"uffd ({source})", meaning[chosen])
     if chosen == "user":
-        return Check("tier", "warn", f"user ({source})", meaning[chosen], _tier.why_not("uffd", features))
+        return Check("tier", "warn", f"user ({source})", meaning[chosen], barriers.why_not("uffd", features))
     if asked:
         return Check("tier", "fail", f"off (PAGEFOLD_BARRIER={asked})", meaning[chosen], "unset PAGEFOLD_BARRIER")
-    return Check("tier", "fail", "off", f"{meaning[chosen]}: {_tier.why_not('uffd', features)}", _uffd_remedy(features))
+    return Check(
+        "tier", "fail", "off", f"{meaning[chosen]}: {barriers.why_not('uffd', features)}", _uffd_remedy(features)
+    )
 
 
 def _uffd_remedy(features: Features) -> str:
@@ -140,7 +143,7 @@ def tracker(machine: Machine, features: Features, used: str = "") -> Check:
     """How changed pages are found: what a client uses, or else would use."""
     asked = machine.environ.get("PAGEFOLD_TRACKER", "")
     try:
-        way = used or _tracker.choose(_tracker.checked(asked) if asked else None, features, "uffd")
+        way = used or trackers.choose(trackers.checked(asked) if asked else None, features, "uffd")
     except (TrackerUnavailable, ValueError) as error:
         return Check("tracker", "fail", f"PAGEFOLD_TRACKER={asked}", f"connect() fails: {error}", "unset it")
     more = ""
@@ -150,7 +153,7 @@ def tracker(machine: Machine, features: Features, used: str = "") -> Check:
         return Check("tracker", "ok", way, f"the kernel says which pages were written: only those are read{more}")
     if not features.pagemap_scan:
         more += "; looking for copies reads /proc/self/pagemap, which is slower"
-    why = _tracker.why_not(features, "uffd")
+    why = trackers.why_not(features, "uffd")
     remedy = "use Linux 6.7 or newer" if why else "leave out PAGEFOLD_TRACKER (and tracker=)"
     meaning = f"the server reads every page in every pass{f': {why}' if why else ''}{more}"
     return Check("tracker", "warn", way, meaning, remedy)
@@ -158,7 +161,7 @@ def tracker(machine: Machine, features: Features, used: str = "") -> Check:
 
 def own_pages() -> list[Check]:
     """Whether the kernel shows processes like this one their own pages; told only if it does not."""
-    why = _dumpable.why_not()
+    why = dumpable.why_not()
     if not why:
         return []
     what, _, remedy = why.partition(". ")
@@ -196,7 +199,7 @@ def backing(machine: Machine) -> Check:
     """Where segments are, and whether those outside of /dev/shm can be had."""
     asked = machine.environ.get("PAGEFOLD_BACKING", "")
     try:
-        chosen = _backing.checked(asked or "auto")
+        chosen = backings.checked(asked or "auto")
     except ValueError as error:
         return Check("backing", "fail", f"PAGEFOLD_BACKING={asked}", f"connect() fails: {error}", "unset it")
     try:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from pagefold_proto.text import printable
 from pagefold_proto.v1 import admin_pb2 as pb
 
-from pagefold._text import printable
 from pagefold.cli.admin import Admin
 from pagefold.cli.exits import EXIT_CODES, CommandError, ExitCode
 from pagefold.cli.options import AddressOption, CaOption, JsonOption, TokenFileOption, register

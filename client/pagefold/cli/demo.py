@@ -17,14 +17,14 @@ import typer
 from pagefold_proto.v1.memory_pb2 import BACKING_MEMFD
 
 from pagefold._reports import human
+from pagefold.cli._demo.display import Display, display
+from pagefold.cli._demo.physical import physical_bytes
+from pagefold.cli._demo.workers import PRIVATE_STRIPE, STRIPES, Crew
 from pagefold.cli.admin import Admin
 from pagefold.cli.checks import SHM
-from pagefold.cli.crew import PRIVATE_STRIPE, STRIPES, Crew
-from pagefold.cli.display import Display, display
 from pagefold.cli.embedded import embedded_server
 from pagefold.cli.exits import CommandError, ExitCode
 from pagefold.cli.output import console, facts, print_json
-from pagefold.cli.physical import physical_bytes
 
 LEAST_SHARE: Final = 0.95
 """Of the ideal saving; with less the demo fails."""

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Final
 
 import typer
+from pagefold_proto import addresses
+from pagefold_proto.text import printable
+from pagefold_proto.version import __version__
 from rich.text import Text
 
-from pagefold import _address
-from pagefold._autostart import _NEEDED as SERVER_NEEDS
-from pagefold._text import printable
-from pagefold._transport import FORK_SUPPORT_OFF
-from pagefold._version import __version__
+from pagefold._launch.user_server import _NEEDED as SERVER_NEEDS
+from pagefold._session.transport import FORK_SUPPORT_OFF
 from pagefold.cli import trial
 from pagefold.cli.admin import Admin, parse_address
 from pagefold.cli.checks import Check, Machine, machine_checks
@@ -137,19 +137,19 @@ def server(address: str, connect: Callable[[], Admin]) -> Check:
     return Check(name, "ok", told, f"serves {count(found.clients, 'client')} and merges")
 
 
-def _directory(where: _address.Address) -> Check | None:
+def _directory(where: addresses.Address) -> Check | None:
     """What is wrong with a socket's directory: clients check it for the default address, and to start a server."""
     if where.scheme == "unix":
         try:
-            _address.verify_directory(str(Path(where.path).parent))
+            addresses.verify_directory(str(Path(where.path).parent))
         except FileNotFoundError:
             return None
-        except _address.AddressError as error:
+        except addresses.AddressError as error:
             return Check("server", "fail", str(where), "clients do not trust a directory of others", str(error))
     return None
 
 
-def _no_server(where: _address.Address) -> Check:
+def _no_server(where: addresses.Address) -> Check:
     name, found = "server", f"{_NONE} {where}"
     if where.scheme == "tcp":
         return Check(name, "fail", found, "connect() fails: only a per-user server starts by itself", "pagefold serve")

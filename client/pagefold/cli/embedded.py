@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from pagefold import _interpreter
-from pagefold._address import MAX_SOCKET_PATH
+from pagefold_proto.addresses import MAX_SOCKET_PATH
+
+from pagefold._launch import interpreter
 from pagefold.cli.exits import CommandError
 
 _SHORT: Final = "/tmp"  # noqa: S108 - the directory that is made there is private
@@ -69,11 +70,11 @@ def _start(address: str, log: Path, settings: dict[str, object]) -> subprocess.P
         with log.open("ab") as file:
             process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
                 [
-                    _interpreter.first(),
-                    *_interpreter.arguments("pagefold_server", "--address", address, "--ready-fd", str(tell)),
+                    interpreter.first(),
+                    *interpreter.arguments("pagefold_server", "--address", address, "--ready-fd", str(tell)),
                     *(word for key, value in flags.items() for word in (f"--{key.replace('_', '-')}", str(value))),
                 ],
-                env=_interpreter.environment(environment),
+                env=interpreter.environment(environment),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Final
 
 import typer
+from pagefold_proto.text import printable
 from pagefold_proto.v1 import admin_pb2 as pb
 from rich.console import Console
 from rich.text import Text
 
-from pagefold._text import printable
 from pagefold.cli.admin import Admin
 from pagefold.cli.exits import CommandError, ExitCode
 from pagefold.cli.options import AddressOption, CaOption, JsonOption, TokenFileOption

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Annotated
 
 import typer
+from pagefold_proto.text import printable
 
-from pagefold._text import printable
 from pagefold.cli.admin import Admin
 from pagefold.cli.exits import CommandError, ExitCode
 from pagefold.cli.options import AddressOption, CaOption, JsonOption, TokenFileOption

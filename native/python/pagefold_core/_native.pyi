@@ -655,11 +655,11 @@ class Doorbell:
 
 @final
 class Engine:
-    """One domain's page tables, digests, trees and frames: what `pagefold_server.native` makes an engine of.
+    """One domain's page tables, digests, trees and frames: what `pagefold_server.engine.native` makes an engine of.
 
-    The methods are those of `Engine` in `pagefold_server.engine`, with columns and tuples for its classes; what each
-    promises is said there. Calls take turns. Clients and segments are the caller's numbers, and one that is not known
-    is a `KeyError`.
+    The methods are those of `Engine` in `pagefold_server.engine.interface`, with columns and tuples for its classes;
+    what each promises is said there. Calls take turns. Clients and segments are the caller's numbers, and one that is
+    not known is a `KeyError`.
     """
 
     def __init__(self, pool: int, seed: int, limit: int, number: int) -> None:
@@ -726,7 +726,7 @@ class Engine:
     def segment_counts(self, client: int, segment: int) -> tuple[int, int, int, int]: ...
     def merged_pages(self, client: int) -> tuple[int, int]: ...
     def left(self, client: int) -> list[int]:
-        """The fields of `Left` in engine.py."""
+        """The fields of `Left` in pagefold_server.engine.interface."""
 
     def apart(self, client: int) -> int: ...
     def frames(self) -> list[int]:
@@ -736,7 +736,7 @@ class Engine:
         """Runs of pages with frames, or proposed for them: first, count, state, first frame or -1."""
 
     def audit(self, first: int, count: int) -> list[tuple[int, int]]:
-        """Frames of a range with something wrong, and what (`FrameFault` in engine.py)."""
+        """Frames of a range with something wrong, and what (`FrameFault` there)."""
 
     def recount(self) -> list[tuple[int, int, int, int, int]]:
         """Frames with miscounted users: references and reservations by the books, and as counted."""

@@ -1,4 +1,4 @@
-//! Which frame numbers are free. Pure books; the decisions are those of `pagefold_server.pool`.
+//! Which frame numbers are free. Pure books; the decisions are those of `pagefold_server.engine.reference.pool`.
 //!
 //! ```text
 //!   frame   0     1     2     3     4    ...                       numbers      limit

@@ -10,7 +10,7 @@ use super::store::Store;
 use std::collections::HashMap;
 use std::io;
 
-/// What can be wrong with a frame. The numbers are those of `FrameFault` in `engine.py`.
+/// What can be wrong with a frame. The numbers are those of `FrameFault` in `pagefold_server.engine.interface`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Fault {

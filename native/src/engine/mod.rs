@@ -1,4 +1,4 @@
-//! The engine: one domain's page tables, digests, two trees and frames. The port of `pagefold_server.reference`.
+//! The engine: one domain's page tables, digests, two trees and frames. The port of `pagefold_server.engine.reference.engine`.
 //!
 //! It makes the decisions that the reference makes, in the same order; a property test compares the two after every
 //! step. What differs is how: pages are digested in chunks, on several threads if so wanted; frames that are founded

@@ -1,4 +1,4 @@
-//! What goes in and comes out in numbers. The meanings are those of `pagefold_server.engine`.
+//! What goes in and comes out in numbers. The meanings are those of `pagefold_server.engine.interface`.
 
 /// What an operator may change while the engine runs. Names are KSM's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

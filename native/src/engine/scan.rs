@@ -35,7 +35,7 @@ const WORTH: usize = 4;
 /// A chunk is a quarter of a megabyte: this bounds what a caller can ask for.
 const MOST_THREADS: usize = 32;
 
-/// One domain's engine; see `engine.py` for what each method promises.
+/// One domain's engine; see `pagefold_server.engine.interface` for what each method promises.
 pub struct Engine {
     pub(super) books: Books,
     pub(super) digester: Digester,

@@ -1,6 +1,6 @@
 //! Making shared-memory objects of this process's own.
 //!
-//! Names are what `pagefold._names` says: `/pagefold-s-<32 hex>`, and a shared flock for as long as anybody refers to the
+//! Names are what `pagefold_proto.shm_names` says: `/pagefold-s-<32 hex>`, and a shared flock for as long as anybody refers to the
 //! object. A sweep may come between creating and locking: hence the look whether it is still linked, and then another try.
 
 use super::flock;

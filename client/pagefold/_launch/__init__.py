@@ -1,0 +1,1 @@
+"""Starting a server in an interpreter of the library's own."""

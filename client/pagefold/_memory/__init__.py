@@ -1,0 +1,1 @@
+"""Memory for programs: buffers and arrays in the native arena."""

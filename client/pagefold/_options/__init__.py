@@ -1,0 +1,1 @@
+"""What connect() chooses by, and what the machine allows: barriers, trackers, backings."""

@@ -1,0 +1,69 @@
+"""Locks, sleep and clock as the kernel has them, whatever the program made of Python's.
+
+gevent and eventlet replace threads by greenlets: in `threading`, `_thread`, `time`, `queue`, `select`, `socket`,
+`subprocess` and `os`, before or after this library is imported, or after a client has connected. Other tools stop the
+clock. The session's thread waits in native code, so a greenlet in its place stands the program still; and a primitive
+of theirs that two real threads share loses wake-ups, or switches to a greenlet in the middle of what it protects.
+
+So threads, and what they wait for, are native (`pagefold_core`), and what is here comes from instances of the built-in
+modules that nobody else has. What holds:
+
+* No other module of the client imports one of the replaced modules (a test sees to that).
+* No greenlet takes a lock of the client's that it could be switched away with: the native ones are held for no call
+  into Python, and log handlers are called by threads of their own (`log.py`).
+* gRPC, which has locks of its own, is called by the session's thread only, which is a real one.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Callable
+from types import BuiltinFunctionType, ModuleType
+from typing import Any, Final, TypeVar
+
+T = TypeVar("T")
+
+
+def _own(name: str) -> ModuleType:
+    """An instance of a built-in module that no other code can reach, and so nobody has changed."""
+    spec = importlib.machinery.BuiltinImporter.find_spec(name)
+    assert spec is not None, f"{name} is built into CPython"
+    module = importlib.util.module_from_spec(spec)
+    importlib.machinery.BuiltinImporter.exec_module(module)
+    return module
+
+
+_thread: Final = _own("_thread")
+_time: Final = _own("time")
+
+Lock: Final[Callable[[], Any]] = _thread.allocate_lock
+sleep: Final[Callable[[float], None]] = _time.sleep
+monotonic: Final[Callable[[], float]] = _time.monotonic
+wall_clock: Final[Callable[[], float]] = _time.time
+thread_time: Final[Callable[[], float]] = _time.thread_time
+TIMEOUT_MAX: Final[float] = _thread.TIMEOUT_MAX
+
+# With which a waiting greenlet looks whether it may go on: a settle() takes milliseconds at least.
+_LOOK_SECONDS: Final = (0.001, 0.02)
+
+
+def wait_among_greenlets(probe: Callable[[float], T | None], timeout: float) -> T | None:
+    """Waits for something while other greenlets of the thread run. Never with a lock held.
+
+    Args:
+        probe: waits so many seconds for it; what it returns then, but None.
+        timeout: seconds.
+    """
+    until = monotonic() + timeout
+    pause, longest = _LOOK_SECONDS
+    while (found := probe(0.0)) is None and (left := until - monotonic()) > 0:
+        sys.modules["time"].sleep(min(pause, left))  # the program's own: it is what switches
+        pause = min(2 * pause, longest)
+    return found
+
+
+def are_greenlets() -> bool:
+    """Whether what the program takes for threads are greenlets, at this moment."""
+    return not isinstance(sys.modules["_thread"].start_new_thread, BuiltinFunctionType)

@@ -1,0 +1,335 @@
+"""The session: a daemon thread that talks to the server when there is something to say, and is silent otherwise.
+
+    sweep -> talk, if there is news -> merge and adopt what came back -> again, until a turn was empty
+      ^                                                                               |
+      `---- the doorbell, news of our own, a forked child's end, a settle() ---- wait natively, without the GIL
+
+No signal reaches the thread (`pagefold_core.call`), and it begins by connecting. It talks to the server in turns
+(`pagefold_core.Turn`): a fork waits for one, and none is taken while it waits. While the server does not answer,
+local work goes on and the same call is made again, later and later, for ever. When it does not know this client any
+more, it was started anew: the next turn opens a session there, and reports how everything is. A client with nothing to
+say notices by the lock on its pool that its server is gone. Only a server that does not want this client, or that
+breaks the protocol, and a program that closes gRPC's descriptors end the session for good: memory goes on, nothing
+merges. Turns that bring nothing get a small share of a core (`patience.py`).
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from pagefold_core import Ending, Turn
+from pagefold_proto import obstacle_table
+from pagefold_proto.obstacle_table import Obstacle
+from pagefold_proto.v1 import memory_pb2 as pb
+
+from pagefold._errors import (
+    DescriptorsClosed,
+    IncompatibleServer,
+    OutOfSharedMemory,
+    PagefoldError,
+    ServerFault,
+    ServerRefused,
+    ServerUnavailable,
+    SessionLost,
+)
+from pagefold._process import fork, threads
+from pagefold._process.fork import GENERATION_POLL
+from pagefold._process.log import log as _log
+from pagefold._reports import SettleReport
+from pagefold._session.conversation import OBSTACLE_SECONDS, Conversation
+from pagefold._session.patience import Patience
+from pagefold._session.transport import Transport
+
+IDLE_SECONDS: Final = 5.0
+SETTLING_SECONDS: Final = 0.25
+BACKOFF_SECONDS: Final = (0.05, 5.0)
+GOODBYE_SECONDS: Final = 2.0
+_TICK: Final = 0.25
+_REST_TICK: Final = 0.01
+# What a server says that was started anew, or that has no room for so many clients just now.
+_COME_BACK: Final = ("REASON_UNKNOWN_SESSION", "REASON_LIMIT")
+
+
+class Bell(Protocol):
+    """The doorbell: `pagefold_core.Doorbell`, or a fake."""
+
+    def ring(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Wiring:
+    """What a session works with.
+
+    Attributes:
+        space: the native space, or a fake; its `wait` and `close` are used here.
+        arena: the native arena, or a fake; is swept.
+        conversation: what is said.
+        transport: closed at the end.
+        bell: rung by the server, and by `kick`.
+        release: at the very end, lets go of the names of lease and doorbell.
+        ending: how the thread is told to end, and tells that it has.
+    """
+
+    space: Any
+    arena: Any
+    conversation: Conversation
+    transport: Transport
+    bell: Bell
+    release: Callable[[], None]
+    ending: Ending
+
+
+class Session:
+    """See the head of this file. Made after a successful hello, by the thread that then calls `run`."""
+
+    def __init__(self, wiring: Wiring) -> None:
+        self.lost = ""
+        self.trouble = ""
+        self._w = wiring
+        self._failures = 0
+        self._next_look = 0.0  # whether forked children are gone
+        self._patience = Patience()
+        self._rest_seconds = 0.0
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether it was told to end."""
+        return self._w.ending.stopping
+
+    def kick(self) -> None:
+        """Has the thread look for work now. Takes no lock."""
+        self._w.bell.ring()
+
+    def settle(self, timeout: float) -> SettleReport:
+        """Waits until nothing is left to merge; see `Client.settle`."""
+        began = threads.monotonic()
+        begin, ring = self._w.conversation.settles.begin, self._w.bell.ring
+        if threads.are_greenlets():
+            outcome = threads.wait_among_greenlets(begin(ring).wait, timeout)
+        else:
+            outcome = begin(ring).wait(timeout)
+        report, failure = outcome or (None, "")
+        seconds = threads.monotonic() - began
+        totals = self._w.conversation.totals
+        if report is None:
+            obstacles = self.obstacles()
+            if not (failure or self.trouble):
+                pages = self._w.conversation.unmerged_pages()
+                obstacles.append(Obstacle(kind=pb.OBSTACLE_KIND_TIMEOUT, pages=pages))
+            why = "" if self.lost else failure
+            return SettleReport(
+                settled=False,
+                reason="; ".join(part for part in (why, obstacle_table.text(obstacles)) if part),
+                seconds=seconds,
+                pages_shared=totals.pages_shared,
+                pages_sharing=totals.pages_sharing,
+                zero_pages=totals.zero_pages,
+            )
+        return SettleReport(
+            settled=report.settled,
+            reason="" if report.settled else obstacle_table.text(report.obstacles) or GAVE_UP,
+            seconds=seconds,
+            passes=report.passes,
+            merged_pages=report.merged_pages,
+            pages_shared=report.pages_shared,
+            pages_sharing=report.pages_sharing,
+            zero_pages=report.zero_pages,
+            pages_unshared=report.pages_unshared,
+            pages_volatile=report.pages_volatile,
+            pages_waiting=report.pages_waiting,
+            pages_over_budget=report.pages_over_budget,
+            pages_refused=report.pages_refused,
+        )
+
+    def obstacles(self) -> list[Obstacle]:
+        """What keeps this client's pages from merging: as it knows by itself, and as of the server's last answer."""
+        conversation = self._w.conversation
+        own = obstacle_table.OWN - obstacle_table.JUDGED
+        found = [known for known in conversation.known_obstacles() if known.kind in own]
+        for kind, detail in ((pb.OBSTACLE_KIND_LOST, self.lost), (pb.OBSTACLE_KIND_UNREACHABLE, self.trouble)):
+            if detail:
+                pages = conversation.unmerged_pages()
+                return [*found, Obstacle(kind=kind, pages=pages, detail=detail)]
+        return [*found, *(told for told in conversation.told if told.kind not in own)]
+
+    def close(self) -> None:
+        """Ends the session and waits until that is done. In the session's own thread it does not wait."""
+        self._w.ending.end(GOODBYE_SECONDS)
+
+    # In the thread
+
+    def run(self) -> None:
+        """Lives until it is told to end."""
+        talk = True
+        try:
+            while not self.is_ending:
+                try:
+                    talk = self._step(talk)
+                    self._rest()
+                except Exception:  # the thread lives on: freed memory is still taken back
+                    _log.exception("pagefold's session failed: memory works, and nothing is merged any more")
+                    self._lose("a fault of the client library's own; see the log", logging.DEBUG)
+                    talk = False
+                    self._w.ending.pause(_TICK)
+        finally:
+            self._finish()
+
+    def _step(self, talk: bool) -> bool:
+        """Goes round once; whether to talk in the next round. Waits if there is nothing to do."""
+        w = self._w
+        self._tidy()
+        if w.ending.outlives and not w.arena.pages_in_use:
+            w.ending.stop()
+            return False
+        if self.lost:
+            w.conversation.forget_events()
+        elif talk or w.conversation.has_work():
+            try:
+                talk = self._turn()
+            except DescriptorsClosed as error:
+                self._lose(str(error), logging.WARNING)
+                return False
+            except (ServerUnavailable, ServerFault, OutOfSharedMemory) as error:
+                self._back_off(error)
+                return True
+            except ServerRefused as error:
+                if error.reason in _COME_BACK:
+                    if isinstance(error, SessionLost):
+                        w.conversation.lose_session()
+                    self._back_off(error)
+                    return True
+                if error.reason == "REASON_PROTOCOL_VIOLATION":
+                    self._lose(f"the server excluded this client: {error}", logging.ERROR)
+                elif isinstance(error, IncompatibleServer):
+                    self._lose(str(error), logging.ERROR)
+                else:
+                    self._lose(f"the server does not know this client any more: {error}", logging.WARNING)
+                return False
+            self._failures, self.trouble = 0, ""
+            w.arena.set_reachable(True)
+            if talk:
+                return True
+        return self._wait()
+
+    def _turn(self) -> bool:
+        w = self._w
+        began, w.conversation.earned = threads.thread_time(), 0.0
+        try:
+            with Turn():
+                return w.conversation.turn()
+        finally:
+            self._rest_seconds = self._patience.rest(threads.thread_time() - began, w.conversation.earned)
+
+    def _rest(self) -> None:
+        """Until the last turn is paid for, or the program needs one."""
+        until, self._rest_seconds = threads.monotonic() + self._rest_seconds, 0.0
+        while (left := until - threads.monotonic()) > 0 and not self._w.conversation.is_pressed:
+            if self._w.ending.pause(min(left, _REST_TICK)):
+                return
+
+    def _tidy(self) -> None:
+        w = self._w
+        thawed = self._thaw()
+        trouble = w.arena.sweep(thawed or w.arena.quarantined)
+        if trouble is not None:
+            _log.warning("%d freed pages cannot be given back yet: %s", *trouble)
+
+    def _thaw(self) -> bool:
+        """Looks, now and then, which forked children are gone. True when nothing is shared any more."""
+        w, now = self._w, threads.monotonic()
+        if not w.space.shared or now < self._next_look:
+            return False
+        self._next_look = now + GENERATION_POLL
+        fork.tell_troubles()
+        try:
+            thawed: bool = w.space.thaw()
+        except OSError as error:  # memory is short: the next look tries again
+            _log.debug("thawing memory after a fork: %s", error)
+            return False
+        return thawed
+
+    def _wait(self) -> bool:
+        w = self._w
+        settling = bool(w.conversation.settles)
+        timeout = IDLE_SECONDS
+        if settling:
+            timeout = SETTLING_SECONDS
+        elif w.space.shared or w.arena.quarantined or w.conversation.is_dropping:
+            timeout = GENERATION_POLL
+        elif w.conversation.is_outdated and not self.lost:
+            timeout = OBSTACLE_SECONDS
+        try:
+            woken = w.space.wait(w.bell, w.conversation.poll_seconds, timeout)
+        except OSError as error:
+            _log.debug("waiting for the doorbell: %s", error)
+            self._w.ending.pause(_TICK)
+            return True
+        if self.lost and woken == "rung":
+            w.ending.pause(_TICK)  # nothing is to be said any more, however often it rings
+        return woken == "rung" or (not self.lost and (settling or w.conversation.is_deserted))
+
+    def _back_off(self, error: PagefoldError) -> None:
+        if self._failures == 0:
+            _log.info("nothing is merged for the moment, trying on: %s", error)
+        self.trouble = f"the server does not answer: {error}" if isinstance(error, ServerUnavailable) else str(error)
+        self._w.arena.set_reachable(False)
+        least, most = BACKOFF_SECONDS
+        delay = min(most, least * 2 ** min(self._failures, 16)) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+        self._failures += 1
+        until = threads.monotonic() + delay
+        while not self.is_ending and (left := until - threads.monotonic()) > 0:
+            self._w.ending.pause(min(left, _TICK))
+            self._tidy()
+
+    def _lose(self, why: str, level: int) -> None:
+        if self.lost:
+            return
+        self.lost = why
+        _log.log(level, "nothing is merged any more, memory goes on as it is: %s", why)
+        w = self._w
+        w.space.untrack()  # nobody will be told: the program need not pay for being watched
+        w.arena.set_reachable(False)
+        w.conversation.settles.end(why)
+        with Turn():
+            w.transport.close()
+
+    def _finish(self) -> None:
+        w = self._w
+        try:
+            left = w.arena.close()
+            w.conversation.settles.end("the client was closed")
+            if not self.lost:
+                self._say_goodbye()
+            with Turn():
+                w.transport.close()
+            for segment in [*left, *w.conversation.leftovers()]:
+                segment.discard()
+            w.space.forget_children()  # nothing is merged, punched or thawed any more, so forks need no lease
+            if not left:
+                w.space.close()  # else its buffers keep it: they must be frozen at a fork like any other memory
+            w.conversation.close()
+            w.release()
+        except Exception:  # whoever closes waits for this thread: it must finish
+            _log.exception("closing a pagefold client failed")
+        finally:
+            w.arena.set_reachable(False)
+            w.ending.finish()
+
+    def _say_goodbye(self) -> None:
+        w = self._w
+        until = threads.monotonic() + GOODBYE_SECONDS
+        try:
+            while w.conversation.has_work() and (left := until - threads.monotonic()) > 0:
+                with Turn():
+                    w.conversation.turn(timeout=left)
+            with Turn():
+                w.conversation.bye(GOODBYE_SECONDS)
+        except PagefoldError as error:
+            _log.info("the server was not told that this client is closed, and will notice by itself: %s", error)
+
+
+GAVE_UP: Final = "the server stopped waiting, and does not say why: pagefold status"

@@ -1,0 +1,326 @@
+"""Calls to the server. Unary and short: the caller makes each in a turn (`pagefold_core.Turn`), which a fork waits for.
+
+A transport has two methods, so that a test can bring its own (`LocalTransport`). This file is also the client's
+half of the error table: reason -> exception. Nothing here retries, knows sessions, or starts servers.
+
+gRPC keeps descriptors of its own, and writes, polls and closes by their numbers whatever is behind these. A program
+that closes all descriptors (daemon libraries do) closes gRPC's, and its next files get the numbers. So beside each
+channel a *witness* is open: if that was closed, gRPC is not called any more in this process, nor in its children. And
+nothing is asked of gRPC that it would do by itself between calls: its threads sleep then, and touch no descriptor.
+
+Two more things are asked before gRPC is: whether its threads can be had, for it ends the process where one cannot; and
+whether it outlived the fork that this process comes from, for otherwise its calls never end, whatever their time-out.
+
+In a forked child nothing of the parent's connection is touched: closing or finalizing it there would touch gRPC's
+threads, which do not exist. The session's thread has hold of it, does not exist there either, and so never lets go.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Generic, Protocol, TypeVar
+
+import grpc
+import pagefold_core
+from google.protobuf.message import DecodeError, Message
+from pagefold_proto.addresses import Address
+from pagefold_proto.descriptor import Descriptor
+from pagefold_proto.text import printable
+from pagefold_proto.v1 import memory_pb2 as pb
+
+from pagefold._errors import (
+    AccessDenied,
+    DescriptorsClosed,
+    ForkedClient,
+    IncompatibleServer,
+    LimitReached,
+    OutOfThreads,
+    PagefoldError,
+    ServerFault,
+    ServerRefused,
+    ServerUnavailable,
+    SessionLost,
+)
+from pagefold._process import threads
+
+Q = TypeVar("Q", bound=Message)
+R = TypeVar("R", bound=Message)
+
+REASON_KEY: Final = "pagefold-reason"
+MAX_MESSAGE_BYTES: Final = 4 << 20
+"""What a server may send at once: three times the largest reply. Requests are far below."""
+WITNESS: Final = "pagefold-witness"
+MAX_DETAILS: Final = 1000
+"""Characters of a server's text that are kept."""
+_CLOSED: Final = (
+    "this program has closed descriptors that are not its own, gRPC's among them: no server can be reached from this "
+    "process any more, and nothing is merged; memory keeps its bytes. Close descriptors before pagefold.connect(), or "
+    "exec afterwards"
+)
+
+ERRORS: Final[dict[int, type[PagefoldError]]] = {
+    pb.REASON_UNSPECIFIED: ServerFault,
+    pb.REASON_PROTOCOL_MISMATCH: IncompatibleServer,
+    pb.REASON_PAGE_SIZE_MISMATCH: IncompatibleServer,
+    pb.REASON_UNKNOWN_SESSION: SessionLost,
+    pb.REASON_BAD_NAME: ServerRefused,
+    pb.REASON_NOT_A_SEGMENT: ServerRefused,
+    pb.REASON_BAD_SIZE: ServerRefused,
+    pb.REASON_WRONG_OWNER: AccessDenied,
+    pb.REASON_LEASE_NOT_HELD: ServerRefused,
+    pb.REASON_LIMIT: LimitReached,
+    pb.REASON_PROTOCOL_VIOLATION: SessionLost,
+    pb.REASON_BAD_TOKEN: AccessDenied,
+    pb.REASON_BAD_CONFIG: ServerRefused,
+    pb.REASON_SHUTTING_DOWN: ServerUnavailable,
+    pb.REASON_SEGMENT_IN_USE: ServerRefused,
+    pb.REASON_INTERNAL: ServerFault,
+}
+"""What each of the server's reasons is for a caller. Total; a test compares it with memory.proto."""
+
+# Without a reason, these mean that nobody (able to answer) is there; the rest, that something broke.
+_NOBODY: Final = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+)
+
+MORE_THREADS: Final = (
+    "They are bounded by the user's processes (ulimit -u), by the container's or service's (pids.max, --pids-limit, "
+    "TasksMax=), and by memory: raise that bound, or have fewer threads"
+)
+ATTEMPT_SECONDS: Final = 5.0
+"""What a connection has to come about, more than a call: on a busy machine 50 ms, gRPC's least, are never enough."""
+_FORK_SUPPORT: Final = "GRPC_ENABLE_FORK_SUPPORT"
+FORK_SUPPORT_OFF: Final = ("0", "f", "false", "n", "no")  # as gRPC reads it; anything else leaves it on
+
+# Of all channels that this process has, or has inherited.
+_witnesses: dict[object, Descriptor] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Method(Generic[Q, R]):
+    """One of the five calls, with the types of what goes up and comes down."""
+
+    name: str
+    request: type[Q]
+    reply: type[R]
+
+    @property
+    def path(self) -> str:
+        """As gRPC names it."""
+        return f"/pagefold.v1.Memory/{self.name}"
+
+
+HELLO: Final = Method("Hello", pb.HelloRequest, pb.HelloReply)
+ADD_SEGMENT: Final = Method("AddSegment", pb.AddSegmentRequest, pb.AddSegmentReply)
+EXCHANGE: Final = Method("Exchange", pb.ExchangeRequest, pb.ExchangeReply)
+DROP_SEGMENT: Final = Method("DropSegment", pb.DropSegmentRequest, pb.DropSegmentReply)
+BYE: Final = Method("Bye", pb.ByeRequest, pb.ByeReply)
+
+
+class Transport(Protocol):
+    """How calls reach a server."""
+
+    def call(self, method: Method[Q, R], request: Q, timeout: float) -> R:
+        """Makes a call and waits for its reply.
+
+        Raises:
+            ServerUnavailable: nobody answered within `timeout` seconds. The call may have been carried out.
+            ServerRefused: the server said no.
+        """
+
+    def close(self) -> None:
+        """Ends the connection. Closing twice is fine."""
+
+
+class LocalTransport:
+    """A server inside this process, for tests: one function that takes a request and returns the reply.
+
+    Args:
+        handler: called with the method's name and a copy of the request. What it raises reaches the caller.
+    """
+
+    def __init__(self, handler: Callable[[str, Any], Message]) -> None:
+        self._handler = handler
+        self.closed = False
+
+    def call(self, method: Method[Q, R], request: Q, timeout: float) -> R:
+        """See `Transport`."""
+        sent = method.request.FromString(request.SerializeToString())
+        return method.reply.FromString(self._handler(method.name, sent).SerializeToString())
+
+    def close(self) -> None:
+        """See `Transport`."""
+        self.closed = True
+
+
+class GrpcTransport:
+    """A gRPC channel.
+
+    Args:
+        address: where the server listens.
+        token: sent with every call, as a bearer token; TCP only.
+        ca: file with the certificate that the server's was signed with. Without it, TCP is not encrypted.
+
+    Raises:
+        DescriptorsClosed: gRPC's descriptors were closed in this process.
+        ForkedClient: gRPC did not outlive the fork that this process comes from.
+        OutOfThreads: the system has no threads for it.
+        OSError: there is no descriptor left.
+    """
+
+    def __init__(self, address: Address, token: str | None = None, ca: str | os.PathLike[str] | None = None) -> None:
+        options = (
+            ("grpc.use_local_subchannel_pool", 1),  # shares nothing with the program's own channels
+            ("grpc.enable_http_proxy", 0),  # the server is on this machine
+            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.http2.bdp_probe", 0),  # a ping, some time after a call
+            ("grpc.initial_reconnect_backoff_ms", 50),
+            ("grpc.min_reconnect_backoff_ms", round(ATTEMPT_SECONDS * 1000)),
+            ("grpc.max_reconnect_backoff_ms", 2000),
+        )
+        self._address = address
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        if not _is_intact():
+            raise DescriptorsClosed(_CLOSED)
+        if why := why_not_after_fork():
+            raise ForkedClient(why)
+        _ensure_threads()
+        certificate = b""
+        if ca is not None:
+            with open(ca, "rb") as file:
+                certificate = file.read()
+        self._key = object()
+        _witnesses[self._key] = Descriptor(os.memfd_create(WITNESS, os.MFD_CLOEXEC))
+        if ca is None:
+            channel = grpc.insecure_channel(address.grpc_target, options)
+        else:
+            credentials = grpc.ssl_channel_credentials(certificate)
+            channel = grpc.secure_channel(address.grpc_target, credentials, options)
+        self._channel: grpc.Channel | None = channel
+        self._calls: dict[str, Callable[..., Any]] = {}
+
+    def call(self, method: Method[Q, R], request: Q, timeout: float) -> R:
+        """See `Transport`."""
+        channel = self._channel
+        if not _is_intact():
+            self._forget()
+            raise DescriptorsClosed(_CLOSED)
+        if channel is None:
+            raise ServerUnavailable("the connection was closed")
+        call = self._calls.get(method.name)
+        if call is None:
+            call = channel.unary_unary(method.path, method.request.SerializeToString, bytes)
+            self._calls[method.name] = call
+        try:
+            seconds = _by_grpcs_clock(timeout)
+            reply: bytes = call(request, timeout=seconds, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise self._translated(error) from error
+        except ValueError as error:  # grpc's word for a channel that another thread has closed
+            raise ServerUnavailable(f"the connection was closed: {error}") from error
+        try:
+            return method.reply.FromString(reply)  # here: gRPC would print a traceback on the program's stderr
+        except DecodeError as error:
+            raise ServerFault("INTERNAL", f"an answer makes no sense: {error} (server at {self._address})") from error
+
+    def close(self) -> None:
+        """See `Transport`."""
+        if not _is_intact():
+            self._forget()
+        channel, self._channel = self._channel, None
+        self._calls.clear()
+        if channel is not None:
+            channel.close()
+            if witness := _witnesses.pop(self._key, None):
+                witness.close()
+
+    def _forget(self) -> None:
+        """What is forgotten is never finalized, not even at exit: gRPC's files are gone."""
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object((self._channel, self._calls)))
+        self._channel, self._calls = None, {}
+
+    def _translated(self, error: Any) -> PagefoldError:
+        reason = next((value for key, value in error.trailing_metadata() or () if key == REASON_KEY), "")
+        return translate(error.code(), str(reason), str(error.details()), str(self._address))
+
+
+def translate(status: grpc.StatusCode, reason: str, details: str, address: str) -> PagefoldError:
+    """The exception for a failed call.
+
+    Args:
+        status: gRPC's.
+        reason: from the trailing metadata, by name; empty if the server gave none.
+        details: text for people.
+        address: of the server, for the text.
+    """
+    details = printable(details[:MAX_DETAILS])
+    if not reason and status in _NOBODY:
+        return ServerUnavailable(f"no server answers at {address}: {details}")
+    number = pb.Reason.Value(reason) if reason in pb.Reason.keys() else pb.REASON_UNSPECIFIED  # noqa: SIM118
+    kind = ERRORS[number]
+    if issubclass(kind, ServerRefused):
+        return kind(reason or status.name, f"{details} (server at {address})")
+    return kind(f"{details} (server at {address})")
+
+
+def _by_grpcs_clock(timeout: float) -> float:
+    """What gRPC has to be told for a time-out of so many seconds.
+
+    Its Python half adds it to `time.time()`, its C half asks the kernel. By a clock that a test has stopped years ago
+    every deadline would be over. What the clock is for gRPC, only gRPC's own function tells.
+    """
+    moment_in = getattr(sys.modules.get("grpc._channel"), "_deadline", None)
+    if moment_in is None:
+        return timeout
+    return timeout + threads.wall_clock() - float(moment_in(0.0))
+
+
+# The process in which a channel was made first, and whether gRPC was told to be of no use in its children.
+_first_used: tuple[int, bool] | None = None
+
+
+def why_not_after_fork() -> str:
+    """Why gRPC cannot be called in this process, which was forked from one that called it; empty if it can."""
+    if _first_used is None:
+        return ""
+    pid, is_off = _first_used
+    if pid == os.getpid() or not is_off:
+        return ""
+    return (
+        "no server can be reached from this process: the one that it was forked from had connected, and with "
+        f"{_FORK_SUPPORT} off gRPC's calls would hang here for ever. Leave {_FORK_SUPPORT} unset, or connect in the "
+        "children only. Inherited memory is a snapshot, and stays right"
+    )
+
+
+def _ensure_threads() -> None:
+    """Makes sure that a channel, and the session that uses it, find the threads that they start.
+
+    Raises:
+        OutOfThreads: they do not.
+    """
+    global _first_used
+    count = 3  # the session's, the warden's, and one more of gRPC's if all others are busy
+    if _first_used is None:
+        # gRPC's pool has as many as there are processors, within bounds; beside it are a timer and an overseer.
+        count += min(max(os.sysconf("SC_NPROCESSORS_CONF"), 4), 16) + 2
+    if not pagefold_core.can_start(count):
+        raise OutOfThreads(
+            f"the {count} threads that a connection takes cannot be started, and for want of one gRPC would end this "
+            f"process. {MORE_THREADS}"
+        )
+    if _first_used is None:
+        _first_used = os.getpid(), os.environ.get(_FORK_SUPPORT, "").strip().lower() in FORK_SUPPORT_OFF
+
+
+def _is_intact() -> bool:
+    """Whether gRPC's descriptors are gRPC's still, as far as can be told."""
+    # In this order: one that another thread closes is taken out first.
+    return all(witness.is_there or key not in _witnesses for key, witness in list(_witnesses.items()))

@@ -1,0 +1,1 @@
+"""What `pagefold demo` runs and shows."""

@@ -1,0 +1,1 @@
+"""`pagefold fsck`: the server's books compared with what is in memory."""

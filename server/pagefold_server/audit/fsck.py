@@ -1,0 +1,252 @@
+"""An audit of the running server: what the books say, beside what the kernel says. Changes nothing.
+
+    names       every name in /dev/shm against its lock, at the beginning and once more at the end
+    processes   who maps anything of ours; /proc is read in threads, so that the loop goes on
+    frames      counted again; each against its digest, holes where they belong
+    pages       every reference against the mapping that it stands for, and every mapping against its reference
+
+Clients go on while they are looked at: a page may be merged by now, and the event on its way. So a
+difference counts only if two looks in a row find the same, the client has looked and reported what it did
+between the two, and nothing at all was booked of the page from before the first look on (`watch`). Then
+the books were, at the first look, a replay of everything that the client had done to the page; there is
+nothing that could still be on its way.
+
+All on the server's one thread, about a millisecond at a time. How the kernel is asked is in `mappings`,
+what is to be mapped in `comparison`; what to do about a difference is for people to decide.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+from pagefold_proto.addresses import SHM
+from pagefold_proto.v1 import admin_pb2 as pb
+
+from pagefold_server.audit import inventory
+from pagefold_server.audit.pages import PageAudit
+from pagefold_server.domains.domain import Domain, Domains
+from pagefold_server.engine.interface import FrameFault
+from pagefold_server.engine.reference.page_table import PAGE
+from pagefold_server.procfs.mappings import Key, parse
+from pagefold_server.procfs.processes import Process, find, pids
+from pagefold_server.sessions.registry import Sessions
+
+PATIENCE: Final = 10.0
+"""Seconds for which a client is waited for, unless told otherwise."""
+
+_SLICE: Final = 0.001  # seconds on the loop between two awaits
+_PAUSE: Final = 0.001  # seconds for others then: a call takes the loop a few rounds
+_FRAMES: Final = 256  # read in one go: 0.15 ms
+_PROCESSES: Final = 8  # looked at by a thread in one go
+_GARBAGE_AGE: Final = 1.0  # seconds between two looks at a name: it may be just being made, or just being removed
+_PROGRESS: Final = 0.1  # seconds between two news of it
+
+_FAULTS: Final = {
+    FrameFault.CHANGED: (pb.FINDING_KIND_FRAME_CHANGED, "its bytes are not those that it was made with"),
+    FrameFault.HOLE: (pb.FINDING_KIND_FRAME_HOLE, "the books have it in use, and in the pool it is a hole"),
+    FrameFault.LEFT: (pb.FINDING_KIND_FRAME_LEFT, "the books have it free, and in the pool there is memory behind it"),
+    FrameFault.UNLISTED: (pb.FINDING_KIND_FRAME_UNLISTED, "the books have it in use, and the stable tree does not"),
+}
+
+
+class Fsck:
+    """One audit; see the head of this file.
+
+    Args:
+        sessions: to look at.
+        domains: to look at.
+        request: what is wanted.
+        tell: called with progress, findings and names as they come.
+    """
+
+    def __init__(
+        self, sessions: Sessions, domains: Domains, request: pb.FsckRequest, tell: Callable[[pb.FsckNews], None]
+    ) -> None:
+        self.sessions = sessions
+        self.patience = request.patience_seconds or PATIENCE
+        self.summary = pb.FsckSummary()
+        self._domains = domains
+        self._request = request
+        self._tell = tell
+        self._tallies: Counter[int] = Counter()
+        self._told: set[tuple[int, int, str]] = set()
+        self._since = self._progressed = 0.0
+
+    async def run(self) -> pb.FsckSummary:
+        """Looks at everything."""
+        began = self._since = time.monotonic()
+        names = await self._names()
+        scanned = time.monotonic()
+        processes = await self._processes()
+        for domain in self._domains:
+            self.summary.domains += 1
+            await self._frames(domain)
+        await PageAudit(self, list(self._domains), processes, scanned).run()
+        await self._names_again(names, began)
+        self.summary.seconds = time.monotonic() - began
+        for kind, count in sorted(self._tallies.items()):
+            self.summary.tallies.add(kind=kind, count=count)
+        return self.summary
+
+    # For its parts
+
+    async def breathe(self) -> None:
+        """Lets the loop go on, if it has been held for a slice."""
+        if time.monotonic() - self._since > _SLICE:
+            await asyncio.sleep(_PAUSE)
+            self._since = time.monotonic()
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Tells how far it is, now and then."""
+        now = time.monotonic()
+        if not done or now - self._progressed > _PROGRESS:
+            self._progressed = now
+            self._tell(pb.FsckNews(progress=pb.FsckProgress(stage=stage, done=done, total=total)))
+
+    def find(self, finding: pb.FsckFinding) -> None:
+        """Counts a finding, and tells it if it is the first of its kind in its domain."""
+        finding.count = max(finding.count, 1)
+        self._tallies[finding.kind] += finding.count
+        key = (finding.kind, finding.uid, finding.label)
+        if key not in self._told:
+            self._told.add(key)
+            self._tell(pb.FsckNews(finding=finding))
+
+    # Names
+
+    async def _names(self) -> dict[str, inventory.Entry]:
+        found = {}
+        files = await asyncio.to_thread(inventory.entries)
+        for n, file in enumerate(files):
+            self.progress("names", n, len(files))
+            entry = inventory.entry(file)
+            if entry is not None:
+                found[file] = entry
+            await self.breathe()
+        return found
+
+    async def _names_again(self, before: dict[str, inventory.Entry], began: float) -> None:
+        known = self._known_names()
+        lost = self._lost_names()
+        if lost or any(entry.held is False for entry in before.values()):
+            await asyncio.sleep(max(0.0, began + _GARBAGE_AGE - time.monotonic()))
+        now = await self._names()
+        takers = await asyncio.to_thread(inventory.lock_takers)
+        for name, text in self._lost_names().items():
+            if name in lost:
+                self.find(pb.FsckFinding(kind=pb.FINDING_KIND_NAME_LOST, name=name, text=f"{name}: {text}"))
+        for file, entry in now.items():
+            self.summary.names += 1
+            holder = self._holder(entry, known, takers)
+            if self._request.names:
+                self._tell(pb.FsckNews(name=pb.FsckName(name=entry.name, holder=holder)))
+            if entry.held and entry.name not in known:
+                self.summary.names_elsewhere += 1
+            if entry.open:
+                text = f"{entry.name} may be opened by other users than its owner (uid {entry.uid})"
+                self.find(pb.FsckFinding(kind=pb.FINDING_KIND_NAME_OPEN, name=entry.name, text=text))
+            old = before.get(file)
+            if entry.held is False and old is not None and old.held is False and old.key == entry.key:
+                text = f"{entry.name} (uid {entry.uid}) is held by nobody: the next sweep removes it"
+                self.find(pb.FsckFinding(kind=pb.FINDING_KIND_GARBAGE, name=entry.name, text=text))
+            await self.breathe()
+
+    def _known_names(self) -> dict[str, str]:
+        """Whose the names are that this server knows."""
+        known = {domain.pool.name: f"this server: pool of domain {domain}" for domain in self._domains}
+        for session in self.sessions:
+            whose = str(session)
+            known[session.lease.name] = known[session.hello.doorbell] = whose
+            known.update((segment.name, whose) for segment in session.segments.values())
+        return known
+
+    def _holder(self, entry: inventory.Entry, known: dict[str, str], takers: dict[Key, int]) -> str:
+        if entry.name in known:
+            return known[entry.name]
+        if entry.held is None:
+            return f"unknown: it is uid {entry.uid}'s, and this server may not look"
+        if not entry.held:
+            return "nobody"
+        if entry.doorbell:
+            return "the holder of the lease"
+        taker = takers.get(entry.key)
+        return "somebody, of another PID namespace" if taker is None else f"process {taker}, or a child of it"
+
+    def _lost_names(self) -> dict[str, str]:
+        """Objects of clients, and pools, that are not to be found by their names."""
+        lost = {}
+        device = os.stat(SHM).st_dev
+        held = [(domain.pool.name, domain.pool.fd, f"the pool of domain {domain}") for domain in self._domains]
+        for session in self.sessions:
+            if session.state == "active":
+                held.append((session.lease.name, session.lease.fd, f"the lease of {session}"))
+                held += [(s.name, s.fd, f"segment {n} of {session}") for n, s in session.segments.items()]
+        for name, fd, what in held:
+            own = os.fstat(fd)
+            if own.st_dev != device:
+                continue  # it never had a name there
+            try:
+                found = os.lstat(SHM + name)
+            except OSError as error:
+                lost[name] = f"{what} has lost its name ({error.strerror})"
+                continue
+            if (found.st_dev, found.st_ino) != (own.st_dev, own.st_ino):
+                lost[name] = f"another object has the name of {what}"
+        return lost
+
+    # Processes and frames
+
+    async def _processes(self) -> list[Process]:
+        candidates, found = await asyncio.to_thread(pids), list[Process]()
+        for n in range(0, len(candidates), _PROCESSES):
+            self.progress("processes", n, len(candidates))
+            for process, text in await asyncio.to_thread(find, candidates[n : n + _PROCESSES]):
+                found.append(process)
+                for mapping in parse(text):
+                    process.keys.add(mapping.key)
+                    await self.breathe()
+        return found
+
+    async def _frames(self, domain: Domain) -> None:
+        try:
+            await self._look_at_frames(domain)
+        except (RuntimeError, AssertionError) as error:
+            self.find(self._about(domain, pb.FINDING_KIND_BOOKS, f"the engine's books of domain {domain}: {error}"))
+
+    async def _look_at_frames(self, domain: Domain) -> None:
+        if domain.closed:
+            return
+        engine = domain.engine
+        for miscount in engine.recount():
+            text = (
+                f"frame {miscount.frame} of domain {domain}: the books count {miscount.references} references and "
+                f"{miscount.reservations} reservations, the page tables have {miscount.counted_references} and "
+                f"{miscount.counted_reservations}"
+            )
+            self.find(self._about(domain, pb.FINDING_KIND_MISCOUNT, text, frame=miscount.frame))
+        self._since = 0.0
+        await self.breathe()
+        if self._request.thorough and not domain.closed:
+            engine.check()
+            self._since = 0.0
+        first = 0
+        while not domain.closed and first < (frames := os.fstat(domain.pool.fd).st_size // PAGE):
+            self.progress("frames", first, frames)
+            for frame, fault in engine.audit(first, _FRAMES):
+                kind, words = _FAULTS[fault]
+                self.find(self._about(domain, kind, f"frame {frame} of domain {domain}: {words}", frame=frame))
+            first += _FRAMES
+            await self.breathe()
+        if not domain.closed:
+            self.summary.frames += engine.counters().pages_shared
+
+    @staticmethod
+    def _about(domain: Domain, kind: pb.FindingKind, text: str, frame: int = 0) -> pb.FsckFinding:
+        return pb.FsckFinding(
+            kind=kind, text=text, uid=domain.uid, label=domain.label, pool=domain.pool.name, frame=frame
+        )

@@ -1,0 +1,209 @@
+"""The engine in Rust, as the server uses it. What it promises is in `engine`, what it decides in `reference`.
+
+It reads, digests and keeps its books with the GIL released, takes at most 12 bytes a page and some 17 for each page in
+a tree, and allocates the frames of its pool itself.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from typing import Final
+
+from pagefold_core import Engine as _Engine
+
+from pagefold_server.engine.interface import (
+    Columns,
+    EngineCounters,
+    EngineOptions,
+    FrameFault,
+    Held,
+    Instructions,
+    Left,
+    Miscount,
+    PassReport,
+    ProtocolViolation,
+    SegmentCounts,
+    Step,
+)
+from pagefold_server.engine.pool_file import PoolFile
+from pagefold_server.engine.reference.pool import MOST_FRAMES
+from pagefold_server.errors import LimitReached
+
+_MOST: Final = 2**32 - 1  # the options are of any size, and mean the same from there on
+
+
+class NativeEngine:
+    """Implements `Engine`; see there for what the public methods promise.
+
+    Args:
+        pool: where frames live. Nobody else allocates in it; its descriptor is duplicated.
+        options: to begin with.
+        seed: of the digests. Random, so that nobody can prepare collisions; given only by tests.
+        limit: most frames, used or not.
+        number: of the pool, in events.
+    """
+
+    name = "native"
+
+    def __init__(
+        self,
+        pool: PoolFile,
+        options: EngineOptions | None = None,
+        seed: int | None = None,
+        limit: int = MOST_FRAMES,
+        number: int = 1,
+    ) -> None:
+        self._engine = _Engine(pool.fd, secrets.randbits(64) if seed is None else seed, limit, number)
+        self.configure(options or EngineOptions())
+
+    def configure(self, options: EngineOptions) -> None:
+        """See `Engine`. Frames that serve more pages than a new `max_page_sharing` go on doing so."""
+        self._engine.configure(
+            options.use_zero_pages,
+            min(options.max_page_sharing, _MOST),
+            options.smart_scan,
+            min(options.max_outstanding, _MOST),
+        )
+
+    def inherit(self) -> int:
+        """See `Engine`."""
+        return self._engine.inherit()
+
+    def bury(self) -> None:
+        """See `Engine`."""
+        self._engine.bury()
+
+    # Clients and segments
+
+    def add_client(self, client: int) -> None:
+        """See `Engine`."""
+        self._engine.add_client(client)
+
+    def add_segment(self, client: int, segment: int, fd: int, pages: int, tracked: bool = False) -> None:
+        """See `Engine`. The descriptor is duplicated; the scan comes to the segment in the next pass.
+
+        Raises:
+            LimitReached: the segments of one domain would have more than 2**32 pages together, or there is no memory
+                for the page table.
+            OSError: there is no descriptor left.
+        """
+        try:
+            self._engine.add_segment(client, segment, fd, pages, tracked)
+        except OverflowError as error:
+            raise LimitReached(f"{error}: use another label for a part of them") from error
+        except MemoryError as error:
+            raise LimitReached(f"{error}: make it smaller, or give the server more memory") from error
+
+    def drop_segment(self, client: int, segment: int) -> bool:
+        """See `Engine`."""
+        return self._engine.drop_segment(client, segment)
+
+    def depart_client(self, client: int) -> None:
+        """See `Engine`."""
+        self._engine.depart_client(client)
+
+    def remove_client(self, client: int) -> None:
+        """See `Engine`."""
+        self._engine.remove_client(client)
+
+    # What clients say, and are told
+
+    def apply(self, client: int, events: Columns) -> None:
+        """See `Engine`."""
+        violation = self._engine.apply(
+            client,
+            events.kind,
+            events.segment,
+            events.first,
+            events.count,
+            events.pool,
+            events.frame,
+            events.detail,
+        )
+        if violation is not None:
+            raise ProtocolViolation(violation)
+
+    def take(self, client: int, pages: int) -> Instructions:
+        """See `Engine`. Adopts are bounded by `pages` as well."""
+        return Instructions(*self._engine.take(client, pages))
+
+    def queued(self) -> set[int]:
+        """See `Engine`."""
+        return set(self._engine.queued())
+
+    def outstanding(self) -> int:
+        """See `Engine`."""
+        return self._engine.outstanding()
+
+    def unmerge(self, on: bool) -> None:
+        """See `Engine`. Adopts that are queued when it ends are still made."""
+        self._engine.unmerge(on)
+
+    # The scan
+
+    def scan(self, pages: int, threads: int = 1) -> Step:
+        """See `Engine`. What it decides does not depend on `threads`."""
+        visited, finished = self._engine.scan(pages, threads)
+        return Step(visited, None if finished is None else PassReport(*finished))
+
+    def remaining(self) -> int:
+        """See `Engine`. Holes count as owned pages do."""
+        return self._engine.remaining()
+
+    def refusal(self) -> OSError | None:
+        """See `Engine`."""
+        refusal = self._engine.refusal()
+        return None if refusal is None else OSError(refusal, os.strerror(refusal))
+
+    def flush(self) -> None:
+        """See `Engine`."""
+        self._engine.flush()
+
+    # Counts
+
+    def counters(self) -> EngineCounters:
+        """See `Engine`. Copied pages, though they hold a frame, are not counted as sharing it."""
+        return EngineCounters(**self._engine.counters())
+
+    def segment_counts(self, client: int, segment: int) -> SegmentCounts:
+        """See `Engine`."""
+        return SegmentCounts(*self._engine.segment_counts(client, segment))
+
+    def merged_pages(self, client: int) -> tuple[int, int]:
+        """See `Engine`. Copied pages are not counted: they read their own bytes."""
+        return self._engine.merged_pages(client)
+
+    def left(self, client: int) -> Left:
+        """See `Engine`."""
+        return Left(*self._engine.left(client))
+
+    def apart(self, client: int) -> int:
+        """See `Engine`."""
+        return self._engine.apart(client)
+
+    def frames(self) -> list[int]:
+        """Numbers of the frames in use, in order. For tests and audits."""
+        return self._engine.frames()
+
+    # Audits
+
+    def held(self, client: int, segment: int, first: int, count: int) -> list[Held]:
+        """See `Engine`."""
+        return [Held(*run) for run in self._engine.held(client, segment, first, count)]
+
+    def audit(self, first: int, count: int) -> list[tuple[int, FrameFault]]:
+        """See `Engine`."""
+        return [(frame, FrameFault(fault)) for frame, fault in self._engine.audit(first, count)]
+
+    def recount(self) -> list[Miscount]:
+        """See `Engine`."""
+        return [Miscount(*found) for found in self._engine.recount()]
+
+    def check(self) -> None:
+        """See `Engine`."""
+        self._engine.check()
+
+    def close(self) -> None:
+        """See `Engine`. Closing twice is fine."""
+        self.__dict__.pop("_engine", None)

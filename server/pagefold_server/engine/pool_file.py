@@ -1,0 +1,193 @@
+"""The shared-memory object behind a domain's frames: made, taken over, measured and let go of here.
+
+    made --> owned --server stops or dies--> orphan --the next server--> owned
+                                               `---nobody maps it any more--> garbage, swept
+
+Clients open it by name, read-only (mode 0400). It never shrinks. What is in it, engines say; whose it is, and who
+may map it, locks on it say (see `pagefold_proto.pool_slots`). Its name ends in a tag that stands for server address,
+user and label, so that the next server finds it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+import stat
+from collections import Counter
+from dataclasses import dataclass
+from typing import Final
+
+from pagefold_proto import pool_slots, shm_names
+from pagefold_proto.addresses import SHM
+
+_CANDIDATES: Final = 64
+"""Pools of a user's with a domain's tag that are opened: there is one, or a few after crashes. Others' do not count."""
+_LISTED: Final = 1 << 14
+"""Pools of one user's that are remembered: names cost nothing to make, and remembering one takes some 300 bytes."""
+# A pool whose size is more than so many times what it holds, and more than so many frames, is not taken over. One
+# of a server that shrank so far is lost by that: its clients take their memory back, and merge anew.
+_SPARSE: Final = 256
+_SMALL: Final = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """A pool whose server is gone, while clients of it live. It is ours from here on."""
+
+    name: str
+    fd: int
+
+
+class PoolFile:
+    """A POSIX shared-memory object that this process holds and owns.
+
+    Args:
+        uid: of the domain, whose processes must be able to open the pool. A server that is root gives it to them.
+        tag: see the head of this file.
+        orphan: to take over; else a new one is made.
+
+    Attributes:
+        name: with its leading slash.
+        number: in the protocol.
+        fd: open for reading and writing; -1 once it is closed.
+
+    Raises:
+        OSError: the object cannot be made.
+    """
+
+    def __init__(self, uid: int, tag: str = "", orphan: Orphan | None = None) -> None:
+        if orphan is not None:
+            self.name, self.fd = orphan.name, orphan.fd
+        else:
+            self.name, self.fd = _make(uid, tag)
+        self.number = shm_names.pool_number(self.name)
+
+    def bytes_allocated(self) -> int:
+        """What the kernel has allocated to this pool, released frames that were not given back yet included."""
+        return os.fstat(self.fd).st_blocks * 512
+
+    def is_named(self) -> bool:
+        """Whether its name is still there, for clients that come."""
+        return self.fd >= 0 and os.fstat(self.fd).st_nlink > 0
+
+    def is_held_only_by(self, slots: set[int]) -> bool:
+        """Whether nobody may map frames but clients with these slots."""
+        return pool_slots.held(self.fd, len(slots) + 1) <= slots
+
+    def is_held(self) -> bool:
+        """Whether anybody may map frames, whether he ever said so here or not."""
+        return pool_slots.is_any_held(self.fd)
+
+    def close(self, unlink: bool) -> None:
+        """Lets the pool go. Views that map its frames keep them; unlinked, it cannot be opened any more."""
+        if self.fd < 0:
+            return
+        if unlink:
+            shm_names.remove(self.name)
+        os.close(self.fd)
+        self.fd = -1
+
+
+class Orphans:
+    """The pools that were there when this server began, by owner and tag. One that is taken over is among them.
+
+    A pool whose server is gone is older than the server that takes it over, so /dev/shm is listed once. Names that
+    anybody makes later are not looked at. Nothing has to be added: a pool that this server leaves behind for its
+    clients while it goes on is one that it had taken over. (A predecessor that lost its address to this server may
+    make a pool in its last seconds. That one is not found, and its clients take their memory back out of it.)
+    """
+
+    def __init__(self) -> None:
+        self._names: dict[tuple[int, str], list[str]] = {}
+
+    def look(self) -> None:
+        """Lists them. Takes some 10 us for each name that anybody has in /dev/shm: not for the loop."""
+        listed: Counter[int] = Counter()
+        with contextlib.suppress(OSError), os.scandir(SHM) as entries:
+            for entry in entries:
+                name = f"/{entry.name}"
+                if not shm_names.is_name(shm_names.POOL, name):
+                    continue
+                with contextlib.suppress(FileNotFoundError):
+                    uid = entry.stat(follow_symlinks=False).st_uid
+                    if os.geteuid() in (0, uid) and listed[uid] < _LISTED:
+                        listed[uid] += 1
+                        self._names.setdefault((uid, shm_names.tag_in(name)), []).append(name)
+
+    def find(self, uid: int, tag: str) -> Orphan | None:
+        """The pool with that tag whose server is gone, if there is one that somebody may map; the largest, if several.
+
+        Args:
+            uid: who has to own it.
+            tag: see the head of this file.
+        """
+        found: Orphan | None = None
+        for name in self._names.get((uid, tag), [])[:_CANDIDATES]:
+            with contextlib.suppress(OSError):  # gone, or not ours to open: as good as not there
+                fd = _claim(name, uid)
+                if fd is None:
+                    continue
+                if found is None or os.fstat(fd).st_blocks > os.fstat(found.fd).st_blocks:
+                    fd, found = (-1 if found is None else found.fd), Orphan(name, fd)
+                if fd >= 0:
+                    os.close(fd)
+        return found
+
+
+def _make(uid: int, tag: str) -> tuple[str, int]:
+    made = shm_names.create_locked(shm_names.POOL, 0o400, 0, tag)
+    try:
+        if uid != os.geteuid():
+            os.fchown(made.fd, uid, -1)
+        pool_slots.own(made.fd)
+    except BaseException:
+        shm_names.remove(made.name)
+        os.close(made.fd)
+        raise
+    return made.name, made.fd
+
+
+def is_plausible(status: os.stat_result) -> bool:
+    """Whether books about it would be of use: they take memory for every frame that its size says, used or not.
+
+    `Store::inherit` in the native engine has the same rule.
+    """
+    return status.st_size // mmap.PAGESIZE <= _SPARSE * (status.st_blocks * 512 // mmap.PAGESIZE) + _SMALL
+
+
+def _claim(name: str, uid: int) -> int | None:
+    """A descriptor that owns the pool, open for writing; None if it is somebody's, or nobody's any more."""
+    look = shm_names.look(name)
+    try:
+        status = os.fstat(look)
+        if not stat.S_ISREG(status.st_mode) or status.st_dev != os.stat(SHM).st_dev or status.st_uid != uid:
+            return None
+        if pool_slots.owner(look) or not pool_slots.is_any_held(look):
+            return None
+        fd = _open_for_writing(look)
+    finally:
+        os.close(look)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # a sweep that is just removing it holds it exclusively
+        if os.fstat(fd).st_nlink and pool_slots.own(fd) and pool_slots.is_any_held(fd):
+            return fd
+    except BaseException:
+        os.close(fd)
+        raise
+    os.close(fd)
+    return None
+
+
+def _open_for_writing(fd: int) -> int:
+    """The same object once more, though its mode says that nobody may write it."""
+    path = f"/proc/self/fd/{fd}"
+    try:
+        return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except PermissionError:
+        os.fchmod(fd, 0o600)
+        try:
+            return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        finally:
+            os.fchmod(fd, 0o400)

@@ -1,0 +1,1 @@
+"""Tenants: what each user has of the server, and may have."""
