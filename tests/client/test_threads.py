@@ -97,7 +97,7 @@ def test_the_log_tells_who_spoke(caplog: pytest.LogCaptureFixture) -> None:
         except ValueError:
             log.log.exception("it failed")
     assert [record.getMessage() for record in caplog.records] == ["3 pages", "it failed"]
-    assert [record.filename for record in caplog.records] == ["test_client_threads.py"] * 2
+    assert [record.filename for record in caplog.records] == ["test_threads.py"] * 2
     assert caplog.records[1].exc_info is not None
 
 

@@ -1,4 +1,4 @@
-"""Work on threads that no signal reaches, and how sessions end. What a fork waits for is in test_client_session.py."""
+"""Work on threads that no signal reaches, and how sessions end. What a fork waits for is in test_session.py."""
 
 from __future__ import annotations
 
