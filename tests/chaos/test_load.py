@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from support.worker import PAGE
+
 from chaos import points
 from chaos.campaign import Report
 from chaos.load import Writer, remains
-from support.worker import PAGE
 
 
 class Memory(bytearray):

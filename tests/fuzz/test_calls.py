@@ -8,16 +8,17 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from fuzz import driver
-from fuzz.calls import COSTLY, SESSIONS, Call, Script, scattered
-from fuzz.campaign import Report
-from fuzz.objects import SHM, Objects
 from google.protobuf.unknown_fields import UnknownFieldSet
 from pagefold_proto import shm_names
 from pagefold_proto.v1 import memory_pb2 as pb
 from pagefold_server.api.memory import MAX_EVENTS, MAX_MESSAGE_BYTES
 from pagefold_server.sessions.sweep import sweep
 from support.worker import PAGE, page_of
+
+from fuzz import driver
+from fuzz.calls import COSTLY, SESSIONS, Call, Script, scattered
+from fuzz.campaign import Report
+from fuzz.objects import SHM, Objects
 
 
 def calls(seed: str, number: int = 5000, without: tuple[str, ...] = ()) -> list[Call]:
