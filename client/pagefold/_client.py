@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, SupportsIndex
 import pagefold_core
 from pagefold_core import Answer, Arena, Lifeline, NotBacked, Pin, Space
 from pagefold_proto import obstacle_table
+from pagefold_proto.limits import PAGE
 from pagefold_proto.v1 import memory_pb2 as pb
 
 from pagefold._errors import ClientClosed, ForkedClient, OutOfThreads, PagefoldError
@@ -38,7 +39,6 @@ from pagefold._session.transport import MORE_THREADS
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-PAGE: Final = pagefold_core.PAGE_SIZE
 SETTLE_SECONDS: Final = 60.0
 ANNOUNCE_SECONDS: Final = 1.0
 _EXIT_SECONDS: Final = 10.0

@@ -24,11 +24,12 @@ import posix_ipc
 from pagefold_core import Answer, Arena, Doorbell, Ending, Lifeline, Space, Turn
 from pagefold_proto import addresses, obstacle_table, shm_names, tls
 from pagefold_proto.addresses import Address
+from pagefold_proto.limits import MAX_LABEL, PAGE, PROTOCOL
 from pagefold_proto.text import printable
 from pagefold_proto.v1 import memory_pb2 as pb
 from pagefold_proto.version import __version__
 
-from pagefold._client import PAGE, Again, Client, Parts, begin
+from pagefold._client import Again, Client, Parts, begin
 from pagefold._errors import (
     BarrierUnavailable,
     DescriptorsClosed,
@@ -45,9 +46,7 @@ from pagefold._session.conversation import Conversation
 from pagefold._session.session import Session, Wiring
 from pagefold._session.transport import GrpcTransport, Transport
 
-PROTOCOL: Final = 1
 START_SECONDS: Final = 20.0
-MAX_DOMAIN: Final = 64
 _EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 # By process: one client connects at a time in a child. Only threads that no signal reaches take it.
@@ -158,8 +157,8 @@ def _attach(wanted: Wanted, known: weakref.ref[Client], answer: Answer) -> None:
 
 def _put_together(wanted: Wanted, answer: Answer, parent: Parts | None = None) -> tuple[Session, Parts, Again | None]:
     domain, barrier, tracker, transport = wanted.domain, wanted.barrier, wanted.tracker, wanted.transport
-    if len(domain) > MAX_DOMAIN:
-        raise ValueError(f"domain has {len(domain)} characters; {MAX_DOMAIN} are the most")
+    if len(domain) > MAX_LABEL:
+        raise ValueError(f"domain has {len(domain)} characters; {MAX_LABEL} are the most")
     if any("\ud800" <= character <= "\udfff" for character in domain):
         raise ValueError(f"domain is {domain!r}, and a part of it is no text: bytes that are not UTF-8")
     asked = barrier if barrier is not None else os.environ.get("PAGEFOLD_BARRIER") or None

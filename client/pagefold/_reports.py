@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import mmap
 from dataclasses import dataclass
 from typing import Any
+
+from pagefold_proto.limits import PAGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ class SettleReport:
     @property
     def saved_bytes(self) -> int:
         """What the domain saves now: pages that need no memory of their own."""
-        return (self.pages_sharing + self.zero_pages) * mmap.PAGESIZE
+        return (self.pages_sharing + self.zero_pages) * PAGE
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain values, `saved_bytes` included."""
@@ -107,20 +108,3 @@ class SettleReport:
 
     def __repr__(self) -> str:
         return f"SettleReport({', '.join(f'{name}={value!r}' for name, value in self.as_dict().items())})"
-
-
-def human(nbytes: int) -> str:
-    """A size for people: 64 MiB, 1.5 GiB, 12 bytes.
-
-    Example:
-        >>> human(3 << 29)
-        '1.5 GiB'
-    """
-    if abs(nbytes) < 1024:
-        return f"{nbytes} bytes"
-    value, unit = float(nbytes), "bytes"
-    for unit in ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB"):  # noqa: B007 - read after the loop
-        value /= 1024
-        if abs(value) < 1023.95:
-            break
-    return f"{value:.1f}".removesuffix(".0") + f" {unit}"

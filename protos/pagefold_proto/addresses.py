@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import quote
 
-SHM = "/dev/shm"  # noqa: S108 - where POSIX shared memory lives
+from pagefold_proto.limits import SHM
+
 MAX_SOCKET_PATH = 107
 """Bytes in the path of a Unix socket: sun_path has 108, the last of which is a zero."""
 

@@ -10,13 +10,12 @@ page. Those that do not block are a program's own wish, or will hurt later.
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Iterable
 from typing import Final, NamedTuple, TypeAlias
 
-from pagefold._reports import human
-
+from pagefold_proto.limits import PAGE
+from pagefold_proto.text import human
 from pagefold_proto.v1 import memory_pb2 as pb
 
 Obstacle = pb.Obstacle
@@ -264,4 +263,4 @@ def summed(obstacles: Iterable[Obstacle]) -> list[Obstacle]:
 def _count(pages: int) -> str:
     if pages == 0:
         return "memory is"
-    return f"{pages:,} page{'s' if pages > 1 else ''} ({human(pages * mmap.PAGESIZE)}) {'are' if pages > 1 else 'is'}"
+    return f"{pages:,} page{'s' if pages > 1 else ''} ({human(pages * PAGE)}) {'are' if pages > 1 else 'is'}"

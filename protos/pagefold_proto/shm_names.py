@@ -24,8 +24,8 @@ from typing import Final, Literal
 
 import posix_ipc
 
-from pagefold_proto.addresses import SHM
 from pagefold_proto.descriptor import Descriptor
+from pagefold_proto.limits import SHM
 
 Kind = Literal["s", "l", "p", "d"]
 LockedKind = Literal["s", "l", "p"]

@@ -1,7 +1,7 @@
 """What can go wrong in the server, and how callers are told.
 
     Exception
-     |-- engine.ProtocolViolation         PROTOCOL_VIOLATION    the caller's session takes no further part
+     |-- ProtocolViolation                PROTOCOL_VIOLATION    the caller's session takes no further part
      |-- ServerError
           |-- StartError                  (no call: the server does not start; run() returns its exit code)
           |    |-- AlreadyRunning
@@ -36,15 +36,15 @@ from typing import Any, TypeVar
 import grpc
 import structlog
 from grpc import StatusCode
+from pagefold_proto.limits import REASON_KEY
 from pagefold_proto.text import printable
 from pagefold_proto.v1 import memory_pb2 as pb
 
-from pagefold_server.engine.interface import ProtocolViolation
-
-REASON_KEY = "pagefold-reason"
-"""Key of the trailing metadata that carries the reason's name, say "REASON_LIMIT"."""
-
 _log = structlog.get_logger("pagefold.rpc")
+
+
+class ProtocolViolation(Exception):
+    """A client reported something that its own proposals and pages rule out."""
 
 
 class ServerError(Exception):

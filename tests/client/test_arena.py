@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from pagefold import Buffer
 from pagefold._errors import ClientClosed, OutOfSharedMemory
-from pagefold._memory.arena import PAGE, no_segment, not_allocated, not_taken_back
+from pagefold._memory.arena import no_segment, not_allocated, not_taken_back
 from pagefold._options.backings import Backing
 from pagefold_core import Arena, NotBacked, Segment, Space
+from pagefold_proto.limits import PAGE
 from support import faults, kernel
 from support.children import child
 from support.faults import Room, pretend_room

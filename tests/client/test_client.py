@@ -14,9 +14,10 @@ import pagefold
 import pytest
 from pagefold import _errors
 from pagefold._options import barriers
-from pagefold._reports import SettleReport, human
+from pagefold._reports import SettleReport
 from pagefold._session import transport
 from pagefold_proto import obstacle_table
+from pagefold_proto.text import human
 from pagefold_proto.v1 import memory_pb2 as pb
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ from pagefold_server.engine.interface import Engine, EngineOptions, FrameFault, 
 from pagefold_server.engine.pool_file import PoolFile
 from pagefold_server.engine.reference.engine import ReferenceEngine
 from pagefold_server.engine.reference.fallocate import punch_hole
-from pagefold_server.engine.reference.page_table import COPIED, MERGED, PROPOSED, QUEUED, ZERO
+from pagefold_server.engine.states import COPIED, MERGED, PROPOSED, QUEUED, ZERO
 from support.engine_world import COPIED as COPIED_EVENT
 from support.engine_world import MERGED as MERGED_EVENT
 from support.engine_world import PAGE, columns, content

@@ -14,10 +14,11 @@ from dataclasses import replace
 import pytest
 from pagefold_proto import shm_names
 from pagefold_server.engine import factory
-from pagefold_server.engine.interface import EngineOptions, Left, PassReport, ProtocolViolation, SegmentCounts
+from pagefold_server.engine.interface import EngineOptions, Left, PassReport, SegmentCounts
 from pagefold_server.engine.reference import engine as reference
 from pagefold_server.engine.reference.engine import ReferenceEngine
 from pagefold_server.engine.reference.pool import Pool
+from pagefold_server.errors import ProtocolViolation
 from support import engine_pools
 from support.engine_pools import FileStore, ReferenceStore
 from support.engine_world import (

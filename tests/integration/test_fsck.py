@@ -16,7 +16,7 @@ from pagefold_proto import shm_names
 from pagefold_proto.v1 import admin_pb2 as pb
 from pagefold_server.audit import survey
 from pagefold_server.domains.domain import Domain
-from pagefold_server.engine.reference.page_table import MERGED
+from pagefold_server.engine.states import MERGED
 from pagefold_server.procfs import mappings, processes
 from support.audit import Audit, assert_clean, audit
 from support.engine_world import RELEASED, columns

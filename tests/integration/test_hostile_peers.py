@@ -17,9 +17,10 @@ import grpc
 import pagefold
 import pytest
 from google.protobuf.message import Message
-from pagefold._session.transport import ADD_SEGMENT, BYE, DROP_SEGMENT, EXCHANGE, HELLO, REASON_KEY, Method
+from pagefold._session.transport import ADD_SEGMENT, BYE, DROP_SEGMENT, EXCHANGE, HELLO, Method
 from pagefold_core import Doorbell
 from pagefold_proto import shm_names
+from pagefold_proto.limits import REASON_KEY
 from pagefold_proto.v1 import memory_pb2 as pb
 from support.raw import Raw
 from support.server import Server

@@ -36,8 +36,9 @@ from pagefold_server import settings
 from pagefold_server.api.memory import MAX_EVENT_PAGES
 from pagefold_server.domains.domain import Domains
 from pagefold_server.engine import factory, pool_file
-from pagefold_server.engine.interface import EngineOptions, ProtocolViolation
+from pagefold_server.engine.interface import EngineOptions
 from pagefold_server.engine.native import NativeEngine
+from pagefold_server.errors import ProtocolViolation
 from pagefold_server.log import Limit
 from pagefold_server.sessions import doorbell, registry
 from pagefold_server.sessions.doorbell import PosixBell

@@ -12,8 +12,9 @@ from dataclasses import replace
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, precondition, rule
-from pagefold_server.engine.interface import ProtocolViolation, Step
-from pagefold_server.engine.reference.pool import MOST_FRAMES
+from pagefold_server.engine.interface import Step
+from pagefold_server.engine.pool_file import MOST_FRAMES
+from pagefold_server.errors import ProtocolViolation
 from support.engine_machine import PAGES, EngineMachine, picks
 from support.engine_pools import Lockstep, LockstepStore
 from support.engine_world import FakeClient, columns

@@ -6,11 +6,12 @@ import os
 import random
 
 import pytest
+from pagefold_proto.limits import PAGE
 from pagefold_proto.v1 import admin_pb2 as pb
 from pagefold_server.audit.differences import Difference, common, compare, pages_of, within, without
 from pagefold_server.engine.interface import Columns, Held, Instructions
 from pagefold_server.engine.pageset import PageSet
-from pagefold_server.engine.reference.page_table import COPIED, MERGED, NO_FRAME, OWNED, PAGE, PROPOSED, QUEUED, ZERO
+from pagefold_server.engine.states import COPIED, MERGED, NO_FRAME, OWNED, PROPOSED, QUEUED, ZERO
 from pagefold_server.procfs import processes
 from pagefold_server.procfs.mappings import Mapping, Seen, What, copies, parse, view
 from pagefold_server.sessions.watch import Watch

@@ -8,7 +8,7 @@ import pytest
 from grpc import StatusCode
 from pagefold_proto.v1 import memory_pb2 as pb
 from pagefold_server import errors
-from pagefold_server.engine.interface import ProtocolViolation
+from pagefold_server.errors import ProtocolViolation
 
 
 def test_each_reason_is_mapped_by_exactly_one_exception() -> None:

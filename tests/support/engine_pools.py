@@ -16,13 +16,13 @@ from pagefold_server.engine.interface import (
     Instructions,
     Left,
     Miscount,
-    ProtocolViolation,
     Step,
 )
 from pagefold_server.engine.native import NativeEngine
-from pagefold_server.engine.pool_file import Orphan, PoolFile
+from pagefold_server.engine.pool_file import MOST_FRAMES, Orphan, PoolFile
 from pagefold_server.engine.reference.engine import ReferenceEngine
-from pagefold_server.engine.reference.pool import MOST_FRAMES, Pool
+from pagefold_server.engine.reference.pool import Pool
+from pagefold_server.errors import ProtocolViolation
 
 from support.engine_world import PAGE, FakeStore
 

@@ -23,6 +23,7 @@ from typing import Final
 import pagefold_core
 from pagefold_proto import addresses
 from pagefold_proto.addresses import Address
+from pagefold_proto.limits import SHM
 
 from pagefold._errors import ServerUnavailable
 from pagefold._launch import boot, interpreter
@@ -187,7 +188,7 @@ def _spawn(command: list[str], environment: dict[str, str], log_fd: int, tell: i
 def log_of(address: Address) -> tuple[str, int]:
     """Where the log of a server is that is started here, and its most bytes: beside the socket, but not in memory."""
     beside = address.path.removesuffix(".sock") + ".log"
-    if not beside.startswith(f"{addresses.SHM}/"):
+    if not beside.startswith(f"{SHM}/"):
         return beside, _LOG_BYTES
     directory = f"/var/tmp/pagefold-{os.geteuid()}"  # noqa: S108 - checked below
     try:

@@ -6,14 +6,12 @@ import errno
 import os
 from typing import Final
 
-import pagefold_core
 from pagefold_core import NotBacked
-from pagefold_proto.addresses import SHM
+from pagefold_proto.limits import PAGE, SHM
+from pagefold_proto.text import human
 
 from pagefold._errors import ClientClosed, OutOfSharedMemory, PagefoldError
-from pagefold._reports import human
 
-PAGE: Final = pagefold_core.PAGE_SIZE
 FIRST_SEGMENT: Final = 64 << 20
 LAST_SEGMENT: Final = 1 << 30
 MAX_PAGES: Final = (1 << 32) - 1

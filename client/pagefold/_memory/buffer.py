@@ -8,8 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NoReturn, SupportsIndex, TypeGuard, cast, overload
 
 from pagefold_core import Block, span
-
-from pagefold._reports import human
+from pagefold_proto.text import human
 
 if TYPE_CHECKING:
     import numpy as np

@@ -26,13 +26,14 @@ from typing import Any, Final
 
 from pagefold_core import Settles, spare_pages
 from pagefold_proto import shm_names
+from pagefold_proto.limits import PAGE
 from pagefold_proto.obstacle_table import Kind, Obstacle, Obstacles
+from pagefold_proto.text import human
 from pagefold_proto.v1 import memory_pb2 as pb
 
 from pagefold._errors import IncompatibleServer, OutOfSharedMemory, ServerFault, ServerRefused, SessionLost
 from pagefold._process import threads
 from pagefold._process.log import log as _log
-from pagefold._reports import human
 from pagefold._session.pools import MOST_POOLS, Pools
 from pagefold._session.space import ConversationArena, ConversationSpace, SpaceEvents, SpaceSegment
 from pagefold._session.transport import (
@@ -446,7 +447,7 @@ class Conversation:
                 if returning:
                     self._leave_frames(segment)
                 level = logging.DEBUG if returning else logging.WARNING  # a server could be told it again and again
-                _log.log(level, "the server does not take %s: %s", human(segment.pages * _page_size()), error)
+                _log.log(level, "the server does not take %s: %s", human(segment.pages * PAGE), error)
             if segment.number not in self._returning:
                 self.earned = math.inf
             self._known[segment.number] = self._added.popleft()
@@ -604,7 +605,3 @@ def _check(count: Sequence[int], *columns: Sequence[int]) -> None:
 def _excess(what: str) -> IncompatibleServer:
     text = f"the server answers what no server of this version does ({what}): install the same version on both sides"
     return IncompatibleServer(pb.Reason.Name(pb.REASON_PROTOCOL_MISMATCH), text)
-
-
-def _page_size() -> int:
-    return os.sysconf("SC_PAGE_SIZE")

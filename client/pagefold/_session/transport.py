@@ -29,6 +29,7 @@ import pagefold_core
 from google.protobuf.message import DecodeError, Message
 from pagefold_proto.addresses import Address
 from pagefold_proto.descriptor import Descriptor
+from pagefold_proto.limits import REASON_KEY
 from pagefold_proto.text import printable
 from pagefold_proto.v1 import memory_pb2 as pb
 
@@ -50,7 +51,6 @@ from pagefold._process import threads
 Q = TypeVar("Q", bound=Message)
 R = TypeVar("R", bound=Message)
 
-REASON_KEY: Final = "pagefold-reason"
 MAX_MESSAGE_BYTES: Final = 4 << 20
 """What a server may send at once: three times the largest reply. Requests are far below."""
 WITNESS: Final = "pagefold-witness"

@@ -15,11 +15,11 @@ from typing import Any, Final, TypeVar
 import grpc
 from google.protobuf.message import Message
 from pagefold_proto import addresses
+from pagefold_proto.limits import REASON_KEY
 from pagefold_proto.tls import checked_token, why_not
 from pagefold_proto.v1 import admin_pb2 as pb
 from pagefold_proto.v1.memory_pb2 import SettleReport
 
-from pagefold._session.transport import REASON_KEY
 from pagefold.cli.exits import CommandError, ExitCode
 
 _SERVICE: Final = "/pagefold.v1.Admin/"

@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Final, Literal
 
 from pagefold_core import Features, make_object, probe
+from pagefold_proto.limits import SHM
+from pagefold_proto.text import human
 
 from pagefold._errors import BarrierUnavailable, TrackerUnavailable
 from pagefold._options import backings, barriers, trackers
 from pagefold._process import dumpable
-from pagefold._reports import human
 
 State = Literal["ok", "warn", "fail"]
 
 SMALL_SHM: Final = 256 << 20
 """Bytes; containers get 64 MiB if nobody asks for more."""
 DEFAULT_MAP_COUNT: Final = 65530
-SHM: Final = "/dev/shm"  # noqa: S108 - it is the place itself that is looked at
 _FIRST_LOGIN_UID: Final = 1000
 _LOGIND: Final = (
     "/usr/lib/systemd/logind.conf",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from pagefold_proto.text import human
 from pagefold_proto.v1 import admin_pb2 as pb
 
-from pagefold._reports import human
 from pagefold.cli.admin import Admin
 from pagefold.cli.exits import CommandError
 from pagefold.cli.options import AddressOption, CaOption, JsonOption, TokenFileOption

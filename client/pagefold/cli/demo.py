@@ -14,14 +14,14 @@ from importlib.util import find_spec
 from typing import Annotated, Any, Final
 
 import typer
+from pagefold_proto.limits import PAGE, SHM
+from pagefold_proto.text import human
 from pagefold_proto.v1.memory_pb2 import BACKING_MEMFD
 
-from pagefold._reports import human
 from pagefold.cli._demo.display import Display, display
 from pagefold.cli._demo.physical import physical_bytes
 from pagefold.cli._demo.workers import PRIVATE_STRIPE, STRIPES, Crew
 from pagefold.cli.admin import Admin
-from pagefold.cli.checks import SHM
 from pagefold.cli.embedded import embedded_server
 from pagefold.cli.exits import CommandError, ExitCode
 from pagefold.cli.output import console, facts, print_json
@@ -116,7 +116,7 @@ def demo(
 
 
 def _run(workers: int, nbytes: int, write_pages: int, seed: int, timeout: float, shown: Display) -> Result:
-    page = os.sysconf("SC_PAGE_SIZE")
+    page = PAGE
     distinct = (STRIPES - 2 + workers) * (nbytes // STRIPES)
     pages = _spread(write_pages, nbytes // page)
     with contextlib.ExitStack() as stack:

@@ -13,6 +13,7 @@ from typing import Final
 
 import typer
 from pagefold_proto import addresses
+from pagefold_proto.limits import PAGE, PROTOCOL
 from pagefold_proto.text import printable
 from pagefold_proto.version import __version__
 from rich.text import Text
@@ -27,7 +28,6 @@ from pagefold.cli.exits import CommandError, ExitCode
 from pagefold.cli.options import AddressOption, CaOption, JsonOption, TokenFileOption
 from pagefold.cli.output import PROSE_WIDTH, console, count, print_json, table
 
-PROTOCOL: Final = 1
 _STYLES: Final = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 _WORDS: Final = "what it means, and what to do"
 _SECONDS: Final = 3.0
@@ -125,7 +125,7 @@ def server(address: str, connect: Callable[[], Admin]) -> Check:
     if found.protocol != PROTOCOL:
         meaning = f"this is version {__version__}, protocol {PROTOCOL}: connect() fails"
         return Check(name, "fail", told, meaning, "install the same version on both sides")
-    if found.page_size != os.sysconf("SC_PAGE_SIZE"):
+    if found.page_size != PAGE:
         return Check(name, "fail", told, f"its pages have {found.page_size} bytes", "run server and clients together")
     if found.trouble:
         return Check(name, "fail" if found.run != 1 else "warn", told, found.trouble, "see above")

@@ -14,13 +14,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal
 
 from google.protobuf.message import Message
-from pagefold_proto.text import printable
+from pagefold_proto.text import human, printable
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pagefold._reports import human
 from pagefold.cli.exits import CommandError
 
 _PIPE_WIDTH: Final = 160

@@ -6,8 +6,8 @@ import time
 from typing import Annotated
 
 import typer
+from pagefold_proto.text import human
 
-from pagefold._reports import human
 from pagefold.cli.admin import Admin
 from pagefold.cli.exits import EXIT_CODES, CommandError, ExitCode
 from pagefold.cli.options import AddressOption, CaOption, JsonOption, TokenFileOption, register

@@ -6,13 +6,12 @@ import sys
 from typing import Annotated, Any
 
 import typer
-from pagefold_proto.text import printable
+from pagefold_proto.text import human, printable
 from pagefold_proto.v1 import admin_pb2 as pb
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from pagefold._reports import human
 from pagefold.cli.admin import Admin
 from pagefold.cli.exits import CommandError, ExitCode
 from pagefold.cli.options import AddressOption, CaOption, JsonOption, TokenFileOption

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from pagefold_proto.limits import PAGE
+
 PAGES: Final = 64
 _SETTLE_SECONDS: Final = 10.0
 _PATIENCE: Final = 40.0  # for the whole process
@@ -74,14 +76,14 @@ def _try(address: str, ca: str | None) -> Outcome:
 
     try:
         with pagefold.connect(address, autostart=False, ca=ca) as client:
-            content = os.urandom(PAGES * os.sysconf("SC_PAGE_SIZE"))
+            content = os.urandom(PAGES * PAGE)
             buffers = [client.allocate(len(content)) for _ in range(2)]
             for buffer in buffers:
                 buffer[:] = content
             report = client.settle(_SETTLE_SECONDS)
             stats = client.stats()
             return Outcome(
-                merged=stats.merged_bytes // os.sysconf("SC_PAGE_SIZE"),
+                merged=stats.merged_bytes // PAGE,
                 settled=report.settled,
                 reason=report.reason,
                 trouble=stats.trouble,

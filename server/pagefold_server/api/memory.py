@@ -12,8 +12,8 @@ from pagefold_proto.v1 import memory_pb2_grpc
 from pagefold_proto.version import __version__
 
 from pagefold_server.api.turns import Gate
-from pagefold_server.engine.interface import Columns, ProtocolViolation
-from pagefold_server.errors import ServerError, answered
+from pagefold_server.engine.interface import Columns
+from pagefold_server.errors import ProtocolViolation, ServerError, answered
 from pagefold_server.sessions.objects import Holder, Lease
 from pagefold_server.sessions.registry import Sessions
 from pagefold_server.settings import Configuration

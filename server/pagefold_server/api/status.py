@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import time
 from collections.abc import Iterator
-from typing import Final
 
 from pagefold_proto import obstacle_table
+from pagefold_proto.limits import PAGE, PROTOCOL
 from pagefold_proto.text import printable
 from pagefold_proto.v1 import admin_pb2 as pb
 from pagefold_proto.v1 import memory_pb2
@@ -18,12 +17,10 @@ from pagefold_server import log
 from pagefold_server.domains.domain import Domain, Domains
 from pagefold_server.domains.pacing import Pacer
 from pagefold_server.engine.interface import EngineCounters
-from pagefold_server.sessions.registry import PROTOCOL, Sessions
+from pagefold_server.sessions.registry import Sessions
 from pagefold_server.sessions.session import Session
 from pagefold_server.settings import Configuration
 from pagefold_server.tenants.tenants import Tenant, Tenants
-
-PAGE: Final = mmap.PAGESIZE
 
 
 class Observer:

@@ -21,17 +21,7 @@ from pagefold_proto.v1 import admin_pb2 as pb
 
 from pagefold_server.engine.interface import Held
 from pagefold_server.engine.pageset import PageSet
-from pagefold_server.engine.reference.page_table import (
-    COPIED,
-    MAPPED,
-    MERGED,
-    NO_FRAME,
-    OWNED,
-    PROPOSED,
-    QUEUED,
-    ZERO,
-    ZERO_FRAME,
-)
+from pagefold_server.engine.states import COPIED, MAPPED, MERGED, NO_FRAME, OWNED, PROPOSED, QUEUED, ZERO, ZERO_FRAME
 from pagefold_server.procfs.mappings import FRAMES, Seen, What
 
 Place = tuple[int, int]

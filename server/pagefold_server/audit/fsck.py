@@ -20,18 +20,17 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
-from pagefold_proto.addresses import SHM
+from pagefold_proto.limits import PAGE, SHM
 from pagefold_proto.v1 import admin_pb2 as pb
 
 from pagefold_server.audit import inventory
+from pagefold_server.audit.findings import Findings
 from pagefold_server.audit.pages import PageAudit
 from pagefold_server.domains.domain import Domain, Domains
 from pagefold_server.engine.interface import FrameFault
-from pagefold_server.engine.reference.page_table import PAGE
 from pagefold_server.procfs.mappings import Key, parse
 from pagefold_server.procfs.processes import Process, find, pids
 from pagefold_server.sessions.registry import Sessions
@@ -39,12 +38,9 @@ from pagefold_server.sessions.registry import Sessions
 PATIENCE: Final = 10.0
 """Seconds for which a client is waited for, unless told otherwise."""
 
-_SLICE: Final = 0.001  # seconds on the loop between two awaits
-_PAUSE: Final = 0.001  # seconds for others then: a call takes the loop a few rounds
 _FRAMES: Final = 256  # read in one go: 0.15 ms
 _PROCESSES: Final = 8  # looked at by a thread in one go
 _GARBAGE_AGE: Final = 1.0  # seconds between two looks at a name: it may be just being made, or just being removed
-_PROGRESS: Final = 0.1  # seconds between two news of it
 
 _FAULTS: Final = {
     FrameFault.CHANGED: (pb.FINDING_KIND_FRAME_CHANGED, "its bytes are not those that it was made with"),
@@ -67,55 +63,25 @@ class Fsck:
     def __init__(
         self, sessions: Sessions, domains: Domains, request: pb.FsckRequest, tell: Callable[[pb.FsckNews], None]
     ) -> None:
-        self.sessions = sessions
-        self.patience = request.patience_seconds or PATIENCE
-        self.summary = pb.FsckSummary()
+        self._sessions = sessions
         self._domains = domains
         self._request = request
-        self._tell = tell
-        self._tallies: Counter[int] = Counter()
-        self._told: set[tuple[int, int, str]] = set()
-        self._since = self._progressed = 0.0
+        self._findings = Findings(tell)
 
     async def run(self) -> pb.FsckSummary:
         """Looks at everything."""
-        began = self._since = time.monotonic()
+        began = time.monotonic()
         names = await self._names()
         scanned = time.monotonic()
         processes = await self._processes()
         for domain in self._domains:
-            self.summary.domains += 1
+            self._findings.summary.domains += 1
             await self._frames(domain)
-        await PageAudit(self, list(self._domains), processes, scanned).run()
+        await PageAudit(
+            self._findings, self._request.patience_seconds or PATIENCE, list(self._domains), processes, scanned
+        ).run()
         await self._names_again(names, began)
-        self.summary.seconds = time.monotonic() - began
-        for kind, count in sorted(self._tallies.items()):
-            self.summary.tallies.add(kind=kind, count=count)
-        return self.summary
-
-    # For its parts
-
-    async def breathe(self) -> None:
-        """Lets the loop go on, if it has been held for a slice."""
-        if time.monotonic() - self._since > _SLICE:
-            await asyncio.sleep(_PAUSE)
-            self._since = time.monotonic()
-
-    def progress(self, stage: str, done: int, total: int) -> None:
-        """Tells how far it is, now and then."""
-        now = time.monotonic()
-        if not done or now - self._progressed > _PROGRESS:
-            self._progressed = now
-            self._tell(pb.FsckNews(progress=pb.FsckProgress(stage=stage, done=done, total=total)))
-
-    def find(self, finding: pb.FsckFinding) -> None:
-        """Counts a finding, and tells it if it is the first of its kind in its domain."""
-        finding.count = max(finding.count, 1)
-        self._tallies[finding.kind] += finding.count
-        key = (finding.kind, finding.uid, finding.label)
-        if key not in self._told:
-            self._told.add(key)
-            self._tell(pb.FsckNews(finding=finding))
+        return self._findings.close(time.monotonic() - began)
 
     # Names
 
@@ -123,11 +89,11 @@ class Fsck:
         found = {}
         files = await asyncio.to_thread(inventory.entries)
         for n, file in enumerate(files):
-            self.progress("names", n, len(files))
+            self._findings.progress("names", n, len(files))
             entry = inventory.entry(file)
             if entry is not None:
                 found[file] = entry
-            await self.breathe()
+            await self._findings.breathe()
         return found
 
     async def _names_again(self, before: dict[str, inventory.Entry], began: float) -> None:
@@ -139,27 +105,27 @@ class Fsck:
         takers = await asyncio.to_thread(inventory.lock_takers)
         for name, text in self._lost_names().items():
             if name in lost:
-                self.find(pb.FsckFinding(kind=pb.FINDING_KIND_NAME_LOST, name=name, text=f"{name}: {text}"))
+                self._findings.find(pb.FsckFinding(kind=pb.FINDING_KIND_NAME_LOST, name=name, text=f"{name}: {text}"))
         for file, entry in now.items():
-            self.summary.names += 1
+            self._findings.summary.names += 1
             holder = self._holder(entry, known, takers)
             if self._request.names:
-                self._tell(pb.FsckNews(name=pb.FsckName(name=entry.name, holder=holder)))
+                self._findings.tell(pb.FsckNews(name=pb.FsckName(name=entry.name, holder=holder)))
             if entry.held and entry.name not in known:
-                self.summary.names_elsewhere += 1
+                self._findings.summary.names_elsewhere += 1
             if entry.open:
                 text = f"{entry.name} may be opened by other users than its owner (uid {entry.uid})"
-                self.find(pb.FsckFinding(kind=pb.FINDING_KIND_NAME_OPEN, name=entry.name, text=text))
+                self._findings.find(pb.FsckFinding(kind=pb.FINDING_KIND_NAME_OPEN, name=entry.name, text=text))
             old = before.get(file)
             if entry.held is False and old is not None and old.held is False and old.key == entry.key:
                 text = f"{entry.name} (uid {entry.uid}) is held by nobody: the next sweep removes it"
-                self.find(pb.FsckFinding(kind=pb.FINDING_KIND_GARBAGE, name=entry.name, text=text))
-            await self.breathe()
+                self._findings.find(pb.FsckFinding(kind=pb.FINDING_KIND_GARBAGE, name=entry.name, text=text))
+            await self._findings.breathe()
 
     def _known_names(self) -> dict[str, str]:
         """Whose the names are that this server knows."""
         known = {domain.pool.name: f"this server: pool of domain {domain}" for domain in self._domains}
-        for session in self.sessions:
+        for session in self._sessions:
             whose = str(session)
             known[session.lease.name] = known[session.hello.doorbell] = whose
             known.update((segment.name, whose) for segment in session.segments.values())
@@ -182,7 +148,7 @@ class Fsck:
         lost = {}
         device = os.stat(SHM).st_dev
         held = [(domain.pool.name, domain.pool.fd, f"the pool of domain {domain}") for domain in self._domains]
-        for session in self.sessions:
+        for session in self._sessions:
             if session.state == "active":
                 held.append((session.lease.name, session.lease.fd, f"the lease of {session}"))
                 held += [(s.name, s.fd, f"segment {n} of {session}") for n, s in session.segments.items()]
@@ -204,19 +170,21 @@ class Fsck:
     async def _processes(self) -> list[Process]:
         candidates, found = await asyncio.to_thread(pids), list[Process]()
         for n in range(0, len(candidates), _PROCESSES):
-            self.progress("processes", n, len(candidates))
+            self._findings.progress("processes", n, len(candidates))
             for process, text in await asyncio.to_thread(find, candidates[n : n + _PROCESSES]):
                 found.append(process)
                 for mapping in parse(text):
                     process.keys.add(mapping.key)
-                    await self.breathe()
+                    await self._findings.breathe()
         return found
 
     async def _frames(self, domain: Domain) -> None:
         try:
             await self._look_at_frames(domain)
         except (RuntimeError, AssertionError) as error:
-            self.find(self._about(domain, pb.FINDING_KIND_BOOKS, f"the engine's books of domain {domain}: {error}"))
+            self._findings.find(
+                self._about(domain, pb.FINDING_KIND_BOOKS, f"the engine's books of domain {domain}: {error}")
+            )
 
     async def _look_at_frames(self, domain: Domain) -> None:
         if domain.closed:
@@ -228,22 +196,23 @@ class Fsck:
                 f"{miscount.reservations} reservations, the page tables have {miscount.counted_references} and "
                 f"{miscount.counted_reservations}"
             )
-            self.find(self._about(domain, pb.FINDING_KIND_MISCOUNT, text, frame=miscount.frame))
-        self._since = 0.0
-        await self.breathe()
+            self._findings.find(self._about(domain, pb.FINDING_KIND_MISCOUNT, text, frame=miscount.frame))
+        await self._findings.breathe(now=True)
         if self._request.thorough and not domain.closed:
             engine.check()
-            self._since = 0.0
+            await self._findings.breathe(now=True)
         first = 0
         while not domain.closed and first < (frames := os.fstat(domain.pool.fd).st_size // PAGE):
-            self.progress("frames", first, frames)
+            self._findings.progress("frames", first, frames)
             for frame, fault in engine.audit(first, _FRAMES):
                 kind, words = _FAULTS[fault]
-                self.find(self._about(domain, kind, f"frame {frame} of domain {domain}: {words}", frame=frame))
+                self._findings.find(
+                    self._about(domain, kind, f"frame {frame} of domain {domain}: {words}", frame=frame)
+                )
             first += _FRAMES
-            await self.breathe()
+            await self._findings.breathe()
         if not domain.closed:
-            self.summary.frames += engine.counters().pages_shared
+            self._findings.summary.frames += engine.counters().pages_shared
 
     @staticmethod
     def _about(domain: Domain, kind: pb.FindingKind, text: str, frame: int = 0) -> pb.FsckFinding:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from pagefold_proto import shm_names
-from pagefold_proto.addresses import SHM
+from pagefold_proto.limits import SHM
 
 from pagefold_server.procfs.mappings import Key
 from pagefold_server.sessions.sweep import YOUNG

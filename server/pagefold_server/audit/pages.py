@@ -13,21 +13,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from pagefold_proto.limits import PAGE
 from pagefold_proto.v1 import admin_pb2 as pb
 
 from pagefold_server.audit.differences import STRAY, Difference, common, pages_of, within, without
+from pagefold_server.audit.findings import Findings
 from pagefold_server.audit.survey import Survey, is_family, key_of, sessions_of
 from pagefold_server.domains.domain import Domain
-from pagefold_server.engine.reference.page_table import PAGE
 from pagefold_server.procfs.mappings import Key, What
 from pagefold_server.procfs.processes import Process
 from pagefold_server.sessions.session import Session
 from pagefold_server.sessions.watch import Watch
-
-if TYPE_CHECKING:
-    from pagefold_server.audit.fsck import Fsck
 
 _ROUNDS: Final = 16
 """With a client that writes and merges as fast as it can, nine differences in ten are gone in the second."""
@@ -41,21 +39,25 @@ class PageAudit:
     """See the head of this file.
 
     Args:
-        fsck: the audit that this is a part of.
+        findings: of the audit that this is a part of.
+        patience: seconds for which a client is waited for.
         domains: to look at.
         processes: that map anything of ours, or could not be looked at.
         scanned: when they were looked for, by the monotonic clock.
     """
 
-    def __init__(self, fsck: Fsck, domains: list[Domain], processes: list[Process], scanned: float) -> None:
-        self._fsck = fsck
+    def __init__(
+        self, findings: Findings, patience: float, domains: list[Domain], processes: list[Process], scanned: float
+    ) -> None:
+        self._findings = findings
+        self._patience = patience
         self._domains = domains
         self._processes = processes
         self._scanned = scanned
 
     async def run(self) -> None:
         """Looks at every process of every domain."""
-        summary = self._fsck.summary
+        summary = self._findings.summary
         self._tell_unreadable()
         todo = []
         keys = {domain: _keys(domain) for domain in self._domains if not domain.closed}
@@ -64,7 +66,7 @@ class PageAudit:
             todo += [(process, domain) for domain in domains]
             summary.processes += bool(domains)
         for n, (process, domain) in enumerate(todo):
-            self._fsck.progress("pages", n, len(todo))
+            self._findings.progress("pages", n, len(todo))
             try:
                 await self._audit(process, domain)
             except PermissionError as error:
@@ -90,7 +92,7 @@ class PageAudit:
         known: set[int] = set()
         for domain in self._domains:
             for session in sessions_of(domain):
-                self._fsck.summary.clients += 1
+                self._findings.summary.clients += 1
                 known.add(session.hello.pid)
                 if session.state != "active" or not session.segments or session.opened > self._scanned:
                     continue
@@ -107,14 +109,14 @@ class PageAudit:
                 text = f"what {session} maps cannot be seen: {why}"
                 self._find(domain, pb.FINDING_KIND_UNREADABLE, text, session, pid=session.hello.pid)
         others = [p for p in self._processes if not p.readable and not p.numbers & known]
-        self._fsck.summary.unreadable = len(others)
+        self._findings.summary.unreadable = len(others)
 
     # Rounds
 
     async def _audit(self, process: Process, domain: Domain) -> None:
         watches = _watch(domain)
         try:
-            first = await Survey(process, domain, self._fsck.breathe).run()
+            first = await Survey(process, domain, self._findings.breathe).run()
             self._tell_first(process, domain, first)
             before = first.differences
             for _ in range(_ROUNDS):
@@ -122,7 +124,7 @@ class PageAudit:
                     return
                 silent = await self._ask(domain, {difference.place[0] for difference in before})
                 later = _watch(domain)
-                survey = await Survey(process, domain, self._fsck.breathe).run()
+                survey = await Survey(process, domain, self._findings.breathe).run()
                 after = within(survey.differences, pages_of(before))
                 sure = list(_untouched(common(before, after), watches, silent))
                 self._report(process, domain, sure, silent)
@@ -138,8 +140,8 @@ class PageAudit:
         """Has clients look and report. Those that do not."""
         concerned = [s for s in sessions_of(domain) if s.client in clients and s.state == "active"]
         asked = [(session, domain.ask_one(session)) for session in concerned]
-        self._fsck.summary.looks += len(asked)
-        until = time.monotonic() + self._fsck.patience
+        self._findings.summary.looks += len(asked)
+        until = time.monotonic() + self._patience
         while True:
             missing = {s.client for s, look in asked if s.state == "active" and s.looked < look}
             missing &= domain.members.keys()
@@ -151,8 +153,8 @@ class PageAudit:
 
     def _tell_first(self, process: Process, domain: Domain, survey: Survey) -> None:
         """What one survey is enough for."""
-        self._fsck.summary.pages += survey.pages
-        self._fsck.summary.references += survey.references
+        self._findings.summary.pages += survey.pages
+        self._findings.summary.references += survey.references
         for session, number in survey.unplaced:
             text = f"where {session} maps segment {number} is not known: it does not say, and has no page of it"
             self._find(domain, pb.FINDING_KIND_UNREADABLE, text, session, segment=number)
@@ -169,7 +171,7 @@ class PageAudit:
                 text = f"{where}: process {process.pid} maps {difference.mapped}, and no reference stands for that"
             if difference.place[0] in silent:
                 kind = pb.FINDING_KIND_UNANSWERED
-                text += f"; it may be on its way, for the client has not reported within {self._fsck.patience:g} s"
+                text += f"; it may be on its way, for the client has not reported within {self._patience:g} s"
             self._find_pages(domain, kind, text, process, difference)
 
     def _where(self, process: Process, domain: Domain, difference: Difference) -> str:
@@ -198,7 +200,7 @@ class PageAudit:
             pool=domain.pool.name,
             frame=frame if difference.frame >= 0 or difference.what <= What.COPY else 0,
         )
-        self._fsck.find(finding)
+        self._findings.find(finding)
 
     def _find(
         self,
@@ -210,7 +212,7 @@ class PageAudit:
         segment: int = 0,
     ) -> None:
         client = session.client if session else 0
-        self._fsck.find(
+        self._findings.find(
             pb.FsckFinding(
                 kind=kind, text=text, uid=domain.uid, label=domain.label, client=client, pid=pid, segment=segment
             )

@@ -13,11 +13,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, cast
 
+from pagefold_proto.limits import PAGE
+
 from pagefold_server.audit.differences import COPY_KINDS, STRAY, Difference, compare
 from pagefold_server.domains.domain import Domain
 from pagefold_server.engine.interface import Held
 from pagefold_server.engine.pageset import PageSet
-from pagefold_server.engine.reference.page_table import MAPPED, NO_FRAME, OWNED, PAGE
+from pagefold_server.engine.states import MAPPED, NO_FRAME, OWNED
 from pagefold_server.procfs.mappings import Key, Mapping, Seen, What, copies, parse, read, read_pagemap, view
 from pagefold_server.procfs.processes import Process
 from pagefold_server.sessions.session import Session

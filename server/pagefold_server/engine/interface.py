@@ -25,10 +25,6 @@ from enum import IntEnum
 from typing import NamedTuple, Protocol
 
 
-class ProtocolViolation(Exception):
-    """A client reported something that its own proposals and pages rule out."""
-
-
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
     """What an operator may change while the engine runs. Names are KSM's.

@@ -22,13 +22,11 @@ from pagefold_server.engine.interface import (
     Left,
     Miscount,
     PassReport,
-    ProtocolViolation,
     SegmentCounts,
     Step,
 )
-from pagefold_server.engine.pool_file import PoolFile
-from pagefold_server.engine.reference.pool import MOST_FRAMES
-from pagefold_server.errors import LimitReached
+from pagefold_server.engine.pool_file import MOST_FRAMES, PoolFile
+from pagefold_server.errors import LimitReached, ProtocolViolation
 
 _MOST: Final = 2**32 - 1  # the options are of any size, and mean the same from there on
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import mmap
 import os
 import stat
 from collections import Counter
@@ -20,8 +19,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from pagefold_proto import pool_slots, shm_names
-from pagefold_proto.addresses import SHM
+from pagefold_proto.limits import PAGE, SHM
 
+MOST_FRAMES: Final = 1 << 26
+"""Frames that a pool can have, used or not."""
 _CANDIDATES: Final = 64
 """Pools of a user's with a domain's tag that are opened: there is one, or a few after crashes. Others' do not count."""
 _LISTED: Final = 1 << 14
@@ -154,7 +155,7 @@ def is_plausible(status: os.stat_result) -> bool:
 
     `Store::inherit` in the native engine has the same rule.
     """
-    return status.st_size // mmap.PAGESIZE <= _SPARSE * (status.st_blocks * 512 // mmap.PAGESIZE) + _SMALL
+    return status.st_size // PAGE <= _SPARSE * (status.st_blocks * 512 // PAGE) + _SMALL
 
 
 def _claim(name: str, uid: int) -> int | None:

@@ -18,7 +18,9 @@ from enum import IntEnum
 from functools import cache
 from typing import Final, NamedTuple
 
-from pagefold_server.engine.reference.page_table import PAGE, any_of, runs
+from pagefold_proto.limits import PAGE
+
+from pagefold_server.engine.runs import any_of, runs
 
 Key = tuple[int, int]
 """An object's device and inode, as fstat has them."""

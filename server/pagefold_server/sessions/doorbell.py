@@ -19,7 +19,7 @@ import posix_ipc
 import structlog
 from pagefold_core import Doorbell
 from pagefold_proto import shm_names
-from pagefold_proto.addresses import SHM
+from pagefold_proto.limits import SHM
 
 from pagefold_server.errors import NotASegment, WrongOwner
 from pagefold_server.sessions.objects import file_lease, not_found

@@ -14,7 +14,6 @@ whoever made it. The rest is looked at as above.
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import stat
 from dataclasses import dataclass
@@ -22,11 +21,10 @@ from functools import cache
 from typing import Final
 
 from pagefold_proto import shm_names
-from pagefold_proto.addresses import SHM
+from pagefold_proto.limits import PAGE, SHM
 
 from pagefold_server.errors import BadName, BadSize, LeaseNotHeld, LimitReached, NotASegment, WrongOwner
 
-PAGE: Final = mmap.PAGESIZE
 _REACH: Final = (
     "run it in the client's PID namespace (docker run --pid=...) and as the same user or as root; "
     "or connect(backing='shm')"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hmac
 import itertools
-import mmap
 import os
 import secrets
 import time
@@ -17,15 +16,17 @@ from typing import Final, TypeVar
 
 import structlog
 from pagefold_proto import obstacle_table, pool_slots, shm_names
+from pagefold_proto.limits import MAX_LABEL, PAGE, PROTOCOL
 from pagefold_proto.v1 import memory_pb2 as pb
 
 from pagefold_server.domains.domain import Domains
-from pagefold_server.engine.interface import Columns, Instructions, ProtocolViolation
+from pagefold_server.engine.interface import Columns, Instructions
 from pagefold_server.errors import (
     BadName,
     LimitReached,
     PageSizeMismatch,
     ProtocolMismatch,
+    ProtocolViolation,
     SegmentInUse,
     ServerError,
     ShuttingDown,
@@ -39,10 +40,8 @@ from pagefold_server.sessions.session import Session
 from pagefold_server.settings import Configuration
 from pagefold_server.tenants.tenants import STRANGERS, Quotas, Tenant, Tenants
 
-PROTOCOL: Final = 1
 MAX_PROGRAM: Final = 255
 MAX_VERSION: Final = 64
-MAX_LABEL: Final = 64
 
 _log = structlog.get_logger("pagefold.sessions")
 _Message = TypeVar("_Message", pb.HelloRequest, pb.Gauges)
@@ -467,8 +466,8 @@ def _check_hello(said: pb.HelloRequest) -> None:
         raise ProtocolMismatch(
             f"this server speaks protocol {PROTOCOL}, the client {said.protocol}: use the same version of pagefold"
         )
-    if said.page_size != mmap.PAGESIZE:
-        raise PageSizeMismatch(f"a page has {mmap.PAGESIZE} bytes here, not {said.page_size}")
+    if said.page_size != PAGE:
+        raise PageSizeMismatch(f"a page has {PAGE} bytes here, not {said.page_size}")
     for what, text, most in (
         ("program", said.program, MAX_PROGRAM),
         ("version", said.version, MAX_VERSION),

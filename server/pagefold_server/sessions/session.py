@@ -9,7 +9,6 @@ Only an active session is proposed anything. The others keep their references, b
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from pagefold_proto import obstacle_table, shm_names
+from pagefold_proto.limits import PAGE
 from pagefold_proto.text import printable
 from pagefold_proto.v1 import memory_pb2 as pb
 
@@ -168,7 +168,7 @@ class Session:
         """Of the pages that a child shares, those of which the books know nothing: not read before the fork."""
         if not self.tracked or not frozen:
             return 0  # the server reads them itself
-        present = sum(segment.bytes_allocated() for segment in self.segments.values()) // mmap.PAGESIZE
+        present = sum(segment.bytes_allocated() for segment in self.segments.values()) // PAGE
         return max(0, min(frozen, present) - apart())
 
     def _pages(self) -> int:

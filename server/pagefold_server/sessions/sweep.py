@@ -17,7 +17,7 @@ from typing import Final
 
 import structlog
 from pagefold_proto import shm_names
-from pagefold_proto.addresses import SHM
+from pagefold_proto.limits import SHM
 
 YOUNG: Final = 5.0
 """Seconds for which a doorbell without a lease is left alone."""

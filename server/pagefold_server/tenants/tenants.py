@@ -20,8 +20,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from pagefold_proto.limits import PAGE
+
 from pagefold_server.errors import LimitReached
-from pagefold_server.sessions.objects import PAGE
 from pagefold_server.settings import Configuration
 from pagefold_server.tenants.fair_queue import Share, Shares
 from pagefold_server.tenants.throttle import Throttle

@@ -7,13 +7,12 @@ import time
 from types import TracebackType
 from typing import Final, Protocol
 
+from pagefold_proto.text import human
 from rich.bar import Bar
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
-
-from pagefold._reports import human
 
 _BAR_WIDTH: Final = 60
 _HISTORY: Final = 60

@@ -14,7 +14,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
-_SHM = "/dev/shm"  # noqa: S108 - where the kernel keeps the objects that are counted
+from pagefold_proto.limits import SHM
+
 _BLOCK = 512
 
 
@@ -43,6 +44,6 @@ def anonymous_bytes(pid: int) -> int:
 def object_bytes(name: str) -> int:
     """What the kernel has allocated to a shared-memory object."""
     try:
-        return os.stat(_SHM + name).st_blocks * _BLOCK
+        return os.stat(SHM + name).st_blocks * _BLOCK
     except FileNotFoundError:
         return 0

@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Final
 
+from pagefold_proto.limits import PAGE
+
 import pagefold
 from pagefold._launch import interpreter
 from pagefold.cli.exits import CommandError, ExitCode
@@ -203,7 +205,7 @@ def _generated(seed: int, start: int, count: int) -> NDArray[np.uint64]:
 
 
 def _page_words() -> int:
-    return os.sysconf("SC_PAGE_SIZE") // 8
+    return PAGE // 8
 
 
 def main() -> None:

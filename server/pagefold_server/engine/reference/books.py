@@ -1,4 +1,4 @@
-"""The books of a domain: clients, their segments' page page_table, and what their events do to them.
+"""The books of a domain: clients, their segments' page tables, and what their events do to them.
 
 Every event is checked against the books before it changes them: a client can only answer what it was asked,
 and only about pages of its own. The journal that events are taken from is written under the client's own
@@ -15,15 +15,7 @@ from array import array
 from collections import Counter
 from typing import Final
 
-from pagefold_server.engine.interface import (
-    Columns,
-    EngineOptions,
-    Instructions,
-    Left,
-    ProtocolViolation,
-    SegmentCounts,
-)
-from pagefold_server.engine.reference import page_table
+from pagefold_server.engine.interface import Columns, EngineOptions, Instructions, Left, SegmentCounts
 from pagefold_server.engine.reference.client import Client
 from pagefold_server.engine.reference.events import (
     BUDGET,
@@ -41,36 +33,39 @@ from pagefold_server.engine.reference.frames import Frames
 from pagefold_server.engine.reference.page_table import (
     ADOPT_QUEUED,
     ADOPT_SENT,
+    LISTED,
+    MAX_BREAKS,
+    PENDING,
+    READING,
+    UNWANTED,
+    WRITTEN,
+    PageTable,
+)
+from pagefold_server.engine.reference.unstable import Unstable
+from pagefold_server.engine.runs import any_of, runs
+from pagefold_server.engine.states import (
     COPIED,
     EXCLUDED,
     FAILED,
     FORKED,
-    LISTED,
     MAPPED,
-    MAX_BREAKS,
     MERGED,
     NO_FRAME,
     OVER_BUDGET,
     OWNED,
-    PENDING,
     PINNED,
     PROPOSED,
     QUEUED,
-    READING,
     REFUSALS,
     REFUSED,
     RESTING,
+    STATES,
     UNHELD,
-    UNWANTED,
     WAITING,
-    WRITTEN,
     ZERO,
     ZERO_FRAME,
-    PageTable,
-    any_of,
-    runs,
 )
-from pagefold_server.engine.reference.unstable import Unstable
+from pagefold_server.errors import ProtocolViolation
 
 # Passes after which a page is proposed, or asked for, once more, when the client could not do it.
 RETRY_PASSES: Final = 8
@@ -508,7 +503,7 @@ class Books:
                         (references if state in MAPPED else reservations)[frame] += 1
                 asking += sum(bool(flags & ADOPT_QUEUED) for flags in table.flags)
                 adopting += sum(bool(flags & (ADOPT_QUEUED | ADOPT_SENT)) for flags in table.flags)
-            counts = [sum(t.counts[state] for t in book.segments.values()) for state in range(page_table.STATES)]
+            counts = [sum(t.counts[state] for t in book.segments.values()) for state in range(STATES)]
             assert book.proposed == counts[QUEUED] + counts[PROPOSED], "proposals miscounted"
             assert (book.asking, book.adopting) == (asking, adopting), "adopts miscounted"
             assert book.listening or not (book.proposed or adopting), "something is asked of a departed client"
@@ -517,7 +512,7 @@ class Books:
                 for run in book.merges
                 for page in range(run.first, run.first + run.count)
             ]
-            assert len(queued) == counts[QUEUED], "the queue and the page_table differ"
+            assert len(queued) == counts[QUEUED], "the queue and the tables differ"
             for place, frame in queued:
                 table, page = self._tables[place >> 32], place & 0xFFFFFFFF
                 assert (table.states[page], table.frames[page]) == (QUEUED, frame), "a wrong entry in the queue"
@@ -526,4 +521,4 @@ class Books:
         for table in self._tables.values():
             assert self._clients[table.client].listening or not table.count_flag(LISTED), "a departed client's page"
         known = {table.base >> 32: table for book in self._clients.values() for table in book.segments.values()}
-        assert self._tables == known, "page_table and segments differ"
+        assert self._tables == known, "tables and segments differ"

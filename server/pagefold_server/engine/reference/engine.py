@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
+from pagefold_proto.limits import PAGE
 from xxhash import xxh3_64_intdigest
 
 from pagefold_server.engine.interface import (
@@ -35,24 +36,19 @@ from pagefold_server.engine.interface import (
 from pagefold_server.engine.reference.books import Books
 from pagefold_server.engine.reference.client import Client
 from pagefold_server.engine.reference.frames import Frames
-from pagefold_server.engine.reference.page_table import (
+from pagefold_server.engine.reference.page_table import PENDING, READING, WRITTEN, PageTable
+from pagefold_server.engine.runs import any_of, runs
+from pagefold_server.engine.states import (
     MAPPED,
     MERGED,
     OVER_BUDGET,
     OWNED,
-    PAGE,
-    PENDING,
     PROPOSED,
     QUEUED,
-    READING,
     REFUSALS,
     WAITING,
-    WRITTEN,
     ZERO,
     ZERO_FRAME,
-    PageTable,
-    any_of,
-    runs,
 )
 
 _CHUNK: Final = 64  # pages read with one call

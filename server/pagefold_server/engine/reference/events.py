@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from pagefold_server.engine.interface import ProtocolViolation
 from pagefold_server.engine.reference.client import Client
-from pagefold_server.engine.reference.page_table import PROPOSED, ZERO_FRAME, PageTable
+from pagefold_server.engine.reference.page_table import PageTable
+from pagefold_server.engine.states import PROPOSED, ZERO_FRAME
+from pagefold_server.errors import ProtocolViolation
 
 # Numbers of EventKind, DeclineReason, Released.detail and Written.detail in memory.proto.
 CHANGED: Final = 1

@@ -14,41 +14,27 @@ The table counts pages by state and knows nothing of frames' books, queues and c
 from __future__ import annotations
 
 import errno
-import mmap
 import os
-import re
 from array import array
 from typing import Final
 
+from pagefold_proto.limits import PAGE
+
 from pagefold_server.engine.interface import Held
-
-PAGE: Final = mmap.PAGESIZE
-
-# States. OWNED is 0: "look at it" is then the falsy case of the scan's inner loop.
-OWNED: Final = 0
-QUEUED: Final = 1  # proposed, not yet taken
-PROPOSED: Final = 2  # taken, not yet answered
-MERGED: Final = 3
-ZERO: Final = 4
-COPIED: Final = 5  # keeps the reference of what it was a copy of
-WAITING: Final = 6  # keeps breaking
-OVER_BUDGET: Final = 7
-REFUSED: Final = 8  # for a reason that the books have no name for
-EXCLUDED: Final = 9
-# Refused by name.
-PINNED: Final = 10
-FAILED: Final = 11
-FORKED: Final = 12
-STATES: Final = 13
-
-MAPPED: Final = bytes((MERGED, ZERO, COPIED))
-REFUSALS: Final = bytes((REFUSED, PINNED, FAILED, FORKED))
-RESTING: Final = bytes((WAITING, OVER_BUDGET, *REFUSALS))
-UNHELD: Final = bytes((OWNED, *RESTING, EXCLUDED))  # has no proposal and maps no frame
-
-# What stands in the frame column.
-ZERO_FRAME: Final = -1  # the zero page
-NO_FRAME: Final = -2
+from pagefold_server.engine.runs import any_of, runs
+from pagefold_server.engine.states import (
+    EXCLUDED,
+    MAPPED,
+    MERGED,
+    NO_FRAME,
+    OWNED,
+    PROPOSED,
+    QUEUED,
+    STATES,
+    UNHELD,
+    ZERO,
+    ZERO_FRAME,
+)
 
 # Flags.
 UNWANTED: Final = 1  # EXCLUDED as soon as nothing else is going on with the page
@@ -61,16 +47,6 @@ READING: Final = 32  # this pass reads it
 LISTED: Final = 64  # in the unstable tree
 
 MAX_BREAKS: Final = 6  # 2**6 = 64 passes is the longest wait
-
-
-def any_of(values: bytes) -> re.Pattern[bytes]:
-    """A pattern that finds runs of these values in a column; regular expressions search at the speed of C."""
-    return re.compile(b"[" + re.escape(values) + b"]+", re.DOTALL)
-
-
-def runs(pattern: re.Pattern[bytes], column: bytearray, first: int, end: int) -> list[tuple[int, int]]:
-    """Runs (first, count) of what the pattern looks for, between two pages."""
-    return [(found.start(), found.end() - found.start()) for found in pattern.finditer(column, first, end)]
 
 
 class PageTable:

@@ -17,19 +17,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import mmap
 import os
 from collections.abc import Iterator
 from typing import Final
 
+from pagefold_proto.limits import PAGE
 from sortedcontainers import SortedDict, SortedSet
 
 from pagefold_server.engine.interface import FrameLook
-from pagefold_server.engine.pool_file import Orphan, PoolFile, is_plausible
+from pagefold_server.engine.pool_file import MOST_FRAMES, Orphan, PoolFile, is_plausible
 from pagefold_server.engine.reference.fallocate import punch_hole
-
-PAGE: Final = mmap.PAGESIZE
-MOST_FRAMES: Final = 1 << 26
 
 # What a frame number is doing. A byte each.
 _FREE: Final = 0

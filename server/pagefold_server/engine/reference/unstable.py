@@ -13,7 +13,9 @@ from typing import Final
 
 from sortedcontainers import SortedDict
 
-from pagefold_server.engine.reference.page_table import LISTED, OWNED, PENDING, PageTable, any_of, runs
+from pagefold_server.engine.reference.page_table import LISTED, PENDING, PageTable
+from pagefold_server.engine.runs import any_of, runs
+from pagefold_server.engine.states import OWNED
 
 # tracemalloc over 200 k entries: digest, place, slots in the dict and in the sorted list.
 _ENTRY_BYTES: Final = 135
