@@ -9,6 +9,7 @@ Client, server and command line read addresses here and nowhere else. Standard l
 from __future__ import annotations
 
 import _socket
+import contextlib
 import os
 import secrets
 import stat
@@ -122,6 +123,13 @@ def default_address() -> str:
     like = (name for name in os.listdir(SHM) if name.startswith(f"{plain}-"))
     ours = min((name for name in like if not _is_anothers(f"{SHM}/{name}")), default=f"{plain}-{secrets.token_hex(8)}")
     return f"unix:{SHM}/{ours}/server.sock"
+
+
+def make_directory(directory: str) -> None:
+    """Makes a directory that is ours alone, whatever the umask. One that is there is left as it is."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(directory, 0o700)
+        os.chmod(directory, 0o700)
 
 
 def verify_directory(directory: str) -> None:

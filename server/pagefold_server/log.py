@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 import structlog
+from pagefold_proto import addresses
 from pagefold_proto.text import printable
 from structlog.typing import EventDict, Processor, WrappedLogger
 
@@ -30,6 +31,7 @@ _OTHERS: Final = -1  # as the strangers in `tenants`
 _STDERR: Final = 2
 _STANDARD: Final = (0, 1, _STDERR)
 _KEPT: Final = re.compile(r"(\x1b\[[0-9;]*m|\n)")  # in a line: colours, and the breaks of a traceback
+_OTHERS_WRITE: Final = 0o022
 _AT_ONCE: Final = select.PIPE_BUF  # so many bytes go into a pipe that has room for any, without waiting
 
 
@@ -152,8 +154,7 @@ class Sink:
             except OSError:
                 os.ftruncate(old, 0)
                 return
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        self._fd = os.open(self._path, flags | os.O_NONBLOCK, 0o600)
+        self._fd = _opened(self._path, make_directory=before is not None)
         self._opened = os.fstat(self._fd)
         if before is not None:
             # What others write to stderr (grpc's own messages, say) goes along, or the old file would grow.
@@ -178,6 +179,31 @@ class Sink:
             waiting.register(self._fd, select.POLLOUT)
             if not waiting.poll(0):
                 raise BlockingIOError(errno.EAGAIN, "its reader does not read")
+
+
+def _opened(path: Path, make_directory: bool) -> int:
+    """Opens a log, to append to it, through no link of another user's.
+
+    Args:
+        path: of the file.
+        make_directory: it was there, and cleaners of /var/tmp may have taken it.
+
+    Raises:
+        OSError: it cannot be opened, or its directory is another user's, who could have put anything in its place.
+    """
+    if make_directory:
+        addresses.make_directory(str(path.parent))
+    place = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        found = os.fstat(place)
+        if found.st_uid not in (0, os.geteuid()):
+            raise OSError(errno.EPERM, f"its directory belongs to uid {found.st_uid}")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
+        if found.st_mode & _OTHERS_WRITE:
+            flags |= os.O_NOFOLLOW
+        return os.open(path.name, flags, 0o600, dir_fd=place)
+    finally:
+        os.close(place)
 
 
 limit: Final = Limit()

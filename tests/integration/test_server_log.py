@@ -173,6 +173,45 @@ def test_a_log_that_was_taken_away_is_begun_again(how: str, start: Callable[...,
     assert all(json.loads(line) for line in text.splitlines())
 
 
+def test_a_log_whose_directory_was_removed_is_begun_again(start: Callable[..., Logging], tmp_path: Path) -> None:
+    """Cleaners take what is old of /var/tmp, and empty directories: every line after that was lost."""
+    log = tmp_path / "logs" / "log"
+    log.parent.mkdir()
+    server = start(None, "--log-file", log)
+    shutil.rmtree(log.parent)
+    server.works()
+    assert "session opened" in log.read_text()
+    assert (log.parent.stat().st_mode & 0o077, server.status().log_lines_lost) == (0, 0)
+
+
+@pytest.mark.needs("root")
+@pytest.mark.parametrize("sticky", [False, True])
+def test_nothing_is_written_where_another_user_says(sticky: bool, tmp_path: Path) -> None:
+    """Whoever made the directory anew, when cleaners had taken it, had root's server write to any file."""
+    log, theirs = tmp_path / "logs" / "log", tmp_path / "passwd"
+    log.parent.mkdir()
+    sink = Sink()
+    sink.set(log, MIB)
+    sink.msg("ours")
+    shutil.rmtree(log.parent)
+    log.parent.mkdir()
+    log.symlink_to(theirs)
+    os.lchown(log, 61234, 61234)
+    if sticky:
+        log.parent.chmod(0o1777)  # of root's: whose files are in it is everybody's choice
+    else:
+        os.chown(log.parent, 61234, 61234)
+    sink.msg("theirs")
+    assert not theirs.exists()
+    assert sink.lost == 1
+    if not sticky:  # there, the kernel may have been the first to refuse (fs.protected_symlinks)
+        assert sink.why == "its directory belongs to uid 61234"
+    log.unlink()
+    os.chown(log.parent, 0, 0)
+    sink.msg("ours again")
+    assert log.read_text() == "ours again\n"
+
+
 def test_a_log_is_bounded_and_what_others_write_to_stderr_goes_along(
     start: Callable[..., Logging], tmp_path: Path
 ) -> None:
