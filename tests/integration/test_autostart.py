@@ -7,6 +7,7 @@ programs `sys.executable` is the program, which ran a second time.
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -272,6 +273,43 @@ def test_the_server_keeps_nothing_of_the_program(where: Path, tmp_path: Path) ->
         for sig in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR2):
             assert not number >> sig - 1 & 1, f"{sig!r} in {field}"
     assert os.getsid(pid) not in (os.getsid(0), os.getpid())
+
+
+def test_the_server_has_no_limits_of_the_programs(where: Path) -> None:
+    """It serves all programs of the user: it must not end with the processor time that one of them was given."""
+    limits = ("AS", "CPU", "DATA", "FSIZE")
+    first = min(os.sched_getaffinity(0))
+    run(
+        [
+            sys.executable,
+            "-c",
+            "import os, resource\n"
+            f"for name, soft in zip({limits}, (8 << 30, 50, 4 << 30, 1 << 20)):\n"
+            "    limit = getattr(resource, f'RLIMIT_{name}')\n"
+            "    resource.setrlimit(limit, (soft, resource.getrlimit(limit)[1]))\n"
+            f"os.sched_setaffinity(0, {{{first}}})\n"
+            "os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))\n"
+            "os.umask(0)\n" + CONNECT,
+        ],
+        env=environment(where),
+    )
+    pid = pid_of(where)
+    for name in limits:
+        soft, hard = resource.prlimit(pid, getattr(resource, f"RLIMIT_{name}"))
+        assert soft == hard, name
+    assert os.sched_getaffinity(pid) == os.sched_getaffinity(1)
+    assert os.sched_getscheduler(pid) == os.SCHED_OTHER
+    status = Path(f"/proc/{pid}/status").read_text()
+    assert "Umask:\t0077" in status
+
+
+@pytest.mark.parametrize("mask", [0, 0o177, 0o277, 0o777])
+def test_a_program_with_any_umask_starts_one(mask: int, where: Path) -> None:
+    """With 0177, directories are made that nobody but root can enter."""
+    run([sys.executable, "-c", f"import os\nos.umask({mask})\n{CONNECT}"], env=environment(where))
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (where, *where.iterdir())}
+    files = dict.fromkeys(("server.log", "server.pid", "server.sock.start"), 0o600)
+    assert modes == {"run": 0o700, "server.sock": 0o700} | files
 
 
 def test_a_program_without_standard_descriptors_starts_one(where: Path) -> None:

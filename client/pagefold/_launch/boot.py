@@ -9,8 +9,10 @@ It is a program of its own, and imports nothing of pagefold: the path is not set
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import resource
 import signal
 import sys
 
@@ -41,9 +43,11 @@ def main() -> None:
 
 
 def _detach() -> None:
-    """Leaves everything behind that is the starter's: its session, directory, signals, descriptors, and itself."""
+    """Leaves everything behind that is the starter's: session, directory, limits, signals, descriptors, and itself."""
     os.chdir("/")  # or its filesystem could not be unmounted
     os.setsid()
+    os.umask(0o077)
+    _lift_limits()
     for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:  # which Python itself ignores
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
@@ -53,6 +57,17 @@ def _detach() -> None:
     if pid:
         os.write(TOLD_FD, f"{pid}\n".encode())
         os._exit(0)
+
+
+def _lift_limits() -> None:
+    """As far as it may: the server is there for all of the user's programs, and works on when this one has ended."""
+    for limit in (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_DATA, resource.RLIMIT_FSIZE):
+        _, most = resource.getrlimit(limit)
+        resource.setrlimit(limit, (most, most))
+    with contextlib.suppress(OSError):  # of a program that may not go back from idle
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    with contextlib.suppress(OSError):  # where init may run: no processor that is kept for others
+        os.sched_setaffinity(0, os.sched_getaffinity(1))
 
 
 def _set_path(places: list[str]) -> None:

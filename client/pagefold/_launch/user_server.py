@@ -76,8 +76,7 @@ def ensure_server(address: Address, timeout: float) -> None:
     directory = os.path.dirname(address.path)
     deadline = threads.monotonic() + timeout
     try:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(directory, 0o700)
+        addresses.make_directory(directory)
         addresses.verify_directory(directory)
         with _turn(address, deadline):
             if not answers(address):
@@ -93,6 +92,7 @@ def ensure_server(address: Address, timeout: float) -> None:
 def _turn(address: Address, deadline: float) -> Iterator[None]:
     fd = os.open(address.path + ".start", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
     try:
+        os.fchmod(fd, 0o600)  # whatever the umask: the next one opens it, too
         while True:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -113,6 +113,7 @@ def _start(address: Address, deadline: float) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         log_fd = os.open(log, flags | os.O_NONBLOCK, 0o600)
+        os.fchmod(log_fd, 0o600)
     except OSError:  # the disk is full, say: the server does without
         log_fd = os.open(os.devnull, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     words = ["--address", str(address), "--idle-exit-seconds", str(IDLE_EXIT_SECONDS)]
@@ -192,8 +193,7 @@ def log_of(address: Address) -> tuple[str, int]:
         return beside, _LOG_BYTES
     directory = f"/var/tmp/pagefold-{os.geteuid()}"  # noqa: S108 - checked below
     try:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(directory, 0o700)
+        addresses.make_directory(directory)
         addresses.verify_directory(directory)
     except (OSError, ValueError):
         return beside, _LOG_BYTES_IN_MEMORY

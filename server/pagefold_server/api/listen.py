@@ -30,7 +30,7 @@ from typing import Final
 
 import grpc
 from pagefold_proto import addresses
-from pagefold_proto.addresses import Address, AddressError, verify_directory
+from pagefold_proto.addresses import Address, AddressError, make_directory, verify_directory
 
 from pagefold_server.errors import AddressRefused, AlreadyRunning
 from pagefold_server.settings import Settings
@@ -250,8 +250,7 @@ def address_of(settings: Settings) -> Address:
 
 def _prepare_directory(directory: Path) -> None:
     """Makes the socket's directory if need be, and makes sure that it is ours alone."""
-    with contextlib.suppress(FileExistsError):
-        directory.mkdir(mode=0o700)
+    make_directory(str(directory))
     try:
         verify_directory(str(directory))
     except AddressError as error:
