@@ -102,7 +102,9 @@ TABLE: Final[dict[Kind, Words]] = {
         what=_UNKNOWN,
     ),
     pb.OBSTACLE_KIND_SEGMENT: Words(
-        "segment", "the server does not take this memory", "what the server said names the setting, or the limit"
+        "segment",
+        "the server does not take this memory",
+        "what the server said names the setting, or the limit: raise it for good, and restart the server",
     ),
     pb.OBSTACLE_KIND_LOST: Words("lost", "the session with the server is over", "connect again"),
     pb.OBSTACLE_KIND_UNREACHABLE: Words(

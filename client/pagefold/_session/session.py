@@ -239,9 +239,9 @@ class Session:
             _log.warning("%d freed pages cannot be given back yet: %s", *trouble)
 
     def _thaw(self) -> bool:
-        """Looks, now and then, which forked children are gone. True when nothing is shared any more."""
+        """Looks which children are gone: now and then, and when somebody begins to settle. True: nothing is shared."""
         w, now = self._w, threads.monotonic()
-        if not w.space.shared or now < self._next_look:
+        if not w.space.shared or (now < self._next_look and w.conversation.settles.is_current):
             return False
         self._next_look = now + GENERATION_POLL
         fork.tell_troubles()
