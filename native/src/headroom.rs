@@ -14,6 +14,11 @@ use crate::sys::pagemap::Pagemap;
 /// which that fails.
 const LEAST: usize = 64 << 20;
 
+/// Pages that may become private at a fork, at which nobody can be asked: all but what threads need that gRPC starts again.
+pub fn at_fork() -> usize {
+    limits::data().map_or(usize::MAX, |(limit, used)| limit.saturating_sub(used).saturating_sub(LEAST / page_size()))
+}
+
 /// Why pages are declined that could be merged otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hindrance {

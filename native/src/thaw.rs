@@ -6,6 +6,7 @@
 
 use crate::error::{Error, Result};
 use crate::faults;
+use crate::headroom;
 use crate::page::{Run, bytes, page_size, pieces};
 use crate::redo::{Change, Mapped};
 use crate::space::{Inner, Space};
@@ -16,6 +17,7 @@ use crate::sys::pagemap::{Pagemap, ZeroPage};
 use crate::sys::sched;
 use crate::sys::shm;
 use crate::view::{Memory, View};
+use std::io;
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -103,10 +105,11 @@ impl Inner {
     /// the segment, what they write after is copied.
     ///
     /// Pinned pages stay as they are, since a device goes on writing to the segment; the child gets a copy of them, and
-    /// of what the kernel refuses to freeze. Without memory for the copy the child gets nothing there, and faults. A
-    /// fork cannot be stopped, so all views are seen to before the first error is told.
+    /// of what the kernel refuses to freeze. Without memory for the copy, or where RLIMIT_DATA has no room for either, the
+    /// child gets nothing there, and faults. A fork cannot be stopped, so all views are seen to before the first error is told.
     fn freeze(&mut self) -> Result<()> {
         let mut failed = Ok(());
+        let mut room = headroom::at_fork();
         let Inner { views, journal, redo, .. } = self;
         for (&segment, view) in views {
             let whole = Run { first: 0, count: view.table.pages() };
@@ -120,12 +123,17 @@ impl Inner {
             );
             for (run, pinned) in owned {
                 let memory = view.memory.clone();
-                if !pinned {
+                let fits = run.count <= room;
+                if !fits {
+                    let error = io::Error::from_raw_os_error(libc::ENOMEM);
+                    failed = failed.and(Err(Error::System("freezing memory before a fork, within RLIMIT_DATA", error)));
+                } else if !pinned {
                     let frozen = faults::check("freeze.map").and_then(|()| {
                         memory.range.map_frozen(bytes(run.first), bytes(run.count), memory.segment().as_fd())
                     });
                     let Err(error) = frozen else {
                         redo.change = Some(Change { segment, run, mapped: Mapped::Frozen });
+                        room -= run.count;
                         faults::hit("freeze.mapped");
                         redo.follow(view, journal);
                         continue;
@@ -135,7 +143,7 @@ impl Inner {
                     }
                     failed = failed.and(Err(Error::System("freezing memory before a fork", error)));
                 }
-                match copies(&memory, run) {
+                match fits.then(|| copies(&memory, run)).flatten() {
                     Some(mut found) => view.copies.append(&mut found),
                     None => {
                         memory.range.inherit(bytes(run.first), bytes(run.count), false);

@@ -171,6 +171,41 @@ with pagefold.connect(sys.argv[1], autostart=False) as client:
 
 
 @pytest.mark.needs("uffd", "root")
+@pytest.mark.needs("uffd")
+@pytest.mark.parametrize("room", [16, 100, 400])
+def test_a_fork_leaves_the_threads_that_grpc_starts_again_their_room(server: Server, room: int) -> None:
+    """Frozen memory took all that the limit had left, and gRPC ended the program for want of a thread."""
+    run(
+        """
+import os, resource, signal, sys, pagefold
+MIB = 1 << 20
+with pagefold.connect(sys.argv[1], autostart=False) as client:
+    buffer = client.allocate(128 * MIB)
+    for page in range(0, len(buffer), 4096):
+        buffer[page] = page // 4096 % 255 + 1
+    assert client.settle(60).settled
+    with open("/proc/self/statm") as file:
+        used = int(file.read().split()[5]) * 4096
+    buffer[0] = 77  # is owned again
+    more = client.allocate(128 * MIB)
+    more[:] = os.urandom(128 * MIB)
+    resource.setrlimit(resource.RLIMIT_DATA, (used + int(sys.argv[2]) * MIB, resource.RLIM_INFINITY))
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(30)
+        os._exit(0 if int(sys.argv[2]) < 200 or more[-1] is not None else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert buffer[0] == 77 and buffer[4096] == 2
+    more[5] = 9
+    assert more[5] == 9 and client.stats().connected
+    resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert client.settle(60).settled
+""",
+        server.address,
+        str(room),
+    )
+
+
 @pytest.mark.parametrize("huge", ["always", "within_size"])
 def test_on_a_huge_dev_shm_a_page_takes_a_page(huge: str) -> None:
     """32 pages written took 64 MiB, and each page that was written after it was merged took 2 MiB more."""
