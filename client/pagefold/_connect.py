@@ -334,7 +334,8 @@ def _hello(
         except ServerUnavailable as error:
             # With autostart it answered a moment ago: it may be stopping, or not be quite there yet.
             if not autostart or not answer.wanted or threads.monotonic() > deadline:
-                raise ServerUnavailable(f"{error}. Start a server with `pagefold serve`") from error
+                hint = addresses.stuck(where) or "Start a server with `pagefold serve`"
+                raise ServerUnavailable(f"{error}. {hint}") from error
             threads.sleep(0.1)  # a server that is stopping tells nobody when it is gone
         else:
             return

@@ -110,6 +110,15 @@ def listener(path: str) -> int | None:
         probe.close()
 
 
+def stuck(address: Address) -> str:
+    """Who listens at an address and gave no answer; empty: nobody does, as far as can be told from here."""
+    pid = listener(address.path) if address.scheme == "unix" else None
+    if pid is None:
+        return ""
+    who = f"process {pid}" if pid else "a process that is not visible here"
+    return f"{who} listens at {address}, and does not answer: it is stopped, or has very much to do"
+
+
 def default_address() -> str:
     """The address of this user's own server. Creates nothing.
 
@@ -170,6 +179,8 @@ def _checked_path(path: str) -> str:
         raise AddressError(
             f"{path} has a comma in it, after which gRPC takes the rest for another address: choose another"
         )
+    if path.endswith(".pid"):
+        raise AddressError(f"{path}: so the file is called that says whose a socket is: choose another name")
     length = len(os.fsencode(path))
     if length > MAX_SOCKET_PATH:
         raise AddressError(

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pagefold as library
 import pytest
 from pagefold.cli.embedded import embedded_server
 from support import kernel
@@ -213,6 +214,20 @@ def test_doctor_without_a_server(tmp_path: Path) -> None:
     open_to_others = checks(told(none, "doctor", code=1))["server"]
     assert open_to_others["state"] == "fail"
     assert f"chmod 700 {tmp_path}" in open_to_others["remedy"]
+
+
+def test_a_server_that_is_stopped_is_not_taken_for_none(server: Server) -> None:
+    """doctor tried a server of its own, and said that the machine can merge, and that connect() would start one."""
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        found = checks(told(server.address, "doctor", code=1))
+        for name in ("server", "client"):
+            assert found[name]["state"] == "fail"
+            assert f"process {server.pid} listens" in found[name]["meaning"]
+        with pytest.raises(library.ServerUnavailable, match=f"process {server.pid} listens"):
+            library.connect(server.address, autostart=False)
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
 
 
 def test_doctor_warns_of_stopped_scanning_and_of_fork_support(server: Server) -> None:

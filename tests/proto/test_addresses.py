@@ -37,6 +37,7 @@ def test_forms(text: str, address: Address, target: str) -> None:
         "unix:/" + "x" * 107,
         "unix:/" + "é" * 54,
         "unix:/run/a,b",
+        "unix:/run/server.pid",
         "tcp:",
         "tcp:localhost",
         "tcp:localhost:",

@@ -136,6 +136,8 @@ class Admin:
             why = why_not(self.address, self._ca)
             if why:
                 return CommandError(f"somebody listens at {self.address}, but {why}: check --ca")
+            if stuck := addresses.stuck(self.address):
+                return CommandError(stuck, ExitCode.NO_SERVER)
             return CommandError(
                 f"no server answers at {self.address}: start one with  pagefold serve  or name another with --address",
                 ExitCode.NO_SERVER,

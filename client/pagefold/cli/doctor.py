@@ -118,7 +118,7 @@ def server(address: str, connect: Callable[[], Admin]) -> Check:
         with connect() as admin:
             found = admin.status(_SECONDS)
     except CommandError as error:
-        if error.code is ExitCode.NO_SERVER:
+        if error.code is ExitCode.NO_SERVER and not addresses.stuck(where):
             return _directory(where) or _no_server(where)
         return Check(name, "fail", f"{where} refuses", str(error), "see above")
     told = f"{found.version}, protocol {found.protocol}, pid {found.pid}, {where}"
