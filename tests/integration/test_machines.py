@@ -170,7 +170,6 @@ with pagefold.connect(sys.argv[1], autostart=False) as client:
     run(program, server.address)
 
 
-@pytest.mark.needs("uffd", "root")
 @pytest.mark.needs("uffd")
 @pytest.mark.parametrize("room", [16, 100, 400])
 def test_a_fork_leaves_the_threads_that_grpc_starts_again_their_room(server: Server, room: int) -> None:
@@ -206,6 +205,7 @@ with pagefold.connect(sys.argv[1], autostart=False) as client:
     )
 
 
+@pytest.mark.needs("uffd", "root")
 @pytest.mark.parametrize("huge", ["always", "within_size"])
 def test_on_a_huge_dev_shm_a_page_takes_a_page(huge: str) -> None:
     """32 pages written took 64 MiB, and each page that was written after it was merged took 2 MiB more."""
