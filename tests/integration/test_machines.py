@@ -149,11 +149,14 @@ def data():
 with pagefold.connect(sys.argv[1], autostart=False) as client:
     buffers = [client.allocate(48 * MIB) for _ in range(3)]
     for buffer in buffers:
+        client.advise(buffer, mergeable=False)  # on a busy machine two are merged before the third is written
         for page in range(0, 48 * MIB, 4096):
             buffer[page : page + 8] = (page + 1).to_bytes(8, "little")
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     own = data()
     resource.setrlimit(resource.RLIMIT_DATA, (own + 160 * MIB, hard))
+    for buffer in buffers:
+        client.advise(buffer, mergeable=True)
     report = client.settle(60)
     stats = client.stats()
     assert not report.settled and "RLIMIT_DATA" in report.reason, report
