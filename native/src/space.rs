@@ -228,8 +228,8 @@ impl Space {
         if !run.fits(view.table.pages()) {
             return Err(Error::Range("the range is not inside of its view"));
         }
-        let (extent, reserved) = (Extent { segment: number, run }, Run { first: 0, count: 0 });
-        Ok(Claim::new(view.memory.clone(), self.keeper(), self.freed.clone(), extent, reserved))
+        let extent = Extent { segment: number, run };
+        Ok(Claim::new(view.memory.clone(), self.keeper(), self.freed.clone(), extent, None))
     }
 
     /// Makes a pool known.

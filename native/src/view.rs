@@ -62,6 +62,13 @@ impl Memory {
         behind.leases.drain(..parents);
     }
 
+    /// Does something while that lock is taken.
+    #[cfg(test)]
+    pub fn while_looked_at<R>(&self, act: impl FnOnce() -> R) -> R {
+        let _behind = self.behind();
+        act()
+    }
+
     fn behind(&self) -> MutexGuard<'_, Behind> {
         self.behind.lock().unwrap_or_else(PoisonError::into_inner)
     }

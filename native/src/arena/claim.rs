@@ -4,6 +4,7 @@ use super::extents::Extent;
 use crate::faults;
 use crate::freed::Freed;
 use crate::page::{Run, bytes, page_size};
+use crate::sys::object::Object;
 use crate::sys::shm;
 use crate::view::Memory;
 use std::io;
@@ -19,7 +20,8 @@ pub struct Claim {
     _keeper: Arc<dyn Send + Sync>,
     freed: Arc<Freed>,
     extent: Extent,
-    unreserved: Run,
+    // And the segment: to ask the memory for it takes a lock, which a fork finds free under the lock of the space only.
+    unreserved: Option<(Arc<Object>, Run)>,
 }
 
 impl Claim {
@@ -28,7 +30,7 @@ impl Claim {
         keeper: Arc<dyn Send + Sync>,
         freed: Arc<Freed>,
         extent: Extent,
-        unreserved: Run,
+        unreserved: Option<(Arc<Object>, Run)>,
     ) -> Claim {
         Claim { memory, _keeper: keeper, freed, extent, unreserved }
     }
@@ -45,14 +47,13 @@ impl Claim {
 
     /// Reserves a part of what is to be reserved; whether that was all. `Interrupted`: a signal came, try again.
     pub fn reserve(&mut self) -> io::Result<bool> {
-        let Run { first, count } = self.unreserved;
-        if count > 0 {
-            let part = count.min(AT_ONCE / page_size());
-            faults::check("arena.reserve")?;
-            shm::reserve(self.memory.segment().as_fd(), bytes(first), bytes(part))?;
-            self.unreserved = Run { first: first + part, count: count - part };
-        }
-        Ok(self.unreserved.count == 0)
+        let Some((segment, Run { first, count })) = &mut self.unreserved else { return Ok(true) };
+        let part = (*count).min(AT_ONCE / page_size());
+        faults::check("arena.reserve")?;
+        shm::reserve(segment.as_fd(), bytes(*first), bytes(part))?;
+        (*first, *count) = (*first + part, *count - part);
+        self.unreserved.take_if(|(_, rest)| rest.count == 0);
+        Ok(self.unreserved.is_none())
     }
 }
 

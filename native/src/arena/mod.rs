@@ -76,6 +76,7 @@ impl From<Error> for Refused {
     fn from(error: Error) -> Refused {
         match error {
             Error::System(_, source) => Refused::NoSegment(source),
+            Error::Closed => Refused::Closed,
             other => Refused::Space(other),
         }
     }
@@ -298,8 +299,8 @@ impl Space {
             }
         };
         let memory = inner.views[&taken.segment].memory.clone();
+        let unreserved = (scarce && place == Place::Shm).then(|| (memory.segment(), taken.run));
         drop(inner);
-        let unreserved = if scarce && place == Place::Shm { taken.run } else { Run { first: 0, count: 0 } };
         Ok(Some(Claim::new(memory, self.keeper(), self.freed().clone(), taken, unreserved)))
     }
 

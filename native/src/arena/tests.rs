@@ -1,12 +1,37 @@
 //! The books against a list of who has each page.
 
+use super::Claim;
 use super::books::{Books, Place, Segment};
 use super::extents::{Extent, Extents};
 use crate::counts::Counts;
 use crate::page::{Run, bytes};
 use crate::room::Room;
+use crate::sys::flock;
+use crate::sys::mmap::{Lease, ViewRange};
+use crate::sys::object::Object;
+use crate::sys::shm;
+use crate::view::Memory;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+#[test]
+fn memory_is_reserved_without_a_lock_that_a_fork_could_find_taken() {
+    // It asked the memory for its segment, with no lock of the space: a child of just then hung in fork().
+    const PAGES: usize = 3000; // more than at once
+    let segment = Arc::new(Object::keep(shm::anonymous()));
+    shm::resize(segment.as_fd(), bytes(PAGES)).unwrap();
+    let range = ViewRange::map_segment(segment.as_fd(), bytes(PAGES)).unwrap();
+    let lease = Arc::new(Lease::hold(flock::object().unwrap()).unwrap());
+    let memory = Arc::new(Memory::new(range, segment.clone(), lease));
+    let extent = extent(1, 7, PAGES - 7);
+    let unreserved = Some((segment.clone(), extent.run));
+    let mut claim = Claim::new(memory.clone(), Arc::new(()), Arc::default(), extent, unreserved);
+    memory.while_looked_at(|| while !claim.reserve().unwrap() {});
+    assert!(claim.reserve().unwrap());
+    assert_eq!(shm::extent(segment.as_fd()).unwrap().1, bytes(PAGES - 7));
+}
 
 fn extent(segment: u32, first: usize, count: usize) -> Extent {
     Extent { segment, run: Run { first, count } }
