@@ -223,7 +223,7 @@ class Client:
         """
         parts = self._open()
         # A buffer that somebody looks at cannot be closed.
-        return parts.arena.pin(_place(parts, obj), memoryview(obj) if isinstance(obj, Buffer) else obj)
+        return parts.arena.pin(_place(parts, obj), memoryview(obj) if isinstance(obj, (Buffer, memoryview)) else obj)
 
     def advise(self, obj: Any, *, mergeable: bool) -> None:
         """Says whether memory is worth merging, as madvise(MADV_MERGEABLE and MADV_UNMERGEABLE) does for KSM.
@@ -367,10 +367,13 @@ def begin(session: Callable[[Answer], object]) -> Any:
 
     Raises:
         OutOfThreads: the thread cannot be started.
+        ClientClosed: the program ends.
     """
     try:
         return pagefold_core.call(session)
     except OSError as error:
+        if not isinstance(error, PagefoldError) and error.errno == errno.ESHUTDOWN:
+            raise ClientClosed(str(error.strerror)) from None
         if isinstance(error, PagefoldError) or error.errno != errno.EAGAIN:
             raise
         raise OutOfThreads(f"the session's thread cannot be started. {MORE_THREADS}") from error

@@ -102,6 +102,7 @@ def connect(
         TrackerUnavailable: the tracker that was asked for cannot be had.
         OutOfSharedMemory: not even the small objects of a client can be made in /dev/shm.
         OutOfThreads: the threads of a connection cannot be started.
+        ClientClosed: the program ends, and pagefold's own atexit handler has run.
         ForkedClient: this process was forked from one that had connected with GRPC_ENABLE_FORK_SUPPORT off.
         ValueError: an argument is out of its range.
 
@@ -208,7 +209,8 @@ def _put_together(wanted: Wanted, answer: Answer, parent: Parts | None = None) -
         arena = Arena(space, where_from, FIRST_SEGMENT // PAGE, LAST_SEGMENT // PAGE)
         with Turn():
             used = transport or _open_channel(where, token, wanted.ca)
-        pagefold_core.hold_signals_over_forks()  # grpc has registered its own handlers by now
+        if transport is None:
+            pagefold_core.hold_signals_over_forks()  # grpc has registered its own handlers by now
         undo.callback(_close_in_turn, used)
         conversation = Conversation(space, arena, used)
         if obstacle is not None:

@@ -126,7 +126,8 @@ pub fn hold_signals() -> Result<()> {
 }
 
 extern "C" fn hold() {
-    let _ = HELD.try_with(|held| held.borrow_mut().push(HeldBack::all())); // unless this thread is ending
+    let signals = HeldBack::all();
+    let _ = HELD.try_with(|held| held.borrow_mut().push(signals)); // unless this thread is ending
 }
 
 extern "C" fn let_go() {

@@ -412,6 +412,28 @@ def test_advice_takes_memory_back_at_once_and_pins_hold_for_a_while(client: page
 
 
 @pytest.mark.needs("uffd")
+def test_a_pin_is_good_for_one_with_and_holds_what_it_pins(client: pagefold.Client, pool: Pool) -> None:
+    """In its second `with` nothing was pinned, and nobody was told: a device would have written into frames."""
+    buffer = client.allocate(4 * PAGE)
+    pool.merge(client, buffer, 0, 1, 0)  # so that the frames are there
+    view = memoryview(buffer)
+    for pin in (client.pinned(view), client.pinned(view[PAGE:PAGE]), client.pinned(buffer)):
+        with pin:
+            with pytest.raises(RuntimeError, match="pin it anew"), pin:
+                pass
+            pool.merge(client, buffer, 0, 4, 0)
+            merged = client.stats().merged_bytes + client.stats().zero_bytes
+        with pytest.raises(RuntimeError, match="pin it anew"), pin:
+            pass
+    assert merged <= PAGE, "an end that never began ends nothing"
+    with client.pinned(view):
+        view.release()
+        with pytest.raises(BufferError):
+            buffer.close()
+    buffer.close()
+
+
+@pytest.mark.needs("uffd")
 @pytest.mark.skipif(not faults.AVAILABLE, reason="the extension was built without faults: make setup")
 def test_memory_that_cannot_be_taken_back_is_told_with_how_much_it_is(client: pagefold.Client, pool: Pool) -> None:
     client.settle(5)

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -366,3 +367,12 @@ except ChildProcessError:
         env=environment(where),
     )
     assert not pid_of(where) or not Path(f"/proc/{pid_of(where)}").exists()
+
+
+def test_a_program_that_is_init_does_not_wait_for_its_server(where: Path) -> None:
+    """It took ten seconds to end: the thread that waits for the server's end was waited for."""
+    code = f"import ctypes\nassert ctypes.CDLL(None).prctl(36, 1, 0, 0, 0) == 0\n{CONNECT}"
+    began = time.monotonic()
+    run([sys.executable, "-c", code], env=environment(where))
+    assert time.monotonic() - began < 9
+    assert Path(f"/proc/{pid_of(where)}").exists()

@@ -175,3 +175,97 @@ def test_under_uwsgi_a_child_is_told_which_option_it_lacks(monkeypatch: pytest.M
     assert "os.fork()" in fork.why_not_attach()
     monkeypatch.setitem(sys.modules, "uwsgi", pagefold)
     assert "py-call-uwsgi-fork-hooks" in fork.why_not_attach()
+
+
+IN_A_HANDLER = """
+import ctypes, faulthandler, gc, os, sys, threading, time
+faulthandler.dump_traceback_later(30, exit=True)
+forking = threading.Event()
+def handler():
+    forking.set()
+    time.sleep(0.3)                           # others run meanwhile
+called = ctypes.CFUNCTYPE(None)(handler)
+assert getattr(ctypes.CDLL(None), "__register_atfork")(called, None, None, None) == 0
+import pagefold                               # whose own handlers come later, and so are called first
+client = pagefold.connect(sys.argv[1], autostart=False)
+buffer = client.allocate(9000)
+world = {"pin": client.pinned(buffer), "client": pagefold.connect(sys.argv[1], autostart=False)}
+acts = {
+    "connect": lambda: pagefold.connect(sys.argv[1], autostart=False).close(),
+    "close": lambda: client.close(),
+    "stats": lambda: client.stats(),
+    "settle": lambda: client.settle(0.1),
+    "allocate": lambda: client.allocate(9000),
+    "advise": lambda: client.advise(buffer, mergeable=False),
+    "pin": lambda: world.pop("pin"),
+    "client": lambda: world.pop("client"),
+}
+def act():
+    forking.wait()
+    acts[sys.argv[2]]()
+thread = threading.Thread(target=act)
+thread.start()
+pid = os.fork()
+if pid == 0:
+    os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+thread.join()
+"""
+
+
+@pytest.mark.needs("uffd")
+@pytest.mark.parametrize("call", ["connect", "close", "stats", "settle", "allocate", "advise", "pin", "client"])
+def test_a_fork_in_whose_handlers_python_runs_stands_nothing_still(server: Server, call: str) -> None:
+    """gRPC's are such handlers with GRPC_ENABLE_FORK_SUPPORT=1. They wait for the GIL while a fork holds our locks."""
+    run(IN_A_HANDLER, server.address, call)
+
+
+def test_a_program_that_ends_while_a_thread_of_it_connects_ends_as_ever(server: Server) -> None:
+    """It died of SIGABRT: Python has the C library unwind the session's thread, and Rust lay at the bottom of it."""
+    run(
+        """
+import sys, threading, time
+import pagefold
+def connects():
+    while True:
+        try:
+            pagefold.connect(sys.argv[1], autostart=False).close()
+        except pagefold.ClientClosed as error:
+            assert "handlers of its end" in str(error)
+            return
+for _ in range(3):
+    threading.Thread(target=connects, daemon=True).start()
+class Last:
+    def __del__(self):                        # the end of Python takes a while
+        until = time.monotonic() + 1
+        while time.monotonic() < until:
+            time.sleep(0.001)
+sys.modules["last"] = Last()
+time.sleep(0.3)
+""",
+        server.address,
+    )
+
+
+def test_threads_block_signals_whatever_a_program_connected_to_first(server: Server) -> None:
+    """After a LocalTransport our handlers were there before gRPC's, which start its threads anew: without the mask."""
+    run(
+        """
+import os, signal, sys
+import pagefold
+from support.fakes import FakeServer
+pagefold.connect(transport=pagefold.LocalTransport(FakeServer())).close()
+before = set(os.listdir("/proc/self/task"))
+client = pagefold.connect(sys.argv[1], autostart=False)
+pid = os.fork()
+if pid == 0:
+    os._exit(0)
+os.waitpid(pid, 0)
+client.settle(5)
+for task in set(os.listdir("/proc/self/task")) - before:
+    with open(f"/proc/self/task/{task}/status") as file:
+        fields = dict(line.split(":", 1) for line in file.read().splitlines())
+    assert int(fields["SigBlk"], 16) >> signal.SIGTERM - 1 & 1, fields["Name"]
+""",
+        server.address,
+    )

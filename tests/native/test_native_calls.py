@@ -8,14 +8,14 @@ import signal
 import threading
 import time
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pagefold_core import Answer, Arena, Block, Ending, Lifeline, Space, call
-from support.children import Child
+from pagefold_core import Answer, Arena, Block, Ending, Lifeline, Settles, Space, call
+from support.children import Child, fork
 from support.fakes import make_bell
 from support.waiting import until
 
@@ -214,3 +214,39 @@ def test_in_a_child_it_is_the_parents_session() -> None:
     assert told == []
     lifelines.clear()
     until(lambda: told == ["ended"])
+
+
+@pytest.mark.parametrize("wait", ["call", "end", "settle"])
+def test_who_is_forked_by_a_signal_handler_while_it_waits_is_told_in_the_child(wait: str) -> None:
+    """What is waited for happens in the parent only: the child waited for ever."""
+    hangs, pids = threading.Event(), list[int]()
+    ending, _ = session(hangs)
+    waits: dict[str, Callable[[], object]] = {
+        "call": lambda: call(lambda _: hangs.wait(20)),
+        "end": lambda: ending.end(20),
+        "settle": lambda: Settles().begin(hangs.is_set).wait(0.7),
+    }
+
+    def forks(*_: Any) -> None:
+        pids.append(fork())
+        if pids != [0]:
+            hangs.set()
+
+    before = signal.signal(signal.SIGALRM, forks)
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    told = ""
+    try:
+        waits[wait]()
+    except RuntimeError as error:
+        told = str(error)
+    finally:
+        if pids == [0]:
+            os._exit("forked this process" not in told)
+        signal.signal(signal.SIGALRM, before)
+    assert told == ""
+    ending.end(20)
+    try:
+        until(lambda: os.waitpid(pids[0], os.WNOHANG) == (pids[0], 0), what="the child, with 0")
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pids[0], signal.SIGKILL)

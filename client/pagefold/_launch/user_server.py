@@ -232,7 +232,7 @@ def _reap(pid: int) -> None:
 
     if parent == os.getpid():
         with contextlib.suppress(OSError):  # no thread is to be had: then it stays a zombie
-            pagefold_core.start(wait)
+            pagefold_core.start(wait, awaited=False)  # servers outlive programs
 
 
 def _tail(path: str) -> str:

@@ -58,11 +58,25 @@ class Answer:
     """What the work of a `call` gives its answer by."""
 
     def give(self, value: object) -> bool:
-        """Ends the caller's wait. False, and the value is dropped, if the caller was interrupted."""
+        """Ends the caller's wait. False, and the value is dropped, if it was interrupted, or has an answer."""
+
+    def fail(self, error: BaseException) -> None:
+        """The same with an exception. It is unraisable if there was an answer, nobody's if the caller was interrupted."""
 
     @property
     def wanted(self) -> bool:
         """Whether somebody waits for it."""
+
+@final
+class Work:
+    """What a thread of ours does: see `_running.py`. The context manager is what is to be called, told once."""
+
+    @property
+    def answer(self) -> Answer:
+        """For `call`; else None."""
+
+    def __enter__(self) -> Callable[..., object]: ...
+    def __exit__(self, kind: object, value: object, trace: object, /) -> None: ...
 
 def call(act: Callable[[Answer], object]) -> Any:
     """Has a thread of its own, which no signal reaches, do something, and waits for its answer.
@@ -71,12 +85,16 @@ def call(act: Callable[[Answer], object]) -> Any:
     its answer. What a signal handler raises ends the wait and not the work.
 
     Raises:
-        OSError: no thread can be started.
-        RuntimeError: this thread is in the middle of a fork, or has a turn.
+        OSError: no thread can be started, or the program ends.
+        RuntimeError: a signal handler has forked, and this is the child; or this thread is in the middle of a fork, or has a turn.
     """
 
-def start(act: Callable[[], object]) -> None:
+def start(act: Callable[[], object], *, awaited: bool = True) -> None:
     """Has a thread of its own, which no signal reaches, do something. What that raises is unraisable.
+
+    Args:
+        act: what it does.
+        awaited: the end of the program waits for it: see `end_all`.
 
     Raises:
         OSError: no thread can be started.
@@ -159,7 +177,8 @@ class Lifeline:
 def end_all(grace_seconds: float, most_seconds: float) -> None:
     """Has all sessions of this process end, and waits until they have, and all threads of `call` too.
 
-    For the end of the program: sessions that begin later end at once. Signals are handled afterwards.
+    For the end of the program: `call` is refused from here on (ESHUTDOWN), and sessions that are beginning end at
+    once. Signals are handled afterwards. Threads that were started as not `awaited` are not waited for.
     """
 
 @final
@@ -317,7 +336,7 @@ class Arena:
 
 @final
 class Pin:
-    """A context manager. The pin ends with it, at the latest when the object is gone."""
+    """A context manager, good for once. The pin ends with it, at the latest when the object is gone."""
 
     def __enter__(self) -> None: ...
     def __exit__(self, kind: object, value: object, trace: object, /) -> None: ...

@@ -2,7 +2,7 @@
 
 use super::doorbell::seconds;
 use super::space::Space;
-use super::{panicked, wait};
+use super::{panicked, wait, without_gil};
 use crate::arena::{Announced, Backing, Claim, Place, Refused};
 use crate::error::Result;
 use crate::page::Run;
@@ -12,11 +12,11 @@ use crate::sys::made;
 use crate::sys::thread::is_ours;
 use pyo3::buffer::PyUntypedBuffer;
 use pyo3::create_exception;
-use pyo3::exceptions::{PyAssertionError, PyException, PyValueError};
+use pyo3::exceptions::{PyAssertionError, PyException, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use std::os::fd::IntoRawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -149,7 +149,8 @@ impl Arena {
         if let Some((segment, run)) = pinned {
             self.work(py, |space| space.pin(segment, run))?;
         }
-        Ok(Pin { space: self.space.clone(), pinned: Mutex::new(pinned), keep: Mutex::new(Some(keep)) })
+        let (pinned, keep, entered) = (Mutex::new(pinned), Mutex::new(Some(keep)), false.into());
+        Ok(Pin { space: self.space.clone(), pinned, keep, entered })
     }
 
     fn inherit(&self, py: Python<'_>, parent: &Space) -> PyResult<Vec<Segment>> {
@@ -249,11 +250,19 @@ pub struct Pin {
     space: Arc<space::Space>,
     pinned: Mutex<Option<(u32, Run)>>,
     keep: Mutex<Option<Py<PyAny>>>, // so that the memory cannot be given back meanwhile
+    entered: AtomicBool,
 }
 
 #[pymethods]
 impl Pin {
-    fn __enter__(&self) {}
+    fn __enter__(&self) -> PyResult<()> {
+        if self.entered.swap(true, Ordering::AcqRel) {
+            return Err(PyRuntimeError::new_err(
+                "a pin is good for one `with`, and this memory may be merged: pin it anew",
+            ));
+        }
+        Ok(())
+    }
 
     fn __exit__(&self, py: Python<'_>, _kind: Py<PyAny>, _value: Py<PyAny>, _trace: Py<PyAny>) {
         py.detach(|| self.release());
@@ -273,7 +282,7 @@ impl Pin {
 
 impl Drop for Pin {
     fn drop(&mut self) {
-        self.release();
+        without_gil(|| self.release());
     }
 }
 

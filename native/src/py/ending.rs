@@ -2,15 +2,15 @@
 
 use super::arena::Arena;
 use super::doorbell::{Doorbell, seconds};
-use super::thread::{self, Running};
-use super::wait;
+use super::thread::{self, OVER, Running};
+use super::{wait, without_gil};
 use crate::ending;
 use crate::fork;
 use crate::space;
 use crate::sys::event::Waited;
 use crate::sys::thread::is_ours;
 use pyo3::prelude::*;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -23,18 +23,10 @@ struct Inner {
 // Locked with the GIL held, and for no longer than a look: a fork by Python never finds it taken.
 static ALL: Mutex<Vec<Weak<Inner>>> = Mutex::new(Vec::new());
 
-/// The program ends: sessions that begin now end at once.
-static OVER: AtomicBool = AtomicBool::new(false);
-
 impl Inner {
     /// Ends what the session's thread is waiting for, on a thread that no signal reaches.
     fn cut(&self, py: Python<'_>) {
-        let cut = self.cut.clone_ref(py);
-        let _ = thread::start(py, "pagefold-cut", move |py| {
-            if let Err(error) = cut.call0(py) {
-                error.write_unraisable(py, None);
-            }
-        });
+        let _ = thread::start(py, "pagefold-cut", self.cut.clone_ref(py), None, true);
     }
 }
 
@@ -54,6 +46,7 @@ impl Ending {
         all.retain(|inner| inner.strong_count() > 0);
         all.push(Arc::downgrade(&inner));
         if OVER.load(Ordering::SeqCst) {
+            // It was on its way when the program began to end.
             inner.ending.stop();
         }
         Ending { inner }
@@ -86,7 +79,7 @@ impl Ending {
         let ending = &self.inner.ending;
         ending.stop();
         // The session's own thread, or one that a session waits for: to wait here would be to wait for ourselves.
-        if !ending.is_here() || is_ours() || fork::is_in_the_middle() {
+        if !ending.is_here() || is_ours() || py.detach(fork::is_in_the_middle) {
             return Ok(());
         }
         if !wait(py, &ending.finished, seconds(grace_seconds))? {
@@ -120,7 +113,7 @@ impl Drop for Lifeline {
         if self.inner.ending.stopping.is_set() {
             return;
         }
-        if self.space.is_used() {
+        if without_gil(|| self.space.is_used()) {
             self.inner.ending.outlive();
         } else {
             self.inner.ending.stop();
@@ -138,7 +131,7 @@ pub fn end_all(py: Python<'_>, grace_seconds: f64, most_seconds: f64) {
         all.unwrap_or_default().into_iter().filter(|inner| inner.ending.is_here()).collect()
     };
     sessions().iter().for_each(|inner| inner.ending.stop());
-    if is_ours() || fork::is_in_the_middle() {
+    if is_ours() || py.detach(fork::is_in_the_middle) {
         return;
     }
     thread::wait_for_all(py, began + seconds(grace_seconds));

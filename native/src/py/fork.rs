@@ -29,8 +29,8 @@ pub fn hold_signals_over_forks(py: Python<'_>) -> PyResult<()> {
 
 /// See `_native.pyi`.
 #[pyfunction]
-pub fn can_attach() -> bool {
-    fork::can_attach()
+pub fn can_attach(py: Python<'_>) -> bool {
+    py.detach(fork::can_attach)
 }
 
 /// See `_native.pyi`.

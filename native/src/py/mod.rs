@@ -16,6 +16,7 @@ mod space;
 mod thread;
 
 use crate::error::Error;
+use crate::sys::atfork;
 use crate::sys::event::{Event, Waited};
 use pyo3::exceptions::{PyBlockingIOError, PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
@@ -44,14 +45,25 @@ fn panicked(panic: Box<dyn std::any::Any + Send>) -> PyErr {
     PyRuntimeError::new_err(format!("pagefold's native code has failed, and no memory was lost: {text}. Report this"))
 }
 
+/// What takes a lock when an object goes. A fork holds all locks while it calls its handlers, and one of these may be Python's.
+fn without_gil<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    Python::attach(|py| py.detach(work))
+}
+
 /// Waits with the GIL released; false after `timeout`. Python's signal handlers run meanwhile, and what they raise ends it.
 fn wait(py: Python<'_>, event: &Event, timeout: Duration) -> PyResult<bool> {
     let end = Instant::now().checked_add(timeout);
+    let process = atfork::process();
     loop {
         py.check_signals()?;
         let left = end.map_or(LOOK, |end| end.saturating_duration_since(Instant::now()).min(LOOK));
         if py.detach(|| event.wait(left)) == Waited::Set {
             return Ok(true);
+        }
+        if atfork::process() != process {
+            return Err(PyRuntimeError::new_err(
+                "a signal handler has forked this process while it waited for pagefold: in the child nothing goes on",
+            ));
         }
         if end.is_some_and(|end| Instant::now() >= end) {
             return Ok(false);
@@ -91,7 +103,7 @@ mod _native {
     #[pymodule_export]
     use super::space::{Counts, Events, Space, WindowStats};
     #[pymodule_export]
-    use super::thread::{Answer, call, can_start, start_act};
+    use super::thread::{Answer, Work, call, can_start, start_act};
 
     use pyo3::prelude::*;
 

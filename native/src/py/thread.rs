@@ -13,9 +13,8 @@ use crate::sys::thread;
 use pyo3::exceptions::{PyOSError, PyRuntimeError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyCFunction, PyDict, PyTuple};
 use std::cell::RefCell;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -31,6 +30,9 @@ pub struct Running {
 
 // Locked with the GIL held, and for no longer than a look: a fork by Python never finds it taken.
 static ALL: Mutex<Vec<Weak<Running>>> = Mutex::new(Vec::new());
+
+/// The program ends: nothing begins any more.
+pub static OVER: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
     static CURRENT: RefCell<Option<Arc<Running>>> = const { RefCell::new(None) };
@@ -55,13 +57,9 @@ pub fn wait_for_all(py: Python<'_>, until: Instant) {
 
 /// See `_native.pyi`.
 #[pyfunction]
-#[pyo3(name = "start")]
-pub fn start_act(py: Python<'_>, act: Py<PyAny>) -> PyResult<()> {
-    start(py, "pagefold", move |py| {
-        if let Err(error) = act.call0(py) {
-            error.write_unraisable(py, None);
-        }
-    })
+#[pyo3(name = "start", signature = (act, *, awaited = true))]
+pub fn start_act(py: Python<'_>, act: Py<PyAny>, awaited: bool) -> PyResult<()> {
+    start(py, "pagefold", act, None, awaited)
 }
 
 /// See `_native.pyi`.
@@ -85,43 +83,65 @@ pub fn can_start(py: Python<'_>, count: usize) -> bool {
     })
 }
 
-/// Starts a thread that runs Python.
+/// Starts a thread that runs Python, and is waited for when the program ends (`awaited`).
 ///
-/// Python starts it, though no code of Python's runs here: a thread that Python does not know of crashes before Python 3.12 if
-/// something that is local to it asks for the GIL when it goes (PyGILState_Release ends its state twice), as gevent's does.
-pub fn start(py: Python<'_>, name: &'static str, work: impl FnOnce(Python<'_>) + Send + 'static) -> PyResult<()> {
+/// Python starts it, and it runs functions of Python's that run `act`. A thread that Python does not know of crashes before
+/// Python 3.12 if something that is local to it asks for the GIL when it goes (PyGILState_Release ends its state twice), as
+/// gevent's does; and `_running.py` says why no function of Rust's may be at the bottom of it.
+pub fn start(
+    py: Python<'_>,
+    name: &'static str,
+    act: Py<PyAny>,
+    answer: Option<Py<Answer>>,
+    awaited: bool,
+) -> PyResult<()> {
     let running = Arc::new(Running { ended: Event::default(), process: atfork::process() });
-    {
+    if answer.is_some() && OVER.load(Ordering::SeqCst) {
+        // Nobody would wait for it, and Python would end it in the middle.
+        let ends = "the program ends, and pagefold's sessions have ended with it: handlers of its end that connect are to be \
+                    registered after pagefold is imported";
+        return Err(PyOSError::new_err((libc::ESHUTDOWN, ends)));
+    }
+    if awaited {
         let mut all = ALL.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|running| running.strong_count() > 0);
         all.push(Arc::downgrade(&running));
     }
-    let once = Mutex::new(Some((running, work)));
-    let run =
-        PyCFunction::new_closure(py, None, None, move |args: &Bound<'_, PyTuple>, _: Option<&Bound<'_, PyDict>>| {
-            let work = once.lock().unwrap_or_else(PoisonError::into_inner).take();
-            if let Some((running, work)) = work {
-                thread::become_ours(name);
-                CURRENT.set(Some(running.clone()));
-                let _ended = Ended(running);
-                work(args.py());
-                let _ = forget_dummy(args.py()); // there is none, or `threading` has become another
-            }
-        })?;
+    let run = py.import("pagefold_core._running")?.getattr(if answer.is_some() { "answer" } else { "run" })?;
+    let work = Py::new(py, Work { name, act: Mutex::new(Some(act)), answer, running })?;
     let start = starter(py)?;
     let held = HeldBack::all(); // a thread begins with the mask of whoever starts it
-    let started = start.call1(py, (run, PyTuple::empty(py)));
+    let started = start.call1(py, (run, (work,)));
     drop(held);
     started.map(drop).map_err(|error| PyOSError::new_err((libc::EAGAIN, format!("starting a thread: {error}"))))
 }
 
-/// Says that a thread has ended, however it does.
-struct Ended(Arc<Running>);
+/// See `_native.pyi`.
+#[pyclass(frozen, module = "pagefold_core")]
+pub struct Work {
+    name: &'static str,
+    act: Mutex<Option<Py<PyAny>>>,
+    answer: Option<Py<Answer>>,
+    running: Arc<Running>,
+}
 
-impl Drop for Ended {
-    fn drop(&mut self) {
+#[pymethods]
+impl Work {
+    fn __enter__(&self) -> Option<Py<PyAny>> {
+        thread::become_ours(self.name);
+        CURRENT.set(Some(self.running.clone()));
+        self.act.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn __exit__(&self, py: Python<'_>, _kind: Py<PyAny>, _value: Py<PyAny>, _trace: Py<PyAny>) {
+        let _ = forget_dummy(py); // there is none, or `threading` has become another
         CURRENT.set(None);
-        self.0.ended.set();
+        self.running.ended.set();
+    }
+
+    #[getter]
+    fn answer(&self, py: Python<'_>) -> Option<Py<Answer>> {
+        self.answer.as_ref().map(|answer| answer.clone_ref(py))
     }
 }
 
@@ -176,6 +196,10 @@ impl Call {
         wanted
     }
 
+    fn is_left(&self) -> bool {
+        self.desk.lock().unwrap_or_else(PoisonError::into_inner).left
+    }
+
     fn leave(&self) -> Option<PyResult<Py<PyAny>>> {
         let mut desk = self.desk.lock().unwrap_or_else(PoisonError::into_inner);
         desk.left = true;
@@ -195,6 +219,14 @@ impl Answer {
         self.call.answer(Ok(value))
     }
 
+    fn fail(&self, error: Bound<'_, PyAny>) {
+        let py = error.py();
+        let error = PyErr::from_value(error);
+        if !self.call.answer(Err(error.clone_ref(py))) && !self.call.is_left() {
+            error.write_unraisable(py, None); // after the answer was given
+        }
+    }
+
     #[getter]
     fn wanted(&self) -> bool {
         let desk = self.call.desk.lock().unwrap_or_else(PoisonError::into_inner);
@@ -205,24 +237,13 @@ impl Answer {
 /// See `_native.pyi`.
 #[pyfunction]
 pub fn call(py: Python<'_>, act: Py<PyAny>) -> PyResult<Py<PyAny>> {
-    if fork::is_in_the_middle() {
+    if py.detach(fork::is_in_the_middle) {
         return Err(PyRuntimeError::new_err(
             "pagefold was asked to connect by a thread that is in the middle of a fork or of a call to the server: do it later",
         ));
     }
     let call = Arc::new(Call { desk: Mutex::default(), answered: Event::default() });
-    let of_thread = call.clone();
-    start(py, "pagefold", move |py| {
-        let done = Py::new(py, Answer { call: of_thread.clone() }).and_then(|answer| act.call1(py, (answer,)));
-        drop(act);
-        let trouble = done.as_ref().err().map(|error| error.clone_ref(py));
-        if !of_thread.answer(done)
-            && let Some(trouble) = trouble
-            && of_thread.desk.lock().is_ok_and(|desk| !desk.left)
-        {
-            trouble.write_unraisable(py, None); // after the answer was given
-        }
-    })?;
+    start(py, "pagefold", act, Some(Py::new(py, Answer { call: call.clone() })?), true)?;
     let waited = wait(py, &call.answered, Duration::MAX);
     let answer = call.leave();
     waited?;
