@@ -61,7 +61,7 @@ class Answer:
         """Ends the caller's wait. False, and the value is dropped, if it was interrupted, or has an answer."""
 
     def fail(self, error: BaseException) -> None:
-        """The same with an exception. It is unraisable if there was an answer, nobody's if the caller was interrupted."""
+        """The same with an exception. It is unraisable if there is an answer, dropped if the wait was interrupted."""
 
     @property
     def wanted(self) -> bool:
@@ -86,7 +86,8 @@ def call(act: Callable[[Answer], object]) -> Any:
 
     Raises:
         OSError: no thread can be started, or the program ends.
-        RuntimeError: a signal handler has forked, and this is the child; or this thread is in the middle of a fork, or has a turn.
+        RuntimeError: this thread is in the middle of a fork, or has a turn; or a signal handler has forked, and this is
+            the child.
     """
 
 def start(act: Callable[[], object], *, awaited: bool = True) -> None:
