@@ -81,6 +81,27 @@ the server's with).
 somebody else has made `/dev/shm/pagefold-UID`, the place is `/dev/shm/pagefold-UID-` and random digits. A sandbox or
 container with a /dev/shm of its own has a server of its own.
 
+A server that a program started ends when nobody has had a session for 60 s, and bounds its log. It has no TOML file:
+other settings come from the environment of the program that starts it (`PAGEFOLD_CPU_CEILING_PERCENT`, say), or last
+until its end or the next SIGHUP (`pagefold config set`). For one that stays, run `pagefold serve --config FILE`.
+
+## TCP, tokens and certificates
+
+Programs and server need the same /dev/shm and, for memory in memfd objects, the same PID namespace: TCP is for
+containers that share these, not for other machines.
+
+```
+(umask 077; openssl rand -hex 32 > token)     # a file that others can read is refused
+pagefold serve --address tcp:127.0.0.1:7700 --token-file token --tls-cert cert.pem --tls-key key.pem
+pagefold status --address tcp:127.0.0.1:7700 --token-file token --ca cert.pem
+```
+
+A program says `pagefold.connect("tcp:127.0.0.1:7700", token=..., ca="cert.pem")`, where `ca` is the certificate
+itself if it is self-signed. Its names have to fit the address (`subjectAltName=IP:127.0.0.1`). The library takes
+address and token from the environment too, the certificate as an argument only. Whoever has the token reaches what
+the address offers: at `address` every operator's command, `pagefold stop` included; so other users' programs get
+`tenants_address`.
+
 ## An example
 
 ```toml
