@@ -22,7 +22,8 @@ class Stats:
         copied_bytes: merged once and written since: private again, and on their way back to `owned`.
         saved_bytes: this client's share of what its domain saves: zero_bytes, and of merged_bytes the part that
             exceeds the frames, which the domain's clients pay for in proportion. Summed over the clients of
-            a domain it is what the domain saves. As of the server's last answer.
+            a domain it is what the domain saves. As of the server's last answer, which may be old: a client that has
+            nothing to report asks for none while others come and merge. `pagefold status` has the sum as it is.
         mappings: kernel mappings (VMAs) that the memory uses now.
         mapping_budget: most that it may use; beyond it pages stay unmerged.
         tier: how writes are held: "uffd", "user" or "off" (nothing merges).
