@@ -288,7 +288,7 @@ class Client:
         left = 0 if parts.session.is_ending else parts.conversation.unmerged_pages()
         parts.session.close()
         self._parts = None
-        if left:
+        if left and parts.space.tier != "off":  # connect() has said why nothing merges: it is not that this is closed
             _log.warning(
                 "%s", obstacle_table.sentence(obstacle_table.Obstacle(kind=pb.OBSTACLE_KIND_CLOSED, pages=left))
             )

@@ -57,5 +57,7 @@ def choose(asked: Barrier | None, features: Features) -> tuple[Barrier, Kind | N
             return "uffd", None
         return "off", pb.OBSTACLE_KIND_BARRIER if features.userfaultfd != "full" else pb.OBSTACLE_KIND_KERNEL
     if why:
-        raise BarrierUnavailable(f"barrier={asked!r} cannot be had here: {why}; or connect with another barrier")
+        raise BarrierUnavailable(
+            f"barrier={asked!r} cannot be had here: {why}. Allow it, or connect with another barrier"
+        )
     return asked, pb.OBSTACLE_KIND_OFF if asked == "off" else None

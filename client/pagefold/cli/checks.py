@@ -154,7 +154,12 @@ def tracker(machine: Machine, features: Features, used: str = "") -> Check:
     if not features.pagemap_scan:
         more += "; looking for copies reads /proc/self/pagemap, which is slower"
     why = trackers.why_not(features, "uffd")
-    remedy = "use Linux 6.7 or newer" if why else "leave out PAGEFOLD_TRACKER (and tracker=)"
+    if why:
+        remedy = "use Linux 6.7 or newer"
+    elif asked:
+        remedy = "leave out PAGEFOLD_TRACKER (and tracker=)"
+    else:
+        remedy = "see tier: nobody looks for written pages where nothing can be merged"
     meaning = f"the server reads every page in every pass{f': {why}' if why else ''}{more}"
     return Check("tracker", "warn", way, meaning, remedy)
 
