@@ -149,7 +149,10 @@ class Admin:
         if reason == "REASON_BAD_TOKEN":
             return CommandError(f"{self.address} wants a token: give --token-file FILE (what the server has)")
         if code is grpc.StatusCode.UNIMPLEMENTED:
-            return CommandError(f"what listens at {self.address} is no pagefold server of this version ({details})")
+            return CommandError(
+                f"what listens at {self.address} is no pagefold server of this version, or its "
+                f"tenants_address, where commands are not answered ({details})"
+            )
         return CommandError(details or f"the call failed with {code.name}: the server's log says more")
 
 

@@ -64,8 +64,14 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  #
         return hmac.compare_digest(value, self._expected)
 
 
+_WANTED: Final = (
+    "show the token that is in the server's token_file: connect(token=...) or $PAGEFOLD_TOKEN; without the library, "
+    "metadata `authorization: Bearer TOKEN`"
+)
+
+
 async def _refuse(_: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-    await abort(context, BadToken("show the token: metadata `authorization: Bearer TOKEN` (see token_file)"))
+    await abort(context, BadToken(_WANTED))
 
 
 def _refusal(handler: _Handler | None) -> _Handler:

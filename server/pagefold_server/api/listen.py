@@ -212,7 +212,13 @@ class Listener:
         settings = self._settings
         if settings.tls_cert is not None and settings.tls_key is not None:
             pair = (settings.tls_key.read_bytes(), settings.tls_cert.read_bytes())
-            port = server.add_secure_port(self.address.grpc_target, grpc.ssl_server_credentials([pair]))
+            try:
+                port = server.add_secure_port(self.address.grpc_target, grpc.ssl_server_credentials([pair]))
+            except RuntimeError as error:
+                why = _misfit(settings.tls_cert, settings.tls_key)
+                if not why:
+                    raise
+                raise AddressRefused(why) from error
         elif settings.token_file is not None:
             port = server.add_insecure_port(self.address.grpc_target)
         else:
@@ -221,6 +227,17 @@ class Listener:
                 "or listen on a Unix socket"
             )
         self.address = Address("tcp", host=self.address.host, port=port)
+
+
+def _misfit(cert: Path, key: Path) -> str:
+    """What is wrong with a certificate and its key, where gRPC says that it cannot bind; empty if nothing is."""
+    import ssl
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password=lambda: "")
+    except (OSError, ValueError) as error:  # ssl.SSLError is one
+        return f"tls_cert {cert} and tls_key {key} are not a certificate and its key (both PEM, no password): {error}"
+    return ""
 
 
 def _already_running(socket: Path, pid: str) -> AlreadyRunning:

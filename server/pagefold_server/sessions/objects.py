@@ -165,7 +165,8 @@ def not_found(name: str, error: OSError) -> NotASegment:
     if error.errno != errno.ENOENT:
         return NotASegment(f"{name} cannot be opened by the server: {error.strerror or error}")
     return NotASegment(
-        f"the server finds no {name[1:]} in its /dev/shm. If it is in this program's /dev/shm, the two are in "
+        f"the server finds no {name[1:]} in its /dev/shm. If it is gone from this program's too, somebody has removed "
+        "it: connect again. If it is there, the two are in "
         "different containers or mount namespaces: have them share one /dev/shm (docker run --ipc=container:NAME, a "
         "volume that both mount there), or run a server where the program runs: without an address, each has its own"
     )
