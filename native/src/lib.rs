@@ -14,42 +14,15 @@
 #![deny(unsafe_code)]
 
 pub mod arena;
-pub mod bits;
-pub mod counts;
-pub mod ending;
 pub mod engine;
 pub mod error;
 pub mod faults;
-pub mod freed;
-pub mod gate;
-pub mod histogram;
-pub mod journal;
-pub mod page;
-mod proposal;
-pub mod room;
-pub mod states;
-#[allow(unsafe_code, reason = "the system calls: see its head")]
-pub mod sys;
-
-mod adopt;
-mod discard;
-mod flags;
 #[cfg_attr(not(feature = "python"), allow(dead_code, reason = "turns and hooks are an interpreter's"))]
 mod fork;
-mod generation;
-mod harvest;
-mod headroom;
-mod inherit;
-mod merge;
-mod pool;
-mod redo;
-mod resume;
+pub mod page;
 pub mod space;
-mod thaw;
-mod tracker;
-mod view;
-mod warden;
-mod window;
+#[allow(unsafe_code, reason = "the system calls: see its head")]
+pub mod sys;
 
 #[cfg(feature = "python")]
 mod py;

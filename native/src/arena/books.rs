@@ -13,9 +13,9 @@
 //! loop of allocating and freeing makes no system calls.
 
 use super::extents::{Extent, Extents};
-use crate::counts::Counts;
+use crate::arena::room::Room;
 use crate::page::bytes;
-use crate::room::Room;
+use crate::space::books::counts::Counts;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 

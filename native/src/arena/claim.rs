@@ -1,11 +1,11 @@
 //! Memory that was handed out. It goes back when this is dropped, by whatever thread, at whatever moment.
 
 use super::extents::Extent;
+use crate::arena::freed::Freed;
 use crate::faults;
-use crate::freed::Freed;
 use crate::page::{Run, bytes, page_size};
+use crate::space::view::Memory;
 use crate::sys::shm;
-use crate::view::Memory;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;

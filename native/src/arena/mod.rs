@@ -15,16 +15,18 @@
 pub mod books;
 mod claim;
 pub mod extents;
+pub mod freed;
+pub mod room;
 #[cfg(test)]
 mod tests;
 
 pub use books::{NoRoom, Place};
 pub use claim::Claim;
 
+use crate::arena::room::Room;
 use crate::error::{Error, Result};
 use crate::faults;
 use crate::page::{Run, bytes, page_size};
-use crate::room::{self, Room};
 use crate::space::{Inner, Space};
 use crate::sys::atfork;
 use crate::sys::event::Event;

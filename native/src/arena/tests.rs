@@ -2,9 +2,9 @@
 
 use super::books::{Books, Place, Segment};
 use super::extents::{Extent, Extents};
-use crate::counts::Counts;
+use crate::arena::room::Room;
 use crate::page::{Run, bytes};
-use crate::room::Room;
+use crate::space::books::counts::Counts;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 

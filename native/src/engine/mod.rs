@@ -16,44 +16,22 @@
 //!
 //! Nothing here knows of Python. An engine is used by one thread at a time; `py` holds a lock around it.
 
-mod adopts;
-mod allocator;
-mod audit;
 mod books;
-mod calendar;
-mod check;
-mod chunk;
-mod clients;
-mod column;
-mod counting;
 mod digest;
 mod error;
-mod events;
-mod founding;
 mod frames;
-mod matching;
-mod pass;
-mod places;
-mod queues;
 mod report;
 mod scan;
-mod segment;
-mod stable;
-mod state;
-mod store;
-mod table;
 mod tables;
-mod tree;
-mod unstable;
-mod values;
+mod tell;
 
 #[cfg(test)]
 mod tests;
 
-pub use audit::Held;
+pub use books::Columns;
+pub use books::queues::Instructions;
 pub use error::{Error, Result, Violation};
-pub use events::Columns;
 pub use frames::{Fault, Miscount};
-pub use queues::Instructions;
 pub use report::{Counters, Left, Options, PassReport, SegmentCounts, Step};
 pub use scan::Engine;
+pub use tell::Held;

@@ -3,10 +3,10 @@
 use super::doorbell::seconds;
 use super::space::Space;
 use super::{panicked, wait};
+use crate::arena::room;
 use crate::arena::{Announced, Backing, Claim, Place, Refused};
 use crate::error::Result;
 use crate::page::Run;
-use crate::room;
 use crate::space;
 use crate::sys::made;
 use crate::sys::thread::is_ours;

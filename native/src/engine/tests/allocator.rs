@@ -1,6 +1,6 @@
 //! Frame numbers against a list of what each is doing.
 
-use crate::engine::allocator::Allocator;
+use crate::engine::frames::allocator::Allocator;
 use proptest::prelude::*;
 
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -1,6 +1,6 @@
 //! Queues against lists that are searched from end to end.
 
-use crate::engine::queues::{AdoptQueue, Merge, MergeQueue};
+use crate::engine::books::queues::{AdoptQueue, Merge, MergeQueue};
 use crate::engine::tables::TableId;
 use crate::page::Run;
 use proptest::prelude::*;

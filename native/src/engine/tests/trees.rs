@@ -1,13 +1,13 @@
 //! The stable and the unstable tree against maps by whole digests.
 
-use crate::engine::clients::{ClientKey, Clients};
-use crate::engine::segment::Segment;
-use crate::engine::stable::Stable;
-use crate::engine::state::{LISTED, PENDING};
-use crate::engine::table::PageTable;
+use crate::engine::books::members::{ClientKey, Clients};
+use crate::engine::frames::stable::Stable;
+use crate::engine::frames::tree::Tree;
+use crate::engine::frames::unstable::Unstable;
+use crate::engine::tables::segment::Segment;
+use crate::engine::tables::state::{LISTED, PENDING};
+use crate::engine::tables::table::PageTable;
 use crate::engine::tables::{TableId, Tables};
-use crate::engine::tree::Tree;
-use crate::engine::unstable::Unstable;
 use crate::page::Run;
 use crate::sys::shm::anonymous;
 use proptest::prelude::*;

@@ -1,0 +1,9 @@
+//! What a space knows without asking the kernel. Pure: nothing in here makes a system call.
+
+pub mod bits;
+pub mod counts;
+pub mod flags;
+pub mod histogram;
+pub mod journal;
+pub mod page_table;
+pub mod proposal;

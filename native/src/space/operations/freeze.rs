@@ -1,0 +1,312 @@
+//! Freeze and thaw: what a fork does to owned pages, and how that is undone.
+//!
+//! A shared mapping would let parent and child write into each other's memory. So before a fork owned pages are mapped
+//! privately, onto the same segment pages: both processes copy on write from there, and nothing changes underneath
+//! them, because a shared view is neither written, punched nor adopted until the last child is gone.
+
+use crate::error::{Error, Result};
+use crate::faults;
+use crate::page::{Run, bytes, page_size, pieces};
+use crate::space::books::page_table::State;
+use crate::space::redo::{Change, Mapped};
+use crate::space::view::{Memory, View};
+use crate::space::{Inner, Space};
+use crate::sys::forklock::Recover;
+use crate::sys::object::Lent;
+use crate::sys::pagemap::{Pagemap, ZeroPage};
+use crate::sys::sched;
+use crate::sys::shm;
+use std::os::fd::AsFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+/// Most pages in a window that thaws: each costs up to 2 us.
+const CLOCK_PAGES: usize = 128;
+
+impl Inner {
+    /// Freezes every view, whatever happens: nothing can stop the fork any more, and what is not frozen the child would write
+    /// to in its parent. So after a panic it is tried once more (what was done is done), and then withheld.
+    fn prepare_fork(&mut self) -> Result<()> {
+        let mut freeze = || {
+            let frozen = catch_unwind(AssertUnwindSafe(|| self.freeze()));
+            frozen.inspect_err(|_| self.recover())
+        };
+        freeze().or_else(|_| freeze()).unwrap_or_else(|_| {
+            self.withhold();
+            Err(Error::Range("freezing memory before a fork failed: the child does not get all of it"))
+        })
+    }
+
+    /// A fork begins, and this thread has the lock until it is over. What goes wrong is told afterwards: `trouble`.
+    ///
+    /// In a child nothing is left to do: all that it inherited is private to it, or a view of another space by now.
+    pub fn before_fork(&mut self) {
+        if self.flags.is_forked() || self.views.is_empty() {
+            return;
+        }
+        let mut trouble = None;
+        if self.asks_for_children {
+            match self.generations.begin() {
+                Ok(lease) => self.given = Some(lease),
+                Err(error) => trouble = Some(error),
+            }
+        }
+        self.trouble = self.prepare_fork().err().or(trouble);
+        self.flags.set_shared(true);
+    }
+
+    /// The fork is over, and this is still the parent.
+    pub fn after_fork_in_parent(&mut self) {
+        self.given = None; // unmapped and closed: only the child holds it now
+        self.give_back();
+        if self.flags.is_shared()
+            && let Some(bell) = &self.bell
+        {
+            bell.ring(); // somebody has to look when the children are gone
+        }
+    }
+
+    /// This process is the child: its copy of the space is one whose bytes can be used, and nothing else.
+    pub fn after_fork_in_child(&mut self) {
+        if self.flags.is_forked() {
+            return; // a child's child: it holds what its parent inherited, by descriptors and mappings alike
+        }
+        self.flags.set_forked();
+        if let Err(error) = self.take_copies() {
+            self.trouble = Some(error);
+        }
+        self.shut();
+        // Memory is held by its blocks alone from here on, and by it the leases: whatever else of the parent's program is
+        // never released here (the frames of threads that do not exist, say), it waits for no more than it has to.
+        let lease = self.given.take().map(Arc::new);
+        for view in std::mem::take(&mut self.views).into_values() {
+            if let Some(lease) = &lease {
+                view.memory.hold_generation(lease.clone());
+            }
+            let mut table = view.table;
+            table.inherit();
+            self.inherited.push((Arc::downgrade(&view.memory), table));
+        }
+        self.lease = None;
+        self.arena.forget();
+        std::mem::take(&mut self.lent).into_values().for_each(Lent::close);
+    }
+
+    /// Whether a range of addresses lies inside of one view.
+    pub fn owns(&self, address: usize, bytes: usize) -> bool {
+        let within = |memory: &Memory| memory.range.covers(address, bytes);
+        self.views.values().any(|view| within(&view.memory))
+            || self.inherited.iter().filter_map(|(memory, _)| memory.upgrade()).any(|memory| within(&memory))
+    }
+
+    /// Freezes every view. The mapping is replaced in one step, so writers need not be held: what they wrote before is in
+    /// the segment, what they write after is copied.
+    ///
+    /// Pinned pages stay as they are, since a device goes on writing to the segment; the child gets a copy of them, and
+    /// of what the kernel refuses to freeze. Without memory for the copy the child gets nothing there, and faults. A
+    /// fork cannot be stopped, so all views are seen to before the first error is told.
+    fn freeze(&mut self) -> Result<()> {
+        let mut failed = Ok(());
+        let Inner { views, journal, redo, .. } = self;
+        for (&segment, view) in views {
+            let whole = Run { first: 0, count: view.table.pages() };
+            view.shared = true;
+            view.thawed = 0;
+            let mut owned = Vec::new();
+            pieces(
+                whole,
+                |page| (view.table.state(page) == State::Owned, view.table.is_pinned(page)),
+                |run, (is, pinned)| owned.extend(is.then_some((run, pinned))),
+            );
+            for (run, pinned) in owned {
+                let memory = view.memory.clone();
+                if !pinned {
+                    let frozen = faults::check("freeze.map").and_then(|()| {
+                        memory.range.map_frozen(bytes(run.first), bytes(run.count), memory.segment().as_fd())
+                    });
+                    let Err(error) = frozen else {
+                        redo.change = Some(Change { segment, run, mapped: Mapped::Frozen });
+                        faults::hit("freeze.mapped");
+                        redo.follow(view, journal);
+                        continue;
+                    };
+                    if view.ensure_mapped(run) {
+                        view.table.set_unwatched(run);
+                    }
+                    failed = failed.and(Err(Error::System("freezing memory before a fork", error)));
+                }
+                match copies(&memory, run) {
+                    Some(mut found) => view.copies.append(&mut found),
+                    None => {
+                        memory.range.inherit(bytes(run.first), bytes(run.count), false);
+                        view.withheld.push(run);
+                    }
+                }
+            }
+        }
+        failed
+    }
+
+    /// Freezing failed twice, for no reason that the kernel gave: the child gets nothing of what is still shared with it, and
+    /// faults there. It must not write into the memory of its parent.
+    fn withhold(&mut self) {
+        for view in self.views.values_mut() {
+            view.shared = true;
+            let whole = Run { first: 0, count: view.table.pages() };
+            let mut owned = Vec::new();
+            pieces(whole, |page| view.table.state(page) == State::Owned, |run, is| owned.extend(is.then_some(run)));
+            for run in owned {
+                view.memory.range.inherit(bytes(run.first), bytes(run.count), false);
+                view.withheld.push(run);
+            }
+            view.copies.clear();
+        }
+    }
+
+    /// After a fork, in the child: makes memory of its own from what was not frozen.
+    fn take_copies(&mut self) -> Result<()> {
+        for view in self.views.values_mut() {
+            view.withheld.clear();
+            for (run, copy) in std::mem::take(&mut view.copies) {
+                let range = &view.memory.range;
+                range.map_zero(bytes(run.first), bytes(run.count)).map_err(|e| Error::System("mapping a copy", e))?;
+                range.copy_in(bytes(run.first), &copy);
+            }
+        }
+        Ok(())
+    }
+
+    /// After a fork, in the parent: what was withheld from the child is withheld from no further one.
+    fn give_back(&mut self) {
+        for view in self.views.values_mut() {
+            view.copies.clear();
+            for run in std::mem::take(&mut view.withheld) {
+                view.memory.range.inherit(bytes(run.first), bytes(run.count), true);
+            }
+        }
+    }
+
+    /// Thaws what one window holds of a view. Whether there is more to do.
+    pub fn thaw_window(&mut self, number: u32) -> Result<bool> {
+        let Inner { views, journal, barrier, pagemap, window_pages, redo, generations, .. } = self;
+        let Some(view) = views.get_mut(&number) else { return Ok(false) };
+        if generations.any_since(view.since) {
+            return Ok(false); // there was another fork since the last window
+        }
+        let pages = view.table.pages();
+        if view.table.count(State::Frozen) == 0 {
+            return Ok(false);
+        }
+        let Some(first) = (view.thawed..pages).find(|page| view.table.state(*page) == State::Frozen) else {
+            return Ok(false);
+        };
+        let (Some(barrier), Some(pagemap)) = (barrier.as_mut(), pagemap.as_ref()) else { return Ok(false) };
+        let end = pages.min(first + (*window_pages).min(CLOCK_PAGES));
+        let count = (first..end).take_while(|page| view.table.state(*page) == State::Frozen).count();
+        let run = Run { first, count };
+        let window = barrier.window(view.address(first), bytes(count))?;
+        faults::hit("thaw.held");
+        thaw_run(pagemap, view, run)?;
+        redo.change = Some(Change { segment: number, run, mapped: Mapped::Thawed });
+        faults::hit("thaw.mapped");
+        redo.follow(view, journal);
+        drop(window);
+        view.thawed = run.end();
+        Ok(true)
+    }
+}
+
+impl Inner {
+    /// Ends the sharing of a view that no child shares any more. Pages that nothing can thaw (tier "off") stay frozen until
+    /// they are discarded.
+    pub fn end_sharing(&mut self, number: u32) {
+        let Inner { views, journal, generations, barrier, flags, .. } = self;
+        if let Some(view) = views.get_mut(&number)
+            && !generations.any_since(view.since)
+            && (view.table.count(State::Frozen) == 0 || barrier.is_none())
+            && std::mem::take(&mut view.shared)
+        {
+            view.include(journal, number, Run { first: 0, count: view.table.pages() });
+        }
+        flags.set_shared(views.values().any(|view| view.shared));
+    }
+}
+
+impl Space {
+    /// Takes memory back that no forked child shares any more. False if some is left: children live, or memory was short.
+    pub fn thaw(&self) -> Result<bool> {
+        let numbers: Vec<u32> = {
+            let mut inner = self.open()?;
+            inner.generations.look();
+            inner.views.iter().filter(|(_, view)| view.shared).map(|(number, _)| *number).collect()
+        };
+        for number in numbers {
+            while self.open()?.thaw_window(number)? {
+                sched::begin_slice();
+            }
+            self.open()?.end_sharing(number);
+        }
+        Ok(!self.flags().is_shared())
+    }
+
+    /// Whether a range of addresses lies inside of one view.
+    pub fn owns(&self, address: usize, bytes: usize) -> bool {
+        self.inner.lock().owns(address, bytes)
+    }
+
+    /// Nobody will thaw any more: the children of later forks need no lease.
+    pub fn forget_children(&self) {
+        let mut inner = self.inner.lock();
+        inner.asks_for_children = false;
+        inner.generations.forget();
+    }
+
+    /// What went wrong at the last fork, if it was not told yet.
+    pub fn fork_trouble(&self) -> Option<Error> {
+        self.inner.lock().trouble.take()
+    }
+}
+
+/// Saves the pages of a run that were written since the fork, and maps the segment again. Writes to the run are held.
+fn thaw_run(pagemap: &Pagemap, view: &View, run: Run) -> Result<()> {
+    let memory = &view.memory;
+    let copies = pagemap
+        .copies(view.address(run.first), run.count, ZeroPage::IsCopy)
+        .map_err(|e| Error::System("reading /proc/self/pagemap", e))?;
+    for page in copies.runs.into_iter().flat_map(|copy| copy.first..copy.end()) {
+        let offset = bytes(run.first + page);
+        // The kernel cannot say which of these were only protected and never touched; but a copy was made from a page of
+        // the segment, so over a hole there is none. To save one that is no copy writes a page's bytes over themselves.
+        let data =
+            shm::is_data(memory.segment().as_fd(), offset).map_err(|e| Error::System("looking for a hole", e))?;
+        let save = || match faults::check("thaw.save") {
+            Ok(()) => memory.range.save(offset, page_size(), memory.segment().as_fd()).1,
+            Err(error) => Some(error),
+        };
+        if data && let Some(error) = save() {
+            // What was saved is no harm: these pages are private copies, which do not look at the segment.
+            return Err(Error::System("saving pages to their segment", error));
+        }
+    }
+    let mapped = faults::check("thaw.map")
+        .and_then(|()| memory.range.map_shared(bytes(run.first), bytes(run.count), memory.segment().as_fd()));
+    if let Err(e) = mapped
+        && !view.ensure_mapped(run)
+    {
+        return Err(Error::System("mapping the segment", e));
+    }
+    Ok(())
+}
+
+/// The bytes of owned pages, for a child; None if there is no memory for them.
+///
+/// They are read from the segment, where holes cost nothing. A segment that cannot be read is copied through its mapping.
+fn copies(memory: &Memory, run: Run) -> Option<Vec<(Run, Vec<u8>)>> {
+    let (offset, length) = (bytes(run.first), bytes(run.count));
+    let found = faults::check("freeze.read").and_then(|()| shm::pieces(memory.segment().as_fd(), offset, length));
+    let Ok(found) = found else {
+        return memory.range.copy_out(offset, length).map(|copy| vec![(run, copy)]);
+    };
+    let run_of = |at: usize, length: usize| Run { first: at / page_size(), count: length / page_size() };
+    Some(found.into_iter().map(|(at, length, copy)| (run_of(at, length), copy)).collect())
+}

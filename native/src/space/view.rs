@@ -1,0 +1,167 @@
+//! A view: the address range over one segment, and the books about it.
+
+use crate::faults;
+use crate::page::{Run, bytes, pieces};
+use crate::space::books::journal::{Event, Journal, Kind};
+use crate::space::books::page_table::PageTable;
+use crate::space::operations::harvest::Agenda;
+use crate::space::tracker::Traces;
+use crate::sys::mmap::{Lease, ViewRange};
+use crate::sys::object::Object;
+use crate::sys::shm;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// The range itself. Shared by the view and by every block in it: the memory lives as long as anybody looks at it.
+pub struct Memory {
+    /// The addresses.
+    pub range: ViewRange,
+    // Looked at and changed under the lock of the space that it belongs to, so no fork finds it taken.
+    behind: Mutex<Behind>,
+}
+
+/// What is behind memory. In a child, and in a child's child, there is more of it: what the parents wait for is held as long
+/// as the memory is.
+struct Behind {
+    // The last is this process's. The lock of each says that somebody of the family may map it.
+    segments: Vec<Arc<Object>>,
+    // As long as pages may map frames, the server must not take the client for dead that has the references.
+    leases: Vec<Arc<Lease>>,
+    // Of forks.
+    generations: Vec<Arc<Lease>>,
+}
+
+impl Memory {
+    /// Memory over a segment; the lease is that of the client.
+    pub fn new(range: ViewRange, segment: Arc<Object>, lease: Arc<Lease>) -> Memory {
+        let behind = Behind { segments: vec![segment], leases: vec![lease], generations: Vec::new() };
+        Memory { range, behind: Mutex::new(behind) }
+    }
+
+    /// The segment that this process keeps pages in.
+    pub fn segment(&self) -> Arc<Object> {
+        self.behind().segments.last().expect("there is one from the beginning").clone()
+    }
+
+    /// In a child, right after the fork: the parent waits for this.
+    pub fn hold_generation(&self, lease: Arc<Lease>) {
+        self.behind().generations.push(lease);
+    }
+
+    /// In a child that is a client of its own by now: the segment and the lease of that.
+    pub fn take_over(&self, segment: Arc<Object>, lease: Arc<Lease>) {
+        let mut behind = self.behind();
+        behind.segments.push(segment);
+        behind.leases.push(lease);
+    }
+
+    /// The server has this process's references: those of its parents are not needed for it any more.
+    pub fn let_parents_go(&self) {
+        let mut behind = self.behind();
+        let parents = behind.leases.len() - 1;
+        behind.leases.drain(..parents);
+    }
+
+    fn behind(&self) -> MutexGuard<'_, Behind> {
+        self.behind.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A view.
+pub struct View {
+    /// The range.
+    pub memory: Arc<Memory>,
+    /// What each page maps.
+    pub table: PageTable,
+    /// Memory of the parent's, which this process has taken over.
+    pub inherited: bool,
+    /// A forked child may map the same segment and frames: nothing is merged, adopted, punched or released.
+    pub shared: bool,
+    /// The first fork whose child has inherited it.
+    pub since: u64,
+    /// A segment page that is not mapped may hold old bytes (punching it failed): adopting zeros must write them.
+    pub stale: bool,
+    /// A pin kept pages from being merged or adopted: when it ends, the server is told.
+    pub held_back: bool,
+    /// When to look for written pages next.
+    pub agenda: Agenda,
+    /// What is known of writes to it, and of what was reported.
+    pub traces: Traces,
+    /// No page before this one is frozen.
+    pub thawed: usize,
+    /// During a fork: runs that were not frozen, and their bytes, of which the child makes memory of its own.
+    pub copies: Vec<(Run, Vec<u8>)>,
+    /// During a fork: runs that the child does not get, for lack of memory to copy them.
+    pub withheld: Vec<Run>,
+}
+
+impl View {
+    /// A view of a segment that nothing of was merged, from the fork with that number on.
+    pub fn new(memory: Memory, pages: usize, since: u64) -> View {
+        View::over(Arc::new(memory), PageTable::new(pages), since)
+    }
+
+    /// A view of memory that maps what a table says.
+    pub fn over(memory: Arc<Memory>, table: PageTable, since: u64) -> View {
+        let pages = table.pages();
+        View {
+            memory,
+            table,
+            inherited: false,
+            shared: false,
+            since,
+            stale: false,
+            held_back: false,
+            agenda: Agenda::default(),
+            traces: Traces::new(pages),
+            thawed: 0,
+            copies: Vec::new(),
+            withheld: Vec::new(),
+        }
+    }
+
+    /// The address of a page.
+    pub fn address(&self, page: usize) -> usize {
+        self.memory.range.at(bytes(page))
+    }
+
+    /// To be called when replacing the mapping of a run failed, while its segment pages hold its bytes.
+    ///
+    /// As a rule the kernel refuses before it changes anything, and the old mapping is there: false. If it failed after
+    /// it had unmapped the old range, the range is mapped to the segment, which has the same bytes: true.
+    pub fn ensure_mapped(&self, run: Run) -> bool {
+        let range = &self.memory.range;
+        let (offset, length) = (bytes(run.first), bytes(run.count));
+        for _ in 0..1000 {
+            if range.is_mapped(offset, length) {
+                return false;
+            }
+            if range.map_shared(offset, length, self.memory.segment().as_fd()).is_ok() {
+                return true;
+            }
+            std::thread::yield_now();
+        }
+        // A thread that touches the gap would crash, or write into a mapping that somebody else made there.
+        eprintln!(
+            "pagefold: the kernel unmapped memory and refuses to map it again; ending the process before bytes are lost"
+        );
+        std::process::abort();
+    }
+
+    /// Tells the server that pages may be merged again that could not for a while, so that it need not find out.
+    pub fn include(&self, journal: &mut Journal, number: u32, run: Run) {
+        let may = |page| !self.table.is_excluded(page) && !self.table.is_pinned(page);
+        pieces(run, may, |part, may| {
+            if may {
+                journal.push(Event::new(Kind::Included, number, part));
+            }
+        });
+    }
+
+    /// Gives a run's segment pages back, which nobody maps any more.
+    pub fn punch(&mut self, run: Run) {
+        let punched = faults::check("view.punch")
+            .and_then(|()| shm::punch(self.memory.segment().as_fd(), bytes(run.first), bytes(run.count)));
+        self.stale |= punched.is_err();
+    }
+}
