@@ -20,6 +20,7 @@ mod books;
 mod digest;
 mod error;
 mod frames;
+mod ids;
 mod report;
 mod scan;
 mod tables;

@@ -1,16 +1,15 @@
 //! What clients are asked: pages to adopt, and the instructions that they take.
 
 use crate::engine::books::Books;
-use crate::engine::books::members::ClientKey;
 use crate::engine::books::queues::Instructions;
 use crate::engine::error::Result;
-use crate::engine::tables::TableId;
+use crate::engine::ids::{MemberKey, TableId};
 use crate::engine::tables::state::{ADOPT_QUEUED, ADOPT_SENT, MAPPED, State};
 use crate::page::Run;
 
 impl Books {
     /// Queues pages for adoption, but for those that are asked for already.
-    pub fn ask_adopt(&mut self, key: ClientKey, id: TableId, run: Run) {
+    pub fn ask_adopt(&mut self, key: MemberKey, id: TableId, run: Run) {
         let (table, book) = (self.tables.table_mut(id), self.clients.get_mut(key));
         let mut at = run.first;
         while let Some(found) = table.next_unflagged(at, run.end(), ADOPT_QUEUED | ADOPT_SENT) {
@@ -23,7 +22,7 @@ impl Books {
     }
 
     /// Pages are asked for no longer: they were released, or cannot be adopted now. How many were asked for.
-    pub fn answer_adopt(&mut self, key: ClientKey, id: TableId, run: Run) -> usize {
+    pub fn answer_adopt(&mut self, key: MemberKey, id: TableId, run: Run) -> usize {
         let (table, book) = (self.tables.table_mut(id), self.clients.get_mut(key));
         let queued = table.clear_flag(run, ADOPT_QUEUED);
         let sent = table.clear_flag(run, ADOPT_SENT);
@@ -45,7 +44,7 @@ impl Books {
         self.ask_adopt_of(key, id, run, wanted);
     }
 
-    fn ask_adopt_of(&mut self, key: ClientKey, id: TableId, run: Run, states: u16) {
+    fn ask_adopt_of(&mut self, key: MemberKey, id: TableId, run: Run, states: u16) {
         let mut at = run.first;
         while let Some(found) = self.tables.table(id).next_of(at, run.end(), states) {
             at = found.end();
@@ -59,7 +58,7 @@ impl Books {
         if !on {
             return;
         }
-        let listening: Vec<ClientKey> =
+        let listening: Vec<MemberKey> =
             self.clients.iter().filter(|(_, book)| book.listening).map(|(key, _)| key).collect();
         for key in listening {
             self.cancel_queued(key, None);

@@ -1,6 +1,6 @@
 //! When pages that rest come back: runs by the time at which they do. Time is counted in passes.
 
-use crate::engine::tables::TableId;
+use crate::engine::ids::TableId;
 use crate::engine::tables::state::State;
 use crate::page::Run;
 use std::collections::{BTreeMap, HashSet};

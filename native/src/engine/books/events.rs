@@ -3,9 +3,8 @@
 //! own lock, so an event that does not fit is a lie or a bug, never a race.
 
 use crate::engine::books::Books;
-use crate::engine::books::members::ClientKey;
 use crate::engine::error::{Result, Violation};
-use crate::engine::tables::TableId;
+use crate::engine::ids::{MemberKey, TableId};
 use crate::engine::tables::segment::Segment;
 use crate::engine::tables::state::{MAPPED, PENDING, READING, REFUSED, State, UNHELD, UNWANTED, WRITTEN};
 use crate::page::{Run, bytes};
@@ -61,7 +60,7 @@ impl Columns {
 
 /// One event, of pages that exist.
 struct Event {
-    key: ClientKey,
+    key: MemberKey,
     id: TableId,
     segment: i64,
     run: Run,
@@ -121,7 +120,7 @@ impl Books {
     }
 
     /// The part of `claims` that an event may change.
-    fn claims_of(&self, key: ClientKey, id: TableId) -> usize {
+    fn claims_of(&self, key: MemberKey, id: TableId) -> usize {
         self.tables.table(id).claims() + self.calendar.claims() + self.clients.get(key).claims()
     }
 

@@ -2,13 +2,9 @@
 
 use crate::engine::books::queues::{AdoptQueue, MergeQueue};
 use crate::engine::error::{Error, Result};
-use crate::engine::tables::TableId;
+use crate::engine::ids::{MemberKey, TableId};
 use crate::page::Run;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-
-/// Names one client, in the order in which they came.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ClientKey(u64);
 
 /// What there is to know of one client.
 pub struct Client {
@@ -90,8 +86,8 @@ impl Client {
 /// All clients, by the caller's number and in the order in which they came.
 #[derive(Default)]
 pub struct Clients {
-    clients: BTreeMap<ClientKey, Client>,
-    keys: HashMap<i64, ClientKey>,
+    clients: BTreeMap<MemberKey, Client>,
+    keys: HashMap<i64, MemberKey>,
     made: u64,
 }
 
@@ -101,38 +97,38 @@ impl Clients {
             return Err(Error::ClientTaken(number));
         }
         self.made += 1;
-        let key = ClientKey(self.made);
+        let key = MemberKey(self.made);
         self.keys.insert(number, key);
         self.clients.insert(key, Client::new(number));
         Ok(())
     }
 
-    pub fn remove(&mut self, key: ClientKey) -> Client {
+    pub fn remove(&mut self, key: MemberKey) -> Client {
         let client = self.clients.remove(&key).expect("the client is there");
         self.keys.remove(&client.number);
         client
     }
 
     /// The client that the caller calls so.
-    pub fn key(&self, number: i64) -> Result<ClientKey> {
+    pub fn key(&self, number: i64) -> Result<MemberKey> {
         self.keys.get(&number).copied().ok_or(Error::NoClient(number))
     }
 
-    pub fn find(&self, key: ClientKey) -> Option<&Client> {
+    pub fn find(&self, key: MemberKey) -> Option<&Client> {
         self.clients.get(&key)
     }
 
     /// A client that is there.
-    pub fn get(&self, key: ClientKey) -> &Client {
+    pub fn get(&self, key: MemberKey) -> &Client {
         &self.clients[&key]
     }
 
     /// A client that is there.
-    pub fn get_mut(&mut self, key: ClientKey) -> &mut Client {
+    pub fn get_mut(&mut self, key: MemberKey) -> &mut Client {
         self.clients.get_mut(&key).expect("the client is there")
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = (ClientKey, &Client)> {
+    pub fn iter(&self) -> impl Iterator<Item = (MemberKey, &Client)> {
         self.clients.iter().map(|(key, client)| (*key, client))
     }
 }

@@ -13,16 +13,17 @@ pub mod queues;
 pub use events::Columns;
 
 use crate::engine::books::calendar::Calendar;
-use crate::engine::books::members::{ClientKey, Clients};
+use crate::engine::books::members::Clients;
 use crate::engine::books::queues::Merge;
 use crate::engine::error::{Error, Result};
 use crate::engine::frames::Frames;
 use crate::engine::frames::unstable::Unstable;
+use crate::engine::ids::{MemberKey, TableId};
 use crate::engine::report::{Left, Options, SegmentCounts};
+use crate::engine::tables::Tables;
 use crate::engine::tables::segment::Segment;
 use crate::engine::tables::state::{LISTED, MAPPED, PENDING, State};
 use crate::engine::tables::table::PageTable;
-use crate::engine::tables::{TableId, Tables};
 use crate::page::Run;
 use std::os::fd::OwnedFd;
 
@@ -132,7 +133,7 @@ impl Books {
         Ok(())
     }
 
-    pub fn table_ids(&self, key: ClientKey) -> Vec<TableId> {
+    pub fn table_ids(&self, key: MemberKey) -> Vec<TableId> {
         self.clients.get(key).tables.iter().copied().collect()
     }
 
@@ -206,7 +207,7 @@ impl Books {
     }
 
     /// Takes back what was proposed and not yet taken, for one segment or all of a client's.
-    pub fn cancel_queued(&mut self, key: ClientKey, id: Option<TableId>) {
+    pub fn cancel_queued(&mut self, key: MemberKey, id: Option<TableId>) {
         let removed: Vec<Merge> = self.clients.get_mut(key).merges.remove(id);
         for run in removed {
             self.cancel(run.table, run.pages);
@@ -215,7 +216,7 @@ impl Books {
     }
 
     /// How many more pages may be proposed to a client.
-    pub fn room(&self, key: ClientKey) -> usize {
+    pub fn room(&self, key: MemberKey) -> usize {
         self.options.max_outstanding.saturating_sub(self.clients.get(key).proposed)
     }
 

@@ -4,7 +4,7 @@
 //! grow in turns (a page and its equal elsewhere), so merges look for the run that a page goes on from, not just at
 //! the last.
 
-use crate::engine::tables::TableId;
+use crate::engine::ids::TableId;
 use crate::page::Run;
 use std::collections::{HashMap, VecDeque};
 

@@ -8,8 +8,9 @@
 //! the only one of that digest.
 
 use crate::engine::frames::tree::Tree;
+use crate::engine::ids::TableId;
+use crate::engine::tables::Tables;
 use crate::engine::tables::state::{LISTED, PENDING, State};
-use crate::engine::tables::{TableId, Tables};
 use crate::page::Run;
 
 /// See the head of this file.

@@ -5,9 +5,10 @@
 //! pages are in it only after this pass has read them; tracked pages are chosen by flags that no decision changes.
 
 use crate::engine::digest::Digester;
+use crate::engine::ids::TableId;
+use crate::engine::tables::Tables;
 use crate::engine::tables::segment::{Data, Segment};
 use crate::engine::tables::state::{READING, WRITTEN};
-use crate::engine::tables::{TableId, Tables};
 use crate::page::{Run, bytes, page_size};
 
 /// Pages read with one call.

@@ -4,10 +4,9 @@
 //! Nobody hears of a frame before it was written: what the chunk proposes is queued after that. Where the pool has no
 //! room for the bytes, what was decided for the frame is undone, as if it could not have been made.
 
-use crate::engine::books::members::ClientKey;
+use crate::engine::ids::{MemberKey, TableId};
 use crate::engine::scan::Engine;
 use crate::engine::scan::pass::Pass;
-use crate::engine::tables::TableId;
 use crate::engine::tables::state::State;
 use crate::faults;
 
@@ -23,7 +22,7 @@ pub struct Founded {
 
 /// A page that was proposed, and is still to be queued.
 pub struct Proposal {
-    pub key: ClientKey,
+    pub key: MemberKey,
     pub id: TableId,
     pub page: usize,
     pub frame: Option<u32>,

@@ -3,11 +3,10 @@
 //! Equal digests count as equal bytes here. The client compares the bytes, with writes held, before a page is switched
 //! (M4); a collision costs proposals that it declines.
 
-use crate::engine::books::members::ClientKey;
+use crate::engine::ids::{MemberKey, TableId};
 use crate::engine::scan::Engine;
 use crate::engine::scan::founding::{Founded, Proposal};
 use crate::engine::scan::pass::Pass;
-use crate::engine::tables::TableId;
 use crate::engine::tables::state::{LISTED, READING, State, WRITTEN};
 use crate::page::Run;
 
@@ -185,7 +184,7 @@ impl Engine {
         }
     }
 
-    fn client_of(&self, id: TableId) -> ClientKey {
+    fn client_of(&self, id: TableId) -> MemberKey {
         self.books.tables.segment(id).client
     }
 

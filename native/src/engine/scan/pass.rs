@@ -1,6 +1,6 @@
 //! A pass under way: what it has found so far, and where it goes on.
 
-use crate::engine::tables::TableId;
+use crate::engine::ids::TableId;
 use std::collections::VecDeque;
 
 /// What a pass has found so far; `PassReport` has the meanings.

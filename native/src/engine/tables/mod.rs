@@ -10,15 +10,12 @@ pub mod table;
 mod values;
 
 use crate::engine::error::{Error, Result};
+use crate::engine::ids::TableId;
 use crate::engine::tables::places::Places;
 use crate::engine::tables::segment::Segment;
 use crate::engine::tables::state::State;
 use crate::engine::tables::table::PageTable;
 use std::collections::BTreeMap;
-
-/// Names one page table, for ever.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct TableId(pub u64);
 
 /// See the head of this file.
 #[derive(Default)]

@@ -7,7 +7,7 @@
 //!
 //! Each segment has a range of them while it lives; ranges are used again.
 
-use crate::engine::tables::TableId;
+use crate::engine::ids::TableId;
 use std::collections::BTreeMap;
 
 const ALL: u64 = 1 << 32;

@@ -1,8 +1,8 @@
 //! One segment: its page table, whose it is, and the descriptor by which it is read. Never through a mapping: a mapped
 //! read of a hole allocates it, and a client that truncates its segment would kill who maps it.
 
-use crate::engine::books::members::ClientKey;
 use crate::engine::digest::Digester;
+use crate::engine::ids::MemberKey;
 use crate::engine::tables::table::PageTable;
 use crate::page::{Run, bytes, page_size};
 use crate::sys::shm;
@@ -24,7 +24,7 @@ pub enum Data {
 
 /// See the head of this file.
 pub struct Segment {
-    pub client: ClientKey,
+    pub client: MemberKey,
     /// The caller's number.
     pub number: i64,
     /// The first of its places.
@@ -35,7 +35,7 @@ pub struct Segment {
 
 impl Segment {
     /// Takes over a descriptor that is open for reading.
-    pub fn new(client: ClientKey, number: i64, base: u32, fd: OwnedFd, table: PageTable) -> Segment {
+    pub fn new(client: MemberKey, number: i64, base: u32, fd: OwnedFd, table: PageTable) -> Segment {
         Segment { client, number, base, table, fd }
     }
 

@@ -1,8 +1,8 @@
 //! What there is to tell of an engine in numbers.
 
+use crate::engine::ids::TableId;
 use crate::engine::report::Counters;
 use crate::engine::scan::Engine;
-use crate::engine::tables::TableId;
 use crate::engine::tables::state::{PENDING, READING, REFUSED, State};
 use crate::engine::tables::table::PageTable;
 

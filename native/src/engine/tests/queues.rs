@@ -1,7 +1,7 @@
 //! Queues against lists that are searched from end to end.
 
 use crate::engine::books::queues::{AdoptQueue, Merge, MergeQueue};
-use crate::engine::tables::TableId;
+use crate::engine::ids::TableId;
 use crate::page::Run;
 use proptest::prelude::*;
 
