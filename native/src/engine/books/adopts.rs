@@ -10,34 +10,34 @@ use crate::page::Run;
 impl Books {
     /// Queues pages for adoption, but for those that are asked for already.
     pub fn ask_adopt(&mut self, key: MemberKey, id: TableId, run: Run) {
-        let (table, book) = (self.tables.table_mut(id), self.clients.get_mut(key));
+        let (table, member) = (self.tables.table_mut(id), self.members.get_mut(key));
         let mut at = run.first;
         while let Some(found) = table.next_unflagged(at, run.end(), ADOPT_QUEUED | ADOPT_SENT) {
             at = found.end();
             table.set_flag(found, ADOPT_QUEUED);
-            book.adopts.add(id, found);
-            book.asking += found.count;
-            book.adopting += found.count;
+            member.adopts.add(id, found);
+            member.asking += found.count;
+            member.adopting += found.count;
         }
     }
 
     /// Pages are asked for no longer: they were released, or cannot be adopted now. How many were asked for.
     pub fn answer_adopt(&mut self, key: MemberKey, id: TableId, run: Run) -> usize {
-        let (table, book) = (self.tables.table_mut(id), self.clients.get_mut(key));
+        let (table, member) = (self.tables.table_mut(id), self.members.get_mut(key));
         let queued = table.clear_flag(run, ADOPT_QUEUED);
         let sent = table.clear_flag(run, ADOPT_SENT);
-        book.asking -= queued;
-        book.adopting -= queued + sent;
-        if book.asking == 0 {
-            book.adopts.clear();
+        member.asking -= queued;
+        member.adopting -= queued + sent;
+        if member.asking == 0 {
+            member.adopts.clear();
         }
         queued + sent
     }
 
     /// A failed adopt is tried once more, unless there is no reason for it any more.
     pub fn ask_again(&mut self, id: TableId, run: Run) {
-        let Some(key) = self.tables.get(id).map(|segment| segment.client) else { return };
-        if !self.clients.find(key).is_some_and(|book| book.listening) {
+        let Some(key) = self.tables.get(id).map(|segment| segment.member) else { return };
+        if !self.members.find(key).is_some_and(|member| member.listening) {
             return;
         }
         let wanted = if self.unmerging { MAPPED } else { State::Copied.bit() };
@@ -59,7 +59,7 @@ impl Books {
             return;
         }
         let listening: Vec<MemberKey> =
-            self.clients.iter().filter(|(_, book)| book.listening).map(|(key, _)| key).collect();
+            self.members.iter().filter(|(_, member)| member.listening).map(|(key, _)| key).collect();
         for key in listening {
             self.cancel_queued(key, None);
             for id in self.table_ids(key) {
@@ -70,15 +70,15 @@ impl Books {
 
     /// Takes out what is queued for a client: merges of at most so many pages, and adopts of as many.
     pub fn take(&mut self, client: i64, pages: usize) -> Result<Instructions> {
-        let key = self.clients.key(client)?;
-        let book = self.clients.get_mut(key);
+        let key = self.members.key(client)?;
+        let member = self.members.get_mut(key);
         let mut told = Instructions::default();
-        for run in book.merges.take(pages) {
+        for run in member.merges.take(pages) {
             self.tables.table_mut(run.table).set_states(run.pages, State::Proposed);
             let segment = self.tables.segment(run.table).number;
             told.merges.push((segment, run.pages.first, run.pages.count, run.frame.map_or(-1, i64::from)));
         }
-        for (id, run) in book.adopts.take(pages) {
+        for (id, run) in member.adopts.take(pages) {
             let Some(segment) = self.tables.get(id).map(|segment| segment.number) else { continue };
             let table = self.tables.table_mut(id);
             let mut at = run.first;
@@ -86,11 +86,11 @@ impl Books {
                 at = found.end();
                 table.clear_flag(found, ADOPT_QUEUED);
                 table.set_flag(found, ADOPT_SENT);
-                book.asking -= found.count;
+                member.asking -= found.count;
                 told.adopts.push((segment, found.first, found.count));
             }
         }
-        told.more = book.is_queued();
+        told.more = member.is_queued();
         Ok(told)
     }
 }

@@ -78,17 +78,17 @@ impl Event {
 impl Books {
     /// Books what a client reported. Events before one that does not fit are booked, it and the rest are not.
     pub fn apply(&mut self, client: i64, events: &Columns) -> Result<()> {
-        let key = self.clients.key(client)?;
+        let key = self.members.key(client)?;
         if !events.are_equal() {
             return Err(Violation::Columns.into());
         }
-        if !self.clients.get(key).listening {
+        if !self.members.get(key).listening {
             return Err(Violation::Departed.into());
         }
         let (mut claims, mut most) = (self.claims(), CLAIMS);
         for n in 0..events.kind.len() {
             let (segment, first, count) = (events.segment[n], events.first[n], events.count[n]);
-            let id = self.clients.get(key).segment(segment).ok_or(Violation::Segment(segment))?;
+            let id = self.members.get(key).segment(segment).ok_or(Violation::Segment(segment))?;
             let run = usize::try_from(first).ok().zip(usize::try_from(count).ok());
             let run = run.map(|(first, count)| Run { first, count });
             let run = run.filter(|run| run.fits(self.tables.table(id).pages()));
@@ -115,13 +115,13 @@ impl Books {
     }
 
     fn claims(&self) -> usize {
-        let clients: usize = self.clients.iter().map(|(_, book)| book.claims()).sum();
-        self.tables.claims() + self.calendar.claims() + clients
+        let members: usize = self.members.iter().map(|(_, member)| member.claims()).sum();
+        self.tables.claims() + self.calendar.claims() + members
     }
 
     /// The part of `claims` that an event may change.
     fn claims_of(&self, key: MemberKey, id: TableId) -> usize {
-        self.tables.table(id).claims() + self.calendar.claims() + self.clients.get(key).claims()
+        self.tables.table(id).claims() + self.calendar.claims() + self.members.get(key).claims()
     }
 
     /// The memory that the books are about, in bytes: of segments, of frames (which many pages may share), and what was
@@ -175,7 +175,7 @@ impl Books {
     fn book_merged(&mut self, event: &Event) -> std::result::Result<(), Violation> {
         self.expect_proposal(event)?;
         self.commit(event.id, event.run);
-        self.clients.get_mut(event.key).proposed -= event.run.count;
+        self.members.get_mut(event.key).proposed -= event.run.count;
         self.merged += event.run.count as u64;
         if self.unmerging {
             self.ask_adopt(event.key, event.id, event.run);
@@ -187,7 +187,7 @@ impl Books {
         self.expect_proposal(event)?;
         let (id, run) = (event.id, event.run);
         self.cancel(id, run);
-        self.clients.get_mut(event.key).proposed -= run.count;
+        self.members.get_mut(event.key).proposed -= run.count;
         self.declined += run.count as u64;
         match event.detail {
             CHANGED if event.pool == ZERO_POOL => self.leave_zeros(id, run),
@@ -196,7 +196,7 @@ impl Books {
             CHANGED => self.tables.table_mut(id).forget_digests(run),
             BUDGET => {
                 self.rest(id, run, State::OverBudget, RETRY_PASSES);
-                self.clients.get_mut(event.key).add_over_budget(id, run);
+                self.members.get_mut(event.key).add_over_budget(id, run);
             }
             PINNED => self.rest(id, run, State::Pinned, RETRY_PASSES),
             FAILED => self.rest(id, run, State::Failed, RETRY_PASSES),
@@ -251,7 +251,7 @@ impl Books {
                 }
             }
         }
-        for (other, declined) in self.clients.get_mut(key).take_over_budget() {
+        for (other, declined) in self.members.get_mut(key).take_over_budget() {
             self.wake(other, declined, State::OverBudget); // there is room for mappings now
         }
         Ok(())

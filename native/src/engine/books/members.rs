@@ -1,4 +1,4 @@
-//! Clients, as an engine sees them: their segments, and what they are to be told or have not answered.
+//! The members of a domain (clients, as its engine sees them): their segments, and what they are to be told or have not answered.
 
 use crate::engine::books::queues::{AdoptQueue, MergeQueue};
 use crate::engine::error::{Error, Result};
@@ -6,8 +6,8 @@ use crate::engine::ids::{MemberKey, TableId};
 use crate::page::Run;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-/// What there is to know of one client.
-pub struct Client {
+/// What there is to know of one member.
+pub struct Member {
     /// The caller's number.
     pub number: i64,
     /// It may answer; a departed client does not, and keeps what it has.
@@ -27,9 +27,9 @@ pub struct Client {
     over_budget: BTreeMap<(TableId, usize), usize>,
 }
 
-impl Client {
-    fn new(number: i64) -> Client {
-        Client {
+impl Member {
+    fn new(number: i64) -> Member {
+        Member {
             number,
             listening: true,
             segments: HashMap::new(),
@@ -83,15 +83,15 @@ impl Client {
     }
 }
 
-/// All clients, by the caller's number and in the order in which they came.
+/// All members, by the caller's number and in the order in which they came.
 #[derive(Default)]
-pub struct Clients {
-    clients: BTreeMap<MemberKey, Client>,
+pub struct Members {
+    members: BTreeMap<MemberKey, Member>,
     keys: HashMap<i64, MemberKey>,
     made: u64,
 }
 
-impl Clients {
+impl Members {
     pub fn add(&mut self, number: i64) -> Result<()> {
         if self.keys.contains_key(&number) {
             return Err(Error::ClientTaken(number));
@@ -99,14 +99,14 @@ impl Clients {
         self.made += 1;
         let key = MemberKey(self.made);
         self.keys.insert(number, key);
-        self.clients.insert(key, Client::new(number));
+        self.members.insert(key, Member::new(number));
         Ok(())
     }
 
-    pub fn remove(&mut self, key: MemberKey) -> Client {
-        let client = self.clients.remove(&key).expect("the client is there");
-        self.keys.remove(&client.number);
-        client
+    pub fn remove(&mut self, key: MemberKey) -> Member {
+        let member = self.members.remove(&key).expect("the member is there");
+        self.keys.remove(&member.number);
+        member
     }
 
     /// The client that the caller calls so.
@@ -114,21 +114,21 @@ impl Clients {
         self.keys.get(&number).copied().ok_or(Error::NoClient(number))
     }
 
-    pub fn find(&self, key: MemberKey) -> Option<&Client> {
-        self.clients.get(&key)
+    pub fn find(&self, key: MemberKey) -> Option<&Member> {
+        self.members.get(&key)
     }
 
-    /// A client that is there.
-    pub fn get(&self, key: MemberKey) -> &Client {
-        &self.clients[&key]
+    /// A member that is there.
+    pub fn get(&self, key: MemberKey) -> &Member {
+        &self.members[&key]
     }
 
-    /// A client that is there.
-    pub fn get_mut(&mut self, key: MemberKey) -> &mut Client {
-        self.clients.get_mut(&key).expect("the client is there")
+    /// A member that is there.
+    pub fn get_mut(&mut self, key: MemberKey) -> &mut Member {
+        self.members.get_mut(&key).expect("the member is there")
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = (MemberKey, &Client)> {
-        self.clients.iter().map(|(key, client)| (*key, client))
+    pub fn iter(&self) -> impl Iterator<Item = (MemberKey, &Member)> {
+        self.members.iter().map(|(key, member)| (*key, member))
     }
 }

@@ -13,7 +13,7 @@ pub mod queues;
 pub use events::Columns;
 
 use crate::engine::books::calendar::Calendar;
-use crate::engine::books::members::Clients;
+use crate::engine::books::members::Members;
 use crate::engine::books::queues::Merge;
 use crate::engine::error::{Error, Result};
 use crate::engine::frames::Frames;
@@ -29,7 +29,7 @@ use std::os::fd::OwnedFd;
 
 /// See the head of this file.
 pub struct Books {
-    pub clients: Clients,
+    pub members: Members,
     pub tables: Tables,
     pub unstable: Unstable,
     pub frames: Frames,
@@ -48,7 +48,7 @@ pub struct Books {
 impl Books {
     pub fn new(frames: Frames, options: Options, zero_digest: u64, pool: u16) -> Books {
         Books {
-            clients: Clients::default(),
+            members: Members::default(),
             tables: Tables::default(),
             unstable: Unstable::default(),
             frames,
@@ -67,36 +67,36 @@ impl Books {
 
     /// Takes over a descriptor that is open for reading. The scan comes to the segment in the next pass.
     pub fn add_segment(&mut self, client: i64, number: i64, fd: OwnedFd, pages: usize, tracked: bool) -> Result<()> {
-        let key = self.clients.key(client)?;
-        let book = self.clients.get_mut(key);
-        if book.segment(number).is_some() || !book.listening || pages == 0 {
+        let key = self.members.key(client)?;
+        let member = self.members.get_mut(key);
+        if member.segment(number).is_some() || !member.listening || pages == 0 {
             return Err(Error::SegmentRefused(client, number));
         }
         let base = self.tables.place_for(pages)?;
         let table = PageTable::new(pages, tracked)?;
         let id = self.tables.add(Segment::new(key, number, base, fd, table));
-        book.add_segment(number, id);
+        member.add_segment(number, id);
         Ok(())
     }
 
     /// False, and nothing is done, if one of its pages still maps a frame or has a proposal outstanding.
     pub fn drop_segment(&mut self, client: i64, number: i64) -> Result<bool> {
-        let key = self.clients.key(client)?;
-        let id = self.clients.get(key).segment(number).ok_or(Error::NoSegment(number))?;
+        let key = self.members.key(client)?;
+        let id = self.members.get(key).segment(number).ok_or(Error::NoSegment(number))?;
         let table = self.tables.table(id);
         if [State::Proposed, State::Merged, State::Zero, State::Copied].iter().any(|state| table.count(*state) > 0) {
             return Ok(false);
         }
         self.cancel_queued(key, Some(id));
-        self.clients.get_mut(key).remove_segment(number);
+        self.members.get_mut(key).remove_segment(number);
         self.forget(id);
         Ok(true)
     }
 
     /// The client will not answer again. Its proposals outstanding count as if they were carried out.
     pub fn depart_client(&mut self, client: i64) -> Result<()> {
-        let key = self.clients.key(client)?;
-        if !self.clients.get(key).listening {
+        let key = self.members.key(client)?;
+        if !self.members.get(key).listening {
             return Ok(());
         }
         self.cancel_queued(key, None);
@@ -110,17 +110,17 @@ impl Books {
             }
             self.answer_adopt(key, id, whole);
         }
-        let book = self.clients.get_mut(key);
-        book.proposed = 0;
-        book.listening = false;
+        let member = self.members.get_mut(key);
+        member.proposed = 0;
+        member.listening = false;
         Ok(())
     }
 
     /// The client's whole process family is dead.
     pub fn remove_client(&mut self, client: i64) -> Result<()> {
         self.depart_client(client)?;
-        let key = self.clients.key(client)?;
-        let tables = self.clients.remove(key).tables;
+        let key = self.members.key(client)?;
+        let tables = self.members.remove(key).tables;
         for id in tables {
             let end = self.tables.table(id).pages();
             let mut at = 0;
@@ -134,7 +134,7 @@ impl Books {
     }
 
     pub fn table_ids(&self, key: MemberKey) -> Vec<TableId> {
-        self.clients.get(key).tables.iter().copied().collect()
+        self.members.get(key).tables.iter().copied().collect()
     }
 
     fn forget(&mut self, id: TableId) {
@@ -208,16 +208,16 @@ impl Books {
 
     /// Takes back what was proposed and not yet taken, for one segment or all of a client's.
     pub fn cancel_queued(&mut self, key: MemberKey, id: Option<TableId>) {
-        let removed: Vec<Merge> = self.clients.get_mut(key).merges.remove(id);
+        let removed: Vec<Merge> = self.members.get_mut(key).merges.remove(id);
         for run in removed {
             self.cancel(run.table, run.pages);
-            self.clients.get_mut(key).proposed -= run.pages.count;
+            self.members.get_mut(key).proposed -= run.pages.count;
         }
     }
 
     /// How many more pages may be proposed to a client.
     pub fn room(&self, key: MemberKey) -> usize {
-        self.options.max_outstanding.saturating_sub(self.clients.get(key).proposed)
+        self.options.max_outstanding.saturating_sub(self.members.get(key).proposed)
     }
 
     // Rest
@@ -268,8 +268,8 @@ impl Books {
 
     /// One segment's pages by state.
     pub fn segment_counts(&self, client: i64, number: i64) -> Result<SegmentCounts> {
-        let book = self.clients.get(self.clients.key(client)?);
-        let table = self.tables.table(book.segment(number).ok_or(Error::NoSegment(number))?);
+        let member = self.members.get(self.members.key(client)?);
+        let table = self.tables.table(member.segment(number).ok_or(Error::NoSegment(number))?);
         Ok(SegmentCounts {
             merged: table.count(State::Merged),
             zero: table.count(State::Zero),
@@ -280,15 +280,15 @@ impl Books {
 
     /// Pages of the client that map frames (copies not counted: they read their own bytes), and pages proposed to it.
     pub fn merged_pages(&self, client: i64) -> Result<(usize, usize)> {
-        let book = self.clients.get(self.clients.key(client)?);
-        let tables = book.tables.iter().map(|id| self.tables.table(*id));
-        Ok((tables.map(|t| t.count(State::Merged) + t.count(State::Zero)).sum(), book.proposed))
+        let member = self.members.get(self.members.key(client)?);
+        let tables = member.tables.iter().map(|id| self.tables.table(*id));
+        Ok((tables.map(|t| t.count(State::Merged) + t.count(State::Zero)).sum(), member.proposed))
     }
 
     /// Pages of the client that were to be merged and are not, by what keeps them.
     pub fn left(&self, client: i64) -> Result<Left> {
-        let book = self.clients.get(self.clients.key(client)?);
-        let count = |state: State| book.tables.iter().map(|id| self.tables.table(*id).count(state)).sum();
+        let member = self.members.get(self.members.key(client)?);
+        let count = |state: State| member.tables.iter().map(|id| self.tables.table(*id).count(state)).sum();
         Ok(Left {
             over_budget: count(State::OverBudget),
             refused: count(State::Refused),
@@ -302,18 +302,18 @@ impl Books {
 
     /// Pages of the client that are known and like no other, or not wanted.
     pub fn apart(&self, client: i64) -> Result<usize> {
-        let book = self.clients.get(self.clients.key(client)?);
-        let tables = book.tables.iter().map(|id| self.tables.table(*id));
+        let member = self.members.get(self.members.key(client)?);
+        let tables = member.tables.iter().map(|id| self.tables.table(*id));
         Ok(tables.map(|table| table.count(State::Excluded) + table.count_flag(LISTED)).sum())
     }
 
     /// Clients for which something is queued.
     pub fn queued(&self) -> Vec<i64> {
-        self.clients.iter().filter(|(_, book)| book.is_queued()).map(|(_, book)| book.number).collect()
+        self.members.iter().filter(|(_, member)| member.is_queued()).map(|(_, member)| member.number).collect()
     }
 
     /// Pages proposed or to be adopted, of which the answer is not in.
     pub fn outstanding(&self) -> usize {
-        self.clients.iter().map(|(_, book)| book.proposed + book.adopting).sum()
+        self.members.iter().map(|(_, member)| member.proposed + member.adopting).sum()
     }
 }

@@ -39,7 +39,7 @@ impl Engine {
             self.undo(current, written);
         }
         for Proposal { key, id, page, frame } in self.proposals.drain(..) {
-            self.books.clients.get_mut(key).merges.add(id, page, frame);
+            self.books.members.get_mut(key).merges.add(id, page, frame);
         }
         self.founded.clear();
     }
@@ -75,7 +75,7 @@ impl Engine {
             table.let_go(proposal.page, self.books.frames.digest(frame));
             table.set_state(proposal.page, State::Owned);
             self.books.frames.cancel(frame);
-            self.books.clients.get_mut(proposal.key).proposed -= 1;
+            self.books.members.get_mut(proposal.key).proposed -= 1;
             current.proposed -= 1;
         }
         for made in &lost {

@@ -170,7 +170,7 @@ impl Engine {
             self.books.frames.reserve(frame);
         }
         let key = self.client_of(id);
-        self.books.clients.get_mut(key).proposed += 1;
+        self.books.members.get_mut(key).proposed += 1;
         current.proposed += 1;
         self.proposals.push(Proposal { key, id, page, frame });
     }
@@ -185,7 +185,7 @@ impl Engine {
     }
 
     fn client_of(&self, id: TableId) -> MemberKey {
-        self.books.tables.segment(id).client
+        self.books.tables.segment(id).member
     }
 
     /// The frame that would continue the run before a page (M2); the reference has it in words.

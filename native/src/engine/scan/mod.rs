@@ -108,7 +108,7 @@ impl Engine {
 
     /// Makes a client known.
     pub fn add_client(&mut self, client: i64) -> Result<()> {
-        self.books.clients.add(client)
+        self.books.members.add(client)
     }
 
     /// Makes a segment part of the scan; takes over a descriptor that is open for reading.
@@ -276,12 +276,12 @@ impl Engine {
 
     /// Segments of clients that may answer, in the order in which they came.
     pub(super) fn scannable(&self) -> Vec<TableId> {
-        let listening = self.books.clients.iter().filter(|(_, book)| book.listening);
-        listening.flat_map(|(_, book)| book.tables.iter().copied()).collect()
+        let listening = self.books.members.iter().filter(|(_, member)| member.listening);
+        listening.flat_map(|(_, member)| member.tables.iter().copied()).collect()
     }
 
     pub(super) fn can_be_scanned(&self, id: TableId) -> bool {
-        self.books.tables.get(id).is_some_and(|segment| self.books.clients.get(segment.client).listening)
+        self.books.tables.get(id).is_some_and(|segment| self.books.members.get(segment.member).listening)
     }
 
     /// Says what the next chunks are. Returns how many: none at the end of the pass, one if a thread is enough.

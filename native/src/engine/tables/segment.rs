@@ -24,7 +24,7 @@ pub enum Data {
 
 /// See the head of this file.
 pub struct Segment {
-    pub client: MemberKey,
+    pub member: MemberKey,
     /// The caller's number.
     pub number: i64,
     /// The first of its places.
@@ -35,8 +35,8 @@ pub struct Segment {
 
 impl Segment {
     /// Takes over a descriptor that is open for reading.
-    pub fn new(client: MemberKey, number: i64, base: u32, fd: OwnedFd, table: PageTable) -> Segment {
-        Segment { client, number, base, table, fd }
+    pub fn new(member: MemberKey, number: i64, base: u32, fd: OwnedFd, table: PageTable) -> Segment {
+        Segment { member, number, base, table, fd }
     }
 
     pub fn place(&self, page: usize) -> u32 {

@@ -22,8 +22,8 @@ impl Engine {
     /// The pages of a part of a segment that hold frames, or that frames are proposed to. The part may reach beyond
     /// the end.
     pub fn held(&self, client: i64, number: i64, part: Run) -> Result<Vec<Held>> {
-        let book = self.books.clients.get(self.books.clients.key(client)?);
-        let table = self.books.tables.table(book.segment(number).ok_or(Error::NoSegment(number))?);
+        let member = self.books.members.get(self.books.members.key(client)?);
+        let table = self.books.tables.table(member.segment(number).ok_or(Error::NoSegment(number))?);
         let end = part.first.saturating_add(part.count).min(table.pages());
         let mut held: Vec<Held> = Vec::new();
         let mut at = part.first.min(end);

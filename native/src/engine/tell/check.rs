@@ -28,12 +28,12 @@ impl Books {
     fn check(&self) -> Checked {
         let mut users: HashMap<u32, (u32, u32)> = HashMap::new();
         let mut known = BTreeSet::new();
-        for (key, book) in self.clients.iter() {
+        for (key, member) in self.members.iter() {
             let (mut asking, mut adopting, mut queued, mut proposed) = (0, 0, 0, 0);
-            for &id in &book.tables {
+            for &id in &member.tables {
                 let segment = self.tables.get(id).ok_or("tables and segments differ")?;
                 let table = &segment.table;
-                expect(segment.client == key && book.segment(segment.number) == Some(id), "a segment is whose?")?;
+                expect(segment.member == key && member.segment(segment.number) == Some(id), "a segment is whose?")?;
                 table.check()?;
                 known.insert(id);
                 for page in 0..table.pages() {
@@ -49,14 +49,14 @@ impl Books {
                 adopting += table.count_flag(ADOPT_QUEUED | ADOPT_SENT);
                 queued += table.count(State::Queued);
                 proposed += table.count(State::Queued) + table.count(State::Proposed);
-                expect(book.listening || table.count_flag(LISTED) == 0, "a departed client's page is listed")?;
+                expect(member.listening || table.count_flag(LISTED) == 0, "a departed client's page is listed")?;
             }
-            expect(book.proposed == proposed, "proposals miscounted")?;
-            expect((book.asking, book.adopting) == (asking, adopting), "adopts miscounted")?;
-            expect(book.listening || (proposed, adopting) == (0, 0), "something is asked of a departed client")?;
-            book.merges.check()?;
+            expect(member.proposed == proposed, "proposals miscounted")?;
+            expect((member.asking, member.adopting) == (asking, adopting), "adopts miscounted")?;
+            expect(member.listening || (proposed, adopting) == (0, 0), "something is asked of a departed client")?;
+            member.merges.check()?;
             let mut in_queue = 0;
-            for run in book.merges.iter() {
+            for run in member.merges.iter() {
                 let table = self.tables.table(run.table);
                 in_queue += run.pages.count;
                 for page in run.pages.first..run.pages.end() {

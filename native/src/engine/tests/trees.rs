@@ -1,6 +1,6 @@
 //! The stable and the unstable tree against maps by whole digests.
 
-use crate::engine::books::members::Clients;
+use crate::engine::books::members::Members;
 use crate::engine::frames::stable::Stable;
 use crate::engine::frames::tree::Tree;
 use crate::engine::frames::unstable::Unstable;
@@ -162,9 +162,9 @@ fn add(tables: &mut Tables, pages: usize, tracked: bool) -> TableId {
 }
 
 fn client() -> MemberKey {
-    let mut clients = Clients::default();
-    clients.add(1).expect("a new client");
-    clients.key(1).expect("it was added")
+    let mut members = Members::default();
+    members.add(1).expect("a new client");
+    members.key(1).expect("it was added")
 }
 
 /// The smallest and the largest digest there are, and others at the borders of shards and halves.
