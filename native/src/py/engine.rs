@@ -60,12 +60,12 @@ impl Engine {
     }
 
     fn inherit(&self, py: Python<'_>) -> PyResult<usize> {
-        self.with(py, engine::Engine::inherit)
+        self.with(py, engine::Engine::recover_frames)
     }
 
     fn bury(&self, py: Python<'_>) -> PyResult<()> {
         self.with(py, |engine| {
-            engine.bury();
+            engine.release_unclaimed();
             Ok(())
         })
     }
@@ -125,7 +125,7 @@ impl Engine {
         client: i64,
         pages: usize,
     ) -> PyResult<(Vec<(i64, usize, usize, i64)>, Vec<(i64, usize, usize)>, bool)> {
-        let told = self.with(py, |engine| engine.take(client, pages))?;
+        let told = self.with(py, |engine| engine.take_instructions(client, pages))?;
         Ok((told.merges, told.adopts, told.more))
     }
 

@@ -69,7 +69,7 @@ impl Books {
     }
 
     /// Takes out what is queued for a client: merges of at most so many pages, and adopts of as many.
-    pub fn take(&mut self, client: i64, pages: usize) -> Result<Instructions> {
+    pub fn take_instructions(&mut self, client: i64, pages: usize) -> Result<Instructions> {
         let key = self.members.key(client)?;
         let member = self.members.get_mut(key);
         let mut told = Instructions::default();

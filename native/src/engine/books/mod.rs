@@ -6,11 +6,9 @@
 
 mod adopts;
 mod calendar;
-mod events;
+pub mod events;
 pub mod members;
 pub mod queues;
-
-pub use events::Columns;
 
 use crate::engine::books::calendar::Calendar;
 use crate::engine::books::members::Members;
@@ -133,6 +131,21 @@ impl Books {
         Ok(())
     }
 
+    /// Whose a segment is.
+    pub fn member_of(&self, id: TableId) -> MemberKey {
+        self.tables.segment(id).member
+    }
+
+    /// Segments of clients that may answer, in the order in which they came.
+    pub fn scannable(&self) -> Vec<TableId> {
+        let listening = self.members.iter().filter(|(_, member)| member.listening);
+        listening.flat_map(|(_, member)| member.tables.iter().copied()).collect()
+    }
+
+    pub fn can_be_scanned(&self, id: TableId) -> bool {
+        self.tables.get(id).is_some_and(|segment| self.members.get(segment.member).listening)
+    }
+
     pub fn table_ids(&self, key: MemberKey) -> Vec<TableId> {
         self.members.get(key).tables.iter().copied().collect()
     }
@@ -198,8 +211,8 @@ impl Books {
     }
 
     /// Everybody who mapped frames of a pool that was taken over has said so, or is gone: what nobody claimed is released.
-    pub fn bury(&mut self) {
-        for frame in self.frames.take_past() {
+    pub fn release_unclaimed(&mut self) {
+        for frame in self.frames.take_unclaimed() {
             let digest = self.frames.digest(frame);
             self.frames.cancel(frame);
             self.offer(frame, digest);
@@ -305,6 +318,12 @@ impl Books {
         let member = self.members.get(self.members.key(client)?);
         let tables = member.tables.iter().map(|id| self.tables.table(*id));
         Ok(tables.map(|table| table.count(State::Excluded) + table.count_flag(LISTED)).sum())
+    }
+
+    /// Tracked pages that became due for reading after the pass began.
+    pub fn count_due(&self) -> usize {
+        let tables = self.scannable().into_iter().map(|id| self.tables.table(id));
+        tables.filter(|table| table.tracked).map(PageTable::count_due).sum()
     }
 
     /// Clients for which something is queued.

@@ -81,7 +81,7 @@ impl Allocator {
     }
 
     /// So many numbers are there from before, all free as far as is known. False if that is beyond the limit.
-    pub fn inherit(&mut self, numbers: u32) -> bool {
+    pub fn recover(&mut self, numbers: u32) -> bool {
         if numbers > self.limit {
             return false;
         }

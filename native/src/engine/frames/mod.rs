@@ -2,7 +2,7 @@
 //!
 //! A frame has references (pages that map it, or are copies of it) and reservations (proposals that name it). It leaves
 //! tree and store with the last of both (I1, I3). Frames of a pool that was taken over have a reservation more, for all
-//! who may map them and have not said so yet, until the past is over.
+//! who may map them and have not said so yet, until all have resumed or are gone.
 
 pub mod allocator;
 pub mod stable;
@@ -48,7 +48,7 @@ pub struct Frames {
     digests: Vec<u64>,
     references: Vec<u32>,
     reservations: Vec<u32>,
-    past: Vec<u32>,
+    awaiting_resume: Vec<u32>,
     /// Frames with a reference.
     pub shared: usize,
 }
@@ -61,7 +61,7 @@ impl Frames {
             digests: Vec::new(),
             references: Vec::new(),
             reservations: Vec::new(),
-            past: Vec::new(),
+            awaiting_resume: Vec::new(),
             shared: 0,
         }
     }
@@ -90,20 +90,20 @@ impl Frames {
     }
 
     /// Takes over what the pool holds from before. How many frames.
-    pub fn inherit(&mut self, digest: impl Fn(&[u8]) -> u64) -> io::Result<usize> {
+    pub fn recover(&mut self, digest: impl Fn(&[u8]) -> u64) -> io::Result<usize> {
         let mut found = Vec::new();
-        self.store.inherit(|frame, page| found.push((frame, digest(page))))?;
+        self.store.recover(|frame, page| found.push((frame, digest(page))))?;
         for (frame, digest) in found {
             self.enter(digest, frame);
             self.reserve(frame);
-            self.past.push(frame);
+            self.awaiting_resume.push(frame);
         }
-        Ok(self.past.len())
+        Ok(self.awaiting_resume.len())
     }
 
-    /// Takes out the frames that are reserved for the past: cancel each.
-    pub fn take_past(&mut self) -> Vec<u32> {
-        std::mem::take(&mut self.past)
+    /// Takes out the frames that have a reservation for those who may resume: cancel each.
+    pub fn take_unclaimed(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.awaiting_resume)
     }
 
     /// Whether a page may map the frame: somebody has it, and its bytes stay.
@@ -221,7 +221,7 @@ impl Frames {
     /// Compares the users of frames with what was counted: references and reservations by frame.
     pub fn recount(&self, mut counted: Vec<(u32, u32)>) -> Vec<Miscount> {
         counted.resize(counted.len().max(self.numbers()), (0, 0));
-        self.past.iter().for_each(|frame| counted[*frame as usize].1 += 1);
+        self.awaiting_resume.iter().for_each(|frame| counted[*frame as usize].1 += 1);
         let booked = |frame: usize| match frame < self.numbers() {
             true => (self.references[frame], self.reservations[frame]),
             false => (0, 0),
@@ -234,7 +234,7 @@ impl Frames {
 
     /// Compares the books with what the page tables say, by frame: references and reservations.
     pub fn check(&self, mut users: HashMap<u32, (u32, u32)>) -> Result<(), String> {
-        for frame in &self.past {
+        for frame in &self.awaiting_resume {
             users.entry(*frame).or_default().1 += 1;
         }
         self.store.check()?;

@@ -23,7 +23,7 @@ pub struct Store {
 }
 
 impl Store {
-    /// Takes over a descriptor, open for reading and writing, of an empty object, or of one to `inherit`.
+    /// Takes over a descriptor, open for reading and writing, of an empty object, or of one to `recover`.
     /// `limit`: most frames, used or not.
     pub fn new(fd: OwnedFd, limit: u32) -> Store {
         Store { fd, numbers: Allocator::new(limit) }
@@ -31,12 +31,12 @@ impl Store {
 
     /// Takes over what the object holds from before: the pages that are no holes are in use, and named to `each` with
     /// their bytes, in order.
-    pub fn inherit(&mut self, mut each: impl FnMut(u32, &[u8])) -> io::Result<()> {
+    pub fn recover(&mut self, mut each: impl FnMut(u32, &[u8])) -> io::Result<()> {
         // One look: whoever owns the object may change its size at any moment, and books take memory by size.
         let (size, allocated) = shm::extent(self.fd.as_fd())?;
         let numbers = u32::try_from(size / page_size()).unwrap_or(u32::MAX);
         let plausible = SPARSE.saturating_mul(allocated / page_size()).saturating_add(SMALL);
-        if numbers as usize > plausible || !self.numbers.inherit(numbers) {
+        if numbers as usize > plausible || !self.numbers.recover(numbers) {
             return Err(io::Error::from_raw_os_error(libc::EFBIG));
         }
         let mut buffer = vec![0; bytes(INHERITED)];

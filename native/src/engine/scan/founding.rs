@@ -4,54 +4,37 @@
 //! Nobody hears of a frame before it was written: what the chunk proposes is queued after that. Where the pool has no
 //! room for the bytes, what was decided for the frame is undone, as if it could not have been made.
 
-use crate::engine::ids::{MemberKey, TableId};
-use crate::engine::scan::Engine;
-use crate::engine::scan::pass::Pass;
+use crate::engine::books::Books;
+use crate::engine::scan::Scan;
+use crate::engine::scan::matching::{leave, list_again};
+use crate::engine::scan::pass::{Pass, Proposal};
 use crate::engine::tables::state::State;
 use crate::faults;
 
-/// A frame whose bytes are still to be written.
-pub struct Founded {
-    pub frame: u32,
-    pub digest: u64,
-    /// The page that was seen before with this digest.
-    pub twin: (TableId, usize),
-    /// Which page of the chunk has the bytes.
-    pub at: usize,
-}
-
-/// A page that was proposed, and is still to be queued.
-pub struct Proposal {
-    pub key: MemberKey,
-    pub id: TableId,
-    pub page: usize,
-    pub frame: Option<u32>,
-}
-
-impl Engine {
+impl Scan {
     /// The chunk was looked at: writes its frames, and queues its proposals.
-    pub(super) fn conclude(&mut self, current: &mut Pass, chunk: usize) {
-        let unwritten = self.write_founded(chunk);
+    pub(super) fn conclude(&mut self, books: &mut Books, current: &mut Pass, chunk: usize) {
+        let unwritten = self.write_founded(books, chunk);
         if !self.founded.is_empty() {
             faults::hit("engine.founded");
         }
         if let Some(written) = unwritten {
-            self.undo(current, written);
+            self.undo(books, current, written);
         }
         for Proposal { key, id, page, frame } in self.proposals.drain(..) {
-            self.books.members.get_mut(key).merges.add(id, page, frame);
+            books.members.get_mut(key).merges.add(id, page, frame);
         }
         self.founded.clear();
     }
 
     /// Returns how many were written, from the first on, if not all could be.
-    fn write_founded(&mut self, chunk: usize) -> Option<usize> {
+    fn write_founded(&mut self, books: &mut Books, chunk: usize) -> Option<usize> {
         let mut first = 0;
         while first < self.founded.len() {
             let follows = |n: usize| self.founded[first].frame + n as u32;
             let run = self.founded[first..].iter().enumerate().take_while(|(n, made)| made.frame == follows(*n));
             let pages: Vec<&[u8]> = run.map(|(_, made)| self.chunks[chunk].page(made.at)).collect();
-            let (written, error) = self.books.frames.store.write(self.founded[first].frame, &pages);
+            let (written, error) = books.frames.store.write(self.founded[first].frame, &pages);
             first += written;
             if error.is_some() {
                 self.refusal = error;
@@ -62,7 +45,7 @@ impl Engine {
     }
 
     /// Takes back what was decided for the frames that were not written.
-    fn undo(&mut self, current: &mut Pass, written: usize) {
+    fn undo(&mut self, books: &mut Books, current: &mut Pass, written: usize) {
         let lost = self.founded.split_off(written);
         let is_lost = |frame: Option<u32>| lost.iter().any(|made| Some(made.frame) == frame);
         let (undone, kept): (Vec<_>, Vec<_>) =
@@ -70,21 +53,21 @@ impl Engine {
         self.proposals = kept;
         for proposal in &undone {
             let Some(frame) = proposal.frame else { continue };
-            let table = self.books.tables.table_mut(proposal.id);
+            let table = books.tables.table_mut(proposal.id);
             // Not as `own` does: no tracked page is to be read again for it.
-            table.let_go(proposal.page, self.books.frames.digest(frame));
+            table.let_go(proposal.page, books.frames.digest(frame));
             table.set_state(proposal.page, State::Owned);
-            self.books.frames.cancel(frame);
-            self.books.members.get_mut(proposal.key).proposed -= 1;
+            books.frames.cancel(frame);
+            books.members.get_mut(proposal.key).proposed -= 1;
             current.proposed -= 1;
         }
         for made in &lost {
-            self.list_again(current, made.twin, made.digest);
+            list_again(books, current, made.twin, made.digest);
         }
         for proposal in &undone {
             let here = (proposal.id, proposal.page);
             if !lost.iter().any(|made| made.twin == here) {
-                self.leave(current, here);
+                leave(books, current, here);
             }
         }
     }

@@ -1,6 +1,6 @@
-//! A pass under way: what it has found so far, and where it goes on.
+//! A pass under way: what it has found so far, where it goes on, and what a chunk of it has decided.
 
-use crate::engine::ids::TableId;
+use crate::engine::ids::{MemberKey, TableId};
 use std::collections::VecDeque;
 
 /// What a pass has found so far; `PassReport` has the meanings.
@@ -21,4 +21,22 @@ pub struct Pass {
 pub struct Ahead {
     pub tables: VecDeque<TableId>,
     pub page: usize,
+}
+
+/// A frame whose bytes are still to be written.
+pub struct Founded {
+    pub frame: u32,
+    pub digest: u64,
+    /// The page that was seen before with this digest.
+    pub twin: (TableId, usize),
+    /// Which page of the chunk has the bytes.
+    pub at: usize,
+}
+
+/// A page that was proposed, and is still to be queued.
+pub struct Proposal {
+    pub key: MemberKey,
+    pub id: TableId,
+    pub page: usize,
+    pub frame: Option<u32>,
 }

@@ -1,9 +1,9 @@
 //! What an audit of a running engine asks: who holds which frame, whether frames are what they were when they
 //! were made, and whether their users are counted right. Reads, and changes nothing.
 
+use crate::engine::engine::Engine;
 use crate::engine::error::{Error, Result};
 use crate::engine::frames::{Fault, Miscount};
-use crate::engine::scan::Engine;
 use crate::engine::tables::state::{HELD, MAPPED};
 use crate::page::Run;
 
@@ -44,8 +44,8 @@ impl Engine {
 
     /// What is wrong with the frames of a range.
     pub fn audit(&mut self, first: u32, count: u32) -> Vec<(u32, Fault)> {
-        let digester = self.digester;
-        self.books.frames.audit(first, count, &mut self.spare, |page| digester.digest(page))
+        let digester = self.scan.digester;
+        self.books.frames.audit(first, count, &mut self.scan.spare, |page| digester.digest(page))
     }
 
     /// Counts the users of all frames again, by the page tables. About 5 ms for a million pages.

@@ -1,7 +1,7 @@
 //! Recounts everything and says the first difference. For tests and audits.
 
 use crate::engine::books::Books;
-use crate::engine::scan::Engine;
+use crate::engine::engine::Engine;
 use crate::engine::tables::state::{ADOPT_QUEUED, ADOPT_SENT, HELD, LISTED, MAPPED, State};
 use std::collections::{BTreeSet, HashMap};
 
@@ -16,10 +16,10 @@ impl Engine {
     pub fn check(&self) -> Checked {
         self.books.check()?;
         let untracked = self.books.unstable.len() - self.books.unstable.tracked();
-        expect(self.founded.is_empty() && self.proposals.is_empty(), "a chunk was not concluded")?;
-        match self.pass {
+        expect(self.scan.founded.is_empty() && self.scan.proposals.is_empty(), "a chunk was not concluded")?;
+        match self.scan.pass {
             Some(pass) => expect(untracked as u64 <= pass.unshared, "unshared pages miscounted"),
-            None => expect(untracked == 0 && self.ahead.tables.is_empty(), "something is left of a finished pass"),
+            None => expect(untracked == 0 && self.scan.ahead.tables.is_empty(), "something is left of a finished pass"),
         }
     }
 }

@@ -1,10 +1,9 @@
 //! What there is to tell of an engine in numbers.
 
+use crate::engine::engine::Engine;
 use crate::engine::ids::TableId;
 use crate::engine::report::Counters;
-use crate::engine::scan::Engine;
 use crate::engine::tables::state::{PENDING, READING, REFUSED, State};
-use crate::engine::tables::table::PageTable;
 
 impl Engine {
     /// About how many pages are still to be read: in the pass under way, or else in one that began now.
@@ -15,12 +14,12 @@ impl Engine {
                 false => segment.table.count(State::Owned),
             })
         };
-        match self.pass {
+        match self.scan.pass {
             Some(_) => {
-                let ahead = self.ahead.tables.iter().filter(|id| self.can_be_scanned(**id));
+                let ahead = self.scan.ahead.tables.iter().filter(|id| self.books.can_be_scanned(**id));
                 ahead.map(|id| count(*id, READING)).sum()
             }
-            None => self.scannable().iter().map(|id| count(*id, PENDING)).sum(),
+            None => self.books.scannable().iter().map(|id| count(*id, PENDING)).sum(),
         }
     }
 
@@ -32,11 +31,11 @@ impl Engine {
         Counters {
             pages_shared: shared,
             pages_sharing: count(State::Merged).saturating_sub(shared),
-            pages_unshared: self.unshared + books.unstable.tracked() as u64,
-            pages_volatile: self.report.volatile,
-            pages_skipped: self.skipped,
-            pages_scanned: self.scanned + self.pass.map_or(0, |pass| pass.visited),
-            full_scans: self.report.number,
+            pages_unshared: self.scan.unshared + books.unstable.tracked() as u64,
+            pages_volatile: self.scan.report.volatile,
+            pages_skipped: self.scan.skipped,
+            pages_scanned: self.scan.scanned + self.scan.pass.map_or(0, |pass| pass.visited),
+            full_scans: self.scan.report.number,
             zero_pages: count(State::Zero),
             stable_node_dups: books.frames.duplicates() as u64,
             pages_merged: books.merged,
@@ -45,7 +44,7 @@ impl Engine {
             pages_over_budget: count(State::OverBudget),
             pages_refused: books.tables.count_in(REFUSED) as u64,
             pages_waiting: count(State::Waiting),
-            pages_unplaced: self.report.unplaced,
+            pages_unplaced: self.scan.report.unplaced,
             pages_proposed: count(State::Queued) + count(State::Proposed),
             bookkeeping_bytes: self.bookkeeping_bytes() as u64,
         }
@@ -55,12 +54,5 @@ impl Engine {
     fn bookkeeping_bytes(&self) -> usize {
         let tables: usize = self.books.tables.iter().map(|(_, segment)| segment.table.bookkeeping_bytes()).sum();
         tables + self.books.frames.bookkeeping_bytes() + self.books.unstable.bookkeeping_bytes()
-    }
-
-    /// Tracked pages that became due for reading after the pass began.
-    pub(in crate::engine) fn count_pending(&self) -> usize {
-        let ids = self.scannable().into_iter();
-        let tables = ids.map(|id| self.books.tables.table(id)).filter(|table| table.tracked);
-        tables.map(PageTable::count_due).sum()
     }
 }
