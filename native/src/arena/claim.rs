@@ -2,9 +2,9 @@
 
 use super::extents::Extent;
 use crate::arena::freed::Freed;
+use crate::arena::memory::Memory;
 use crate::faults;
 use crate::page::{Run, bytes, page_size};
-use crate::space::view::Memory;
 use crate::sys::shm;
 use std::io;
 use std::os::fd::AsFd;

@@ -4,7 +4,6 @@ use super::books::{Books, Place, Segment};
 use super::extents::{Extent, Extents};
 use crate::arena::room::Room;
 use crate::page::{Run, bytes};
-use crate::space::books::counts::Counts;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
@@ -42,8 +41,7 @@ fn what_was_promised_and_not_touched_counts_and_merged_pages_do_not() {
     books.take(Place::Shm, 60).unwrap();
     let room = |free: usize| Room { size: bytes(64) as u64, free: bytes(free) as u64, small: false };
     let ask = |pages, free, backed: usize, merged| {
-        let counts = Counts { merged, ..Counts::default() };
-        books.is_scarce(Place::Shm, pages, room(free), bytes(backed) as u64, &counts)
+        books.is_scarce(Place::Shm, pages, room(free), bytes(backed) as u64, merged)
     };
     assert_eq!(ask(1, 64, 60, 0), Ok(false));
     assert_eq!(ask(32, 64, 60, 0), Ok(false));
@@ -55,8 +53,7 @@ fn what_was_promised_and_not_touched_counts_and_merged_pages_do_not() {
     // What is merged may be memory of the other place.
     books.add(2, segment(Place::Memfd, 100, false));
     books.take(Place::Memfd, 5).unwrap();
-    let counts = Counts { merged: 5, ..Counts::default() };
-    assert!(books.is_scarce(Place::Shm, 6, room(10), bytes(55) as u64, &counts).is_err());
+    assert!(books.is_scarce(Place::Shm, 6, room(10), bytes(55) as u64, 5).is_err());
 }
 
 #[derive(Clone, Debug)]

@@ -23,7 +23,6 @@ pub(crate) mod generation;
 
 use crate::error::{Error, Result};
 use crate::fork::gate::Gate;
-use crate::space::Inner;
 use crate::sys::atfork;
 use crate::sys::forklock::{ForkLock, Recover, this_thread, wait, wake};
 use crate::sys::signals::HeldBack;
@@ -33,13 +32,31 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+/// Something of this process that has to be held and made ready before a fork, and let go of after it.
+pub trait ForkParticipant: Send + Sync {
+    /// Whether this thread has it in its hands already.
+    fn is_held_here(&self) -> bool;
+
+    /// A fork begins: holds it for this thread, and makes it ready.
+    fn before_fork(&self);
+
+    /// The fork is over, in the parent or in the child: lets it go.
+    fn after_fork(&self, in_child: bool);
+
+    /// Takes out what went wrong at the last fork.
+    fn take_trouble(&self) -> Option<Error>;
+
+    /// Whether a range of addresses lies in memory of a parent's.
+    fn has_inherited(&self, address: usize, bytes: usize) -> bool;
+}
+
 struct Registry {
-    spaces: Vec<Weak<ForkLock<Inner>>>,
+    participants: Vec<Weak<dyn ForkParticipant>>,
     hooked: bool,
     signals_held: bool,
     gate: Gate,
     // The fork under way
-    held: Vec<Arc<ForkLock<Inner>>>,
+    held: Vec<Arc<dyn ForkParticipant>>,
     parent: u32,
     depth: usize,
     signals: Option<HeldBack>,
@@ -67,7 +84,7 @@ impl Registry {
 }
 
 static REGISTRY: ForkLock<Registry> = ForkLock::new(Registry {
-    spaces: Vec::new(),
+    participants: Vec::new(),
     hooked: false,
     signals_held: false,
     gate: Gate::new(),
@@ -88,32 +105,28 @@ thread_local! {
     static HELD: RefCell<Vec<HeldBack>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Has a space take part in forks, as long as it lives.
-pub fn take_part(space: &Arc<ForkLock<Inner>>) -> Result<()> {
+/// Has somebody take part in forks, as long as it lives.
+pub fn take_part(participant: Weak<dyn ForkParticipant>) -> Result<()> {
     let mut registry = REGISTRY.lock();
     registry.hook()?;
-    registry.spaces.retain(|space| space.strong_count() > 0);
-    registry.spaces.push(Arc::downgrade(space));
+    registry.participants.retain(|participant| participant.strong_count() > 0);
+    registry.participants.push(participant);
     Ok(())
 }
 
-/// The spaces of this process, those that it inherited among them.
-pub fn spaces() -> Vec<Arc<ForkLock<Inner>>> {
-    REGISTRY.lock().spaces.iter().filter_map(Weak::upgrade).collect()
+/// Those of this process, those that it inherited among them.
+fn participants() -> Vec<Arc<dyn ForkParticipant>> {
+    REGISTRY.lock().participants.iter().filter_map(Weak::upgrade).collect()
 }
 
 /// Whether a range of addresses lies in memory of a parent's.
 pub fn is_inherited(address: usize, bytes: usize) -> bool {
-    let inherits = |space: &Arc<ForkLock<Inner>>| {
-        let inner = space.lock();
-        inner.flags.is_forked() && inner.owns(address, bytes)
-    };
-    spaces().iter().any(inherits)
+    participants().iter().any(|participant| participant.has_inherited(address, bytes))
 }
 
 /// Takes out what went wrong at the last fork.
 pub fn troubles() -> Vec<Error> {
-    spaces().iter().filter_map(|space| space.lock().trouble.take()).collect()
+    participants().iter().filter_map(|participant| participant.take_trouble()).collect()
 }
 
 /// From here on the thread that forks takes no signals until all of a fork is over: gRPC stops its threads before one and
@@ -197,11 +210,11 @@ extern "C" fn before() {
         registry.signals = Some(signals);
         registry.parent = atfork::process();
         registry.depth = 1;
-        for space in registry.spaces.iter().filter_map(Weak::upgrade) {
-            if !space.is_held_here() {
+        for participant in registry.participants.iter().filter_map(Weak::upgrade) {
+            if !participant.is_held_here() {
                 // Held and put right, whatever went wrong; to unwind into the C library would end the process.
-                let _ = catch_unwind(AssertUnwindSafe(|| space.hold(Inner::before_fork)));
-                registry.held.push(space);
+                let _ = catch_unwind(AssertUnwindSafe(|| participant.before_fork()));
+                registry.held.push(participant);
             }
         }
     });
@@ -216,9 +229,8 @@ extern "C" fn after() {
     });
     let Some((true, is_child)) = state else { return };
     let signals = REGISTRY.release(|registry| {
-        for space in std::mem::take(&mut registry.held) {
-            let go_on = if is_child { Inner::after_fork_in_child } else { Inner::after_fork_in_parent };
-            let _ = catch_unwind(AssertUnwindSafe(|| space.release(go_on)));
+        for participant in std::mem::take(&mut registry.held) {
+            let _ = catch_unwind(AssertUnwindSafe(|| participant.after_fork(is_child)));
         }
         if is_child {
             registry.process = atfork::process();

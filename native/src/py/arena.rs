@@ -1,8 +1,8 @@
 //! The arena: memory for programs.
 
+use super::calls::{panicked, wait};
 use super::doorbell::seconds;
-use super::space::Space;
-use super::{panicked, wait};
+use super::handle::Space;
 use crate::arena::room;
 use crate::arena::{Announced, Backing, Claim, Place, Refused};
 use crate::error::Result;
@@ -153,7 +153,7 @@ impl Arena {
     }
 
     fn inherit(&self, py: Python<'_>, parent: &Space) -> PyResult<Vec<Segment>> {
-        let taken = self.work(py, |space| space.inherit(&parent.space))?;
+        let taken = self.work(py, |space| space.attach_inherited(&parent.space))?;
         Ok(self.segments(taken))
     }
 

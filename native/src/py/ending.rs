@@ -1,9 +1,9 @@
 //! How a session ends.
 
 use super::arena::Arena;
+use super::calls::wait;
 use super::doorbell::{Doorbell, seconds};
 use super::thread::{self, Running};
-use super::wait;
 use crate::fork;
 use crate::space;
 use crate::space::ending;

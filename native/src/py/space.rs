@@ -2,29 +2,22 @@
 
 use super::block::Block;
 use super::doorbell::{Doorbell, seconds};
-use super::panicked;
+use super::handle::Space;
 use crate::error::{Error, Result};
 use crate::page::{Run, bytes, page_size};
 use crate::space::books::journal::Event;
 use crate::space::books::proposal::Proposal;
 use crate::space::headroom::Hindrance;
-use crate::space::{self, Options, Woken};
+use crate::space::operations::wait::Woken;
+use crate::space::{self, Options};
 use crate::sys::mmap::duplicate;
 use crate::sys::object::Object;
 use crate::sys::uffd::Scope;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use std::os::fd::OwnedFd;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
-
-/// See `_native.pyi`.
-#[pyclass(subclass, frozen, module = "pagefold_core")]
-pub struct Space {
-    pub space: Arc<space::Space>,
-    tier: &'static str,
-}
 
 /// See `_native.pyi`.
 #[pyclass(frozen, get_all, module = "pagefold_core")]
@@ -320,7 +313,7 @@ impl Space {
     fn take_over(&self, py: Python<'_>, parent: &Space, address: usize, segment: u32, fd: i32) -> PyResult<bool> {
         self.work(py, |space| {
             let object = Arc::new(Object::keep(take(fd, "the segment")?));
-            space.take_over(&parent.space, address, segment, object)
+            space.attach(&parent.space, address, segment, object)
         })
     }
 
@@ -348,15 +341,6 @@ impl Space {
 
     fn close(&self, py: Python<'_>) {
         py.detach(|| self.space.close());
-    }
-}
-
-impl Space {
-    /// Works with the GIL released. A panic has been put right when it arrives here (see `redo`), and is a RuntimeError for
-    /// Python: as pyo3's PanicException, which is no Exception, it would end the session's thread unnoticed.
-    fn work<T: Send>(&self, py: Python<'_>, work: impl FnOnce(&space::Space) -> Result<T> + Send) -> PyResult<T> {
-        let done = py.detach(|| catch_unwind(AssertUnwindSafe(|| work(&self.space))));
-        Ok(done.map_err(panicked)??)
     }
 }
 

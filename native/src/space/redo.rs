@@ -10,12 +10,10 @@
 //! ```
 
 use crate::page::{Run, pieces};
-use crate::space::Inner;
 use crate::space::books::journal::{Event, Journal, Kind, Reason};
 use crate::space::books::page_table::State;
 use crate::space::books::proposal::Proposal;
 use crate::space::view::View;
-use crate::sys::forklock::Recover;
 use std::collections::VecDeque;
 
 /// What pages map since a moment ago.
@@ -109,32 +107,6 @@ impl Redo {
             self.taken.pop_front();
         } else {
             self.taken[0].split(count);
-        }
-    }
-}
-
-impl Recover for Inner {
-    fn recover(&mut self) {
-        let Inner { views, journal, barrier, redo, .. } = self;
-        if let Some(barrier) = barrier {
-            barrier.abandon();
-        }
-        if let Some(view) = redo.change.and_then(|change| views.get_mut(&change.segment)) {
-            redo.follow(view, journal);
-        }
-        for proposal in redo.taken.drain(..).chain(redo.queue.drain(..)) {
-            journal.push(proposal.event(Kind::Declined, proposal.run(), Reason::Failed as u32));
-        }
-        while let Some((segment, run)) = redo.punch.pop() {
-            if let Some(view) = views.get_mut(&segment) {
-                view.punch(run);
-            }
-        }
-        if let Some(view) = redo.saving.take().and_then(|segment| views.get_mut(&segment)) {
-            view.stale = true;
-        }
-        if let Some(view) = redo.looking.take().and_then(|segment| views.get_mut(&segment)) {
-            view.table.set_unwatched(Run { first: 0, count: view.table.pages() });
         }
     }
 }

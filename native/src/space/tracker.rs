@@ -17,20 +17,11 @@
 use crate::error::{Error, Result};
 use crate::faults;
 use crate::page::{Run, bytes, pieces};
-use crate::space::books::bits::Bits;
-use crate::space::books::journal::{Event, Journal, Kind};
+use crate::space::books::journal::{Event, Journal, Kind, MAY_HAVE_BEEN, WAS};
 use crate::space::books::page_table::State;
-use crate::space::redo::Redo;
 use crate::space::view::View;
 use crate::sys::pagemap::Pagemap;
 use crate::sys::uffd::{FEATURE_WP, FEATURE_WP_ASYNC, FEATURE_WP_SHMEM, FEATURE_WP_UNPOPULATED, Scope, Uffd};
-
-/// `detail` of a Written event: written, as far as the kernel can tell.
-const WAS: u32 = 0;
-/// `detail` of a Written event: it was not watched for a while.
-pub const MAY_HAVE_BEEN: u32 = 1;
-/// `detail` of a Written event: it is a hole now.
-const GIVEN_BACK: u32 = 2;
 
 /// The tracker's half of the kernel's state.
 pub struct Tracker {
@@ -87,13 +78,15 @@ impl Tracker {
 
     /// Looks, and writes down what it finds. How many pages that were watched were written, and how many of those had been
     /// written before the last look too: protecting them was in vain, and cost their writers a fault each.
+    ///
+    /// `looking` names the view while the kernel may have protected pages of which we do not know yet.
     pub fn look(
         &self,
         pagemap: &Pagemap,
         journal: &mut Journal,
         number: u32,
         view: &mut View,
-        redo: &mut Redo,
+        looking: &mut Option<u32>,
     ) -> Result<(usize, usize)> {
         // They are reported whether they can be watched again or not, and found below as well, for they had no protection.
         let doubtful = if view.table.unwatched() > 0 { self.watch_again(view) } else { Vec::new() };
@@ -101,10 +94,10 @@ impl Tracker {
             view.traces.told.insert(*run);
             journal.push(Event { detail: MAY_HAVE_BEEN, ..Event::new(Kind::Written, number, *run) });
         }
-        redo.looking = Some(number);
+        *looking = Some(number);
         let written = faults::check("harvest.look").and_then(|()| pagemap.written(view.address(0), view.table.pages()));
         faults::hit("harvest.looked");
-        redo.looking = None;
+        *looking = None;
         let found = written.map_err(|e| {
             // Some may have been found, and are protected again: the next look takes all for written.
             view.table.set_unwatched(Run { first: 0, count: view.table.pages() });
@@ -157,29 +150,6 @@ fn without(runs: Vec<Run>, others: &[Run]) -> Vec<Run> {
         }
     }
     left
-}
-
-/// What is known of the writes to a view. Two bits a page.
-pub struct Traces {
-    /// Found written by the last look.
-    pub hot: Bits,
-    /// Reported written, or adopted, since it was given back: the server may know a digest of it, or have it wait.
-    pub told: Bits,
-}
-
-impl Traces {
-    /// Nothing, of so many pages.
-    pub fn new(pages: usize) -> Traces {
-        Traces { hot: Bits::new(pages), told: Bits::new(pages) }
-    }
-
-    /// Owned pages were given back: what was reported of them is not so any more.
-    pub fn forget(&mut self, journal: &mut Journal, number: u32, run: Run) {
-        if self.told.remove(run) > 0 {
-            journal.push(Event { detail: GIVEN_BACK, ..Event::new(Kind::Written, number, run) });
-        }
-        self.hot.remove(run);
-    }
 }
 
 #[cfg(test)]

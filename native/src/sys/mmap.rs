@@ -130,9 +130,9 @@ impl ViewRange {
     }
 
     /// Leaves a part out of the next forks' children, or no longer. A child that touches what it was not given faults.
-    pub fn inherit(&self, offset: usize, bytes: usize, inherited: bool) {
+    pub fn set_inheritable(&self, offset: usize, bytes: usize, inheritable: bool) {
         self.assert_holds(offset, bytes);
-        let advice = if inherited { libc::MADV_DOFORK } else { libc::MADV_DONTFORK };
+        let advice = if inheritable { libc::MADV_DOFORK } else { libc::MADV_DONTFORK };
         // SAFETY: the range belongs to this view; the advice changes nothing in this process.
         unsafe { libc::madvise(self.at(offset) as *mut _, bytes, advice) };
     }

@@ -58,6 +58,13 @@ impl Reason {
     }
 }
 
+/// `detail` of a Written event: written, as far as the kernel can tell.
+pub const WAS: u32 = 0;
+/// `detail` of a Written event: it was not watched for a while.
+pub const MAY_HAVE_BEEN: u32 = 1;
+/// `detail` of a Written event: it is a hole now.
+pub const GIVEN_BACK: u32 = 2;
+
 /// One event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Event {

@@ -1,5 +1,6 @@
 //! What a space knows without asking the kernel. Pure: nothing in here makes a system call.
 
+pub mod agenda;
 pub mod bits;
 pub mod counts;
 pub mod flags;
@@ -7,3 +8,4 @@ pub mod histogram;
 pub mod journal;
 pub mod page_table;
 pub mod proposal;
+pub mod traces;

@@ -234,7 +234,7 @@ impl PageTable {
     }
 
     /// In a child: nothing maps the segment of these books any more, and no device writes here.
-    pub fn inherit(&mut self) {
+    pub fn become_snapshot(&mut self) {
         self.pins.clear();
         self.watches = false;
         let whole = Run { first: 0, count: self.pages() };

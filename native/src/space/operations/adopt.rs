@@ -1,13 +1,16 @@
 //! Adopt: taking pages back from frames, copies and the zero page into their segment.
 
+use crate::arena::books::Place;
+use crate::arena::room;
 use crate::error::{Error, Result};
 use crate::faults;
 use crate::page::{Run, bytes, page_size};
+use crate::space::Space;
 use crate::space::books::journal::{Event, Journal, Kind};
 use crate::space::books::page_table::State;
+use crate::space::inner::Inner;
 use crate::space::redo::{Change, Mapped, Redo};
 use crate::space::view::View;
-use crate::space::{Inner, Space};
 use crate::sys::sched;
 use std::os::fd::AsFd;
 
@@ -52,6 +55,27 @@ impl Space {
             }
         }
         Ok(adopted)
+    }
+
+    /// Has pages not be merged, and takes back at once what is. How many keep their frames, and the errno for which.
+    pub fn take_back(&self, number: u32, run: Run) -> Result<Option<(usize, i32)>> {
+        self.exclude(number, run, true)?;
+        self.sweep(false)?; // what was freed before has room for what is taken back
+        let mut room = room::spare_pages(self.room(Place::Memfd)).unwrap_or(usize::MAX);
+        let (mut rest, mut refused) = (run, None);
+        while rest.count > 0 {
+            sched::begin_slice();
+            let window = self.open()?.adopt_window(number, rest, &mut room)?;
+            rest = window.rest_of(rest);
+            // What is pinned, or shared with a forked child, is taken back when that is over.
+            if let Some((pages, errno)) =
+                window.refused.filter(|(_, errno)| ![libc::EBUSY, libc::EAGAIN].contains(errno))
+            {
+                let (before, first) = refused.unwrap_or((0, errno));
+                refused = Some((before + pages, first));
+            }
+        }
+        Ok(refused)
     }
 }
 

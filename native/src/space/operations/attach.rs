@@ -11,16 +11,41 @@
 //!
 //! The addresses stay, and no page is mapped anew or copied for it. The parent's segment is never written.
 
+use crate::arena::books::{Place, Segment};
+use crate::arena::memory::Memory;
+use crate::arena::{Announced, Made};
 use crate::error::{Error, Result};
-use crate::page::page_size;
-use crate::space::view::{Memory, View};
-use crate::space::{Inner, Space};
+use crate::page::{bytes, page_size};
+use crate::space::Space;
+use crate::space::inner::Inner;
+use crate::space::operations::resume::write_down;
+use crate::space::view::View;
 use crate::sys::object::Object;
 use crate::sys::shm;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Weak};
 
 impl Space {
+    /// In a child: takes over what is merged of the memory that the parent's space has left, as far as possible. That an
+    /// object cannot be made is no failure: then that memory stays a snapshot.
+    pub fn attach_inherited(&self, parent: &Space) -> Result<Vec<Announced>> {
+        let mut taken = Vec::new();
+        for (address, pages) in parent.heritage() {
+            let Ok(made) = Made::new(Place::Shm, bytes(pages)) else { break };
+            let number = self.open()?.arena.books.number();
+            if !self.attach(parent, address, number, made.object.clone())? {
+                continue;
+            }
+            let mut inner = self.open()?;
+            let segment = Segment { place: Place::Shm, pages, dedicated: true, inherited: true };
+            inner.arena.books.add(number, segment);
+            inner.arena.objects.insert(number, made);
+            inner.arena.announced.clear();
+            taken.extend(inner.arena.describe(number, address));
+        }
+        Ok(taken)
+    }
+
     /// In a child: memory of the parent's that blocks live in, and of which something is merged: address and pages.
     pub fn heritage(&self) -> Vec<(usize, usize)> {
         let mut inner = self.inner.lock();
@@ -30,7 +55,7 @@ impl Space {
     }
 
     /// Takes over memory that a space of the parent's has left, and writes down what it maps. False if it is gone.
-    pub fn take_over(&self, from: &Space, address: usize, number: u32, segment: Arc<Object>) -> Result<bool> {
+    pub fn attach(&self, from: &Space, address: usize, number: u32, segment: Arc<Object>) -> Result<bool> {
         let size = shm::size(segment.as_fd()).map_err(|e| Error::System("size of the segment", e))?;
         // One lock at a time: a fork takes them all. What may be refused is asked before anything is taken out of the
         // books of the parent's space: memory that is in none is never merged again.
@@ -55,14 +80,14 @@ impl Space {
             (memory, old.inherited.swap_remove(at).1)
         };
         let mut inner = self.inner.lock();
-        memory.take_over(segment, lease);
+        memory.attach(segment, lease);
         let mut view = View::over(memory, table, inner.generations.next());
         view.inherited = true;
         if inner.tracker.is_some() {
             view.table.begin_to_watch();
         }
         let Inner { views, journal, .. } = &mut *inner;
-        crate::space::operations::resume::write_down(journal, number, &view);
+        write_down(journal, number, &view);
         views.insert(number, view);
         Ok(true)
     }

@@ -3,10 +3,11 @@
 use crate::error::{Error, Result};
 use crate::faults;
 use crate::page::{Run, bytes, pieces};
+use crate::space::Space;
 use crate::space::books::journal::{Event, Kind};
 use crate::space::books::page_table::State;
+use crate::space::inner::Inner;
 use crate::space::redo::{Change, Mapped};
-use crate::space::{Inner, Space};
 use crate::sys::shm;
 use std::os::fd::AsFd;
 

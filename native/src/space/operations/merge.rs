@@ -3,17 +3,20 @@
 //! A proposal is believed in nothing: numbers may be unknown, ranges out of bounds, frames of other content. Each page
 //! of it ends up in the journal, merged or declined.
 
+use crate::error::Result;
 use crate::faults;
 use crate::page::{Run, bytes, page_size};
-use crate::space::Inner;
+use crate::space::Space;
 use crate::space::books::journal::{Kind, Reason};
 use crate::space::books::page_table::State;
 use crate::space::books::proposal::Proposal;
 use crate::space::headroom::Headroom;
+use crate::space::inner::Inner;
 use crate::space::pool::Pool;
 use crate::space::redo::{Change, Mapped};
 use crate::space::view::View;
 use crate::sys::mmap::Look;
+use crate::sys::sched;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -29,6 +32,36 @@ const ROW: Duration = Duration::from_micros(100);
 
 /// How many pages are compared between two looks at the clock: about 8 us.
 const CLOCK_PAGES: usize = 32;
+
+impl Space {
+    /// Carries proposals out where the bytes are equal, a window at a time. The pages merged.
+    pub fn merge(&self, mut proposals: Vec<Proposal>) -> Result<usize> {
+        proposals.sort_by_key(|p| (p.segment, p.first));
+        let room = {
+            let mut inner = self.open()?;
+            inner.pools.values_mut().for_each(Pool::forget);
+            inner.headroom = Headroom::look(inner.pagemap.as_ref(), inner.private());
+            inner.budget.saturating_sub(inner.mappings())
+        };
+        if room < 2 * proposals.len() {
+            // Not all of them may fit: the longest save the most for a mapping.
+            proposals.sort_by_key(|p| std::cmp::Reverse(p.count));
+        }
+        self.open()?.redo.queue.extend(proposals);
+        let mut merged = 0;
+        loop {
+            sched::begin_slice(); // with no lock held: others may run first
+            let mut inner = self.open()?;
+            match inner.merge_window() {
+                Some(pages) => merged += pages,
+                None => {
+                    inner.pools.values_mut().for_each(Pool::rest);
+                    return Ok(merged);
+                }
+            }
+        }
+    }
+}
 
 impl Inner {
     /// Carries out what fits into one window, from the front of the queue. The pages merged; None if there was nothing.

@@ -1,9 +1,16 @@
 //! What is done with the pages of a space. Each file adds the methods of one operation to `Space` and `Inner`.
 
 mod adopt;
+mod allocate;
+mod announce;
 mod attach;
 mod discard;
+mod figures;
 mod freeze;
 pub(super) mod harvest;
 mod merge;
 pub(super) mod resume;
+mod thaw;
+mod views;
+pub(crate) mod wait;
+mod wishes;

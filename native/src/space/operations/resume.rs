@@ -2,11 +2,11 @@
 
 use crate::error::Result;
 use crate::page::{Run, pieces};
-use crate::space::books::journal::{Event, Journal, Kind};
+use crate::space::Space;
+use crate::space::books::journal::{Event, Journal, Kind, MAY_HAVE_BEEN};
 use crate::space::books::page_table::State;
-use crate::space::tracker::MAY_HAVE_BEEN;
+use crate::space::inner::Inner;
 use crate::space::view::View;
-use crate::space::{Inner, Space};
 
 impl Space {
     /// Writes down how everything is, for a server that knows nothing of it; what was to be reported is forgotten.
