@@ -24,7 +24,7 @@ pub(crate) mod generation;
 use crate::error::{Error, Result};
 use crate::fork::gate::Gate;
 use crate::sys::atfork;
-use crate::sys::forklock::{ForkLock, Recover, this_thread, wait, wake};
+use crate::sys::forklock::{EVERYBODY, ForkLock, Recover, this_thread, wait, wake};
 use crate::sys::signals::HeldBack;
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -197,7 +197,7 @@ fn at_gate(mut pass: impl FnMut(&mut Gate) -> bool) {
 fn change_gate(change: impl FnOnce(&mut Gate)) {
     change(&mut REGISTRY.lock().gate);
     GATE.fetch_add(1, Ordering::SeqCst);
-    wake(&GATE, i32::MAX);
+    wake(&GATE, EVERYBODY);
 }
 
 extern "C" fn before() {

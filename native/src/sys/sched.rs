@@ -36,8 +36,7 @@ pub fn begin_slice() {
     };
     let mut slice = Slice { looked, cpu, began };
     if cpu.saturating_sub(began) > FRESH {
-        // SAFETY: takes no arguments and touches no memory.
-        unsafe { libc::sched_yield() };
+        rustix::thread::sched_yield();
         let cpu = thread_time();
         slice = Slice { looked: Instant::now(), cpu, began: cpu };
     }
