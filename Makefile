@@ -37,10 +37,11 @@ demo: $(STAMP) ## the main job: workers load the same data, and memory falls
 
 test: test-rust test-python ## all tests but the long ones, Rust and Python
 
-lint: $(STAMP) lint-tools proto-check ## ruff, mypy, rustfmt, clippy, and stubs that are up to date
+lint: $(STAMP) lint-tools proto-check ## ruff, mypy, rustfmt, clippy, imports of native/, and stubs that are up to date
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict
+	$(BIN)/python tools/check_modules.py
 	cargo fmt --check --manifest-path native/Cargo.toml
 	$(CARGO) clippy --locked --all-targets --manifest-path native/Cargo.toml -- -D warnings
 	$(CARGO) clippy --locked --all-targets --features faults --manifest-path native/Cargo.toml -- -D warnings

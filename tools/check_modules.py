@@ -1,11 +1,11 @@
 """Checks which modules of native/src import which: `check_modules.py [SOURCES]`.
 
-What it looks at: every path in a file that begins with `crate::`, `super::`, `self::` or a module of the file's own folder, in
-`use` declarations and elsewhere. Comments and tests (`mod tests`, `tests.rs`, `tests/`) are left out. What it refuses:
+What it looks at: every path that begins with `crate::`, `super::`, `self::` or a module of the file's own folder, be it
+in a `use` declaration or not. Comments and tests (`mod tests`, `tests.rs`, `tests/`) are left out. What it refuses:
 
 * circles: files that import each other, directly or by way of others;
-* imports that run up: a folder may import its own files, and those of the folders that `MAY_IMPORT` names for it. Each
-  names only folders above it in the list, so there are no circles of folders either.
+* imports that run up: a folder may import its own files, and those of the folders that `MAY_IMPORT` names for it. They
+  all stand above it in that list, so there are no circles of folders either.
 
 It reads paths, not types: a method that a file calls on a value it was given is no import.
 """
@@ -15,30 +15,40 @@ import sys
 from pathlib import Path
 
 BELOW = "page error wire sys faults"
-"""What everything may import: sizes, meanings of errors, numbers of the protocol, system calls, points for tests."""
+"""What both sides may import: pages, meanings of errors, numbers of the protocol, system calls, points for tests."""
+
+WORDS = "engine/ids engine/error engine/report engine/digest"
+"""What all of the engine speaks of."""
 
 MAY_IMPORT = {
-    "page": "",
+    "sys/page_size": "",
+    "page": "sys/page_size",
     "error": "",
     "wire": "",
-    "sys": "page",
+    "sys": "page sys/page_size",
     "faults": "sys",
+    # a program's side
     "fork": BELOW,
     "arena": BELOW,
     "space/books": "page wire",
     "space": f"{BELOW} fork arena space/books",
     "space/operations": f"{BELOW} fork arena space/books space",
-    "engine/tables": BELOW,
-    "engine/frames": f"{BELOW} engine/tables",
-    "engine/books": f"{BELOW} engine/tables engine/frames",
-    "engine/scan": f"{BELOW} engine/tables engine/frames engine/books",
-    "engine": f"{BELOW} engine/tables engine/frames engine/books engine/scan",
+    # the server's side
+    "engine/ids": "",
+    "engine/error": "",
+    "engine/report": "",
+    "engine/digest": "page",
+    "engine/tables": f"{BELOW} {WORDS}",
+    "engine/frames": f"{BELOW} {WORDS} engine/tables",
+    "engine/books": f"{BELOW} {WORDS} engine/tables engine/frames",
+    "engine/scan": f"{BELOW} {WORDS} engine/tables engine/frames engine/books",
+    "engine/engine": f"{BELOW} {WORDS} engine/tables engine/frames engine/books engine/scan",
+    "engine/tell": f"{BELOW} {WORDS} engine/tables engine/frames engine/books engine/scan engine/engine",
+    "engine": f"{WORDS} engine/frames engine/books engine/engine engine/tell",
+    # both, for Python
     "py": f"{BELOW} fork arena space/books space space/operations engine",
-    "": "py",
 }
-"""The ladder. `space` stands for the files in that folder itself, "" for lib.rs."""
-
-PATH = re.compile(r"(?<![\w:])((?:\w+)(?:::\w+)*)(::\{)?")
+"""The ladder. A step is a folder, or a file. `space` stands for what lies in that folder itself."""
 
 
 def modules(sources: Path) -> dict[str, Path]:
@@ -52,50 +62,49 @@ def modules(sources: Path) -> dict[str, Path]:
 
 
 def paths(text: str) -> list[str]:
-    """All paths of a file, those in braces one by one."""
+    """All paths of a file, those in braces one by one; within a module of the file `super::` is made `self::`."""
     text = re.sub(r"//[^\n]*", "", text.partition("#[cfg(test)]\nmod tests {")[0])
-    found, prefixes = [], [""]
-    for match in re.finditer(r"[{}]|(?<![\w:])\w+(?:::\w+)*(?P<group>::\{)?", text):
+    found, opened = [], [""]
+    for match in re.finditer(r"(mod \w+ )?\{|\}|(?<![\w:])\w+(?:::\w+)*(?:::\{)?", text):
         word = match.group()
-        if word == "{":
-            prefixes.append("")
-        elif word == "}":
-            prefixes = prefixes[:-1] or [""]
-        elif match["group"]:
-            prefixes.append(f"{prefixes[-1]}{word[:-1]}")
+        if word == "}":
+            opened = opened[:-1] or [""]
+        elif word.endswith("{"):
+            opened.append("mod" if match[1] else opened[-1] + word[:-1] if "::" in word else "")
         else:
-            found.append(prefixes[-1] + word)
+            prefix = opened[-1] if opened[-1] != "mod" else ""
+            found.append(re.sub("^super::", "self::", prefix + word) if "mod" in opened else prefix + word)
     return found
 
 
 def target(path: str, module: str, known: dict[str, Path]) -> str | None:
     """The module that a path leads into; None if it is none of this crate's, or the file itself."""
     first, *rest = path.split("::")
-    parent = module.split("::")[:-1]
-    here = module.split("::") if module else []
+    full = module.split("::") if module else []
     if first == "crate":
-        full = rest
-    elif first == "self":
-        full = here + rest
+        full = []
     elif first == "super":
-        full = parent + rest
-    elif rest and "::".join([*here, first]) in known and known[module].name in ("mod.rs", "lib.rs"):
-        full = [*here, first, *rest]
-    else:
-        return None
-    while full and "::".join(full) not in known:
         full = full[:-1]
+    elif known[module].name in ("mod.rs", "lib.rs") and "::".join([*full, first]) in known:
+        full = [*full, first]
+    elif first != "self":
+        return None
+    while rest[:1] == ["super"]:
+        full, rest = full[:-1], rest[1:]
+    if not rest:
+        return None
+    full = [*full, *rest]
+    while full and "::".join(full) not in known:
+        full.pop()
     found = "::".join(full)
-    return None if found == module else found
+    return found if found not in ("", module) else None
 
 
-def folder(module: str, known: dict[str, Path], ladder: dict[str, str]) -> str:
-    """The step of the ladder that a module stands on."""
+def step(module: str, ladder: dict[str, str]) -> str | None:
+    """The step of the ladder that a module stands on; None: it is none of them."""
     parts = module.split("::")
-    for length in range(len(parts), -1, -1):
-        if (step := "/".join(parts[:length])) in ladder:
-            return step
-    return ""
+    steps = ("/".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return next((at for at in steps if at in ladder), None)
 
 
 def circles(imports: dict[str, set[str]]) -> list[list[str]]:
@@ -118,19 +127,21 @@ def circles(imports: dict[str, set[str]]) -> list[list[str]]:
 def problems(sources: Path, ladder: dict[str, str] = MAY_IMPORT) -> list[str]:
     """What is wrong, a line each."""
     known = modules(sources)
-    imports: dict[str, set[str]] = {}
-    for module, file in known.items():
-        led = (target(path, module, known) for path in paths(file.read_text()))
-        imports[module] = {other for other in led if other is not None}
+    imports = {
+        module: {found for path in paths(file.read_text()) if (found := target(path, module, known))}
+        for module, file in known.items()
+    }
     told = ["circle: " + " -> ".join(way) for way in circles(imports)]
     for module, others in imports.items():
-        mine = folder(module, known, ladder)
-        may = {mine, *ladder[mine].split()}
-        told += [f"{module} may not import {other}" for other in sorted(others) if folder(other, known, ladder) not in may]
+        if module and (mine := step(module, ladder)) is None:
+            told.append(f"{module} stands on no step of the ladder")
+        elif module:
+            may = {mine, *ladder[mine].split()}
+            told += [f"{module} may not import {other}" for other in sorted(others) if step(other, ladder) not in may]
     return told
 
 
 if __name__ == "__main__":
-    at = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent.parent / "native" / "src")
+    at = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent.parent / "native" / "src"
     if wrong := problems(at):
         sys.exit("\n".join([*wrong, "(tools/check_modules.py says what may import what)"]))
