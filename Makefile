@@ -51,9 +51,10 @@ format: $(STAMP) lint-tools ## puts Python and Rust sources in form
 	$(BIN)/ruff format .
 	cargo fmt --manifest-path native/Cargo.toml
 
-proto: $(PROTO_STAMP) ## makes the protobuf stubs again
+proto: $(PROTO_STAMP) ## makes the protobuf stubs again, and the numbers for native code
 	cd protos && ../$(PROTO_VENV)/bin/python -m grpc_tools.protoc -I. \
 		--python_out=. --pyi_out=. --grpc_python_out=. pagefold_proto/v1/*.proto
+	$(PROTO_VENV)/bin/python tools/make_wire.py
 
 bench: $(STAMP) ## measures, beside the kernel's KSM where it may
 	$(BIN)/python bench/run.py $(ARGS)
@@ -118,6 +119,7 @@ test-python: $(STAMP) test-rust
 		$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'variants and not stress' $(ARGS)
 
 proto-check: $(PROTO_STAMP)
+	@$(PROTO_VENV)/bin/python tools/make_wire.py --check
 	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && cd protos && \
 	../$(PROTO_VENV)/bin/python -m grpc_tools.protoc -I. --python_out="$$fresh" --pyi_out="$$fresh" \
 		--grpc_python_out="$$fresh" pagefold_proto/v1/*.proto && \

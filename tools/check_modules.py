@@ -63,7 +63,7 @@ def modules(sources: Path) -> dict[str, Path]:
 
 def paths(text: str) -> list[str]:
     """All paths of a file, those in braces one by one; within a module of the file `super::` is made `self::`."""
-    text = re.sub(r"//[^\n]*", "", text.partition("#[cfg(test)]\nmod tests {")[0])
+    text = re.sub(r"//[^\n]*", "", re.sub(r"^#\[cfg\(test\)\]\nmod tests {\n.*?^}", "", text, flags=re.M | re.S))
     found, opened = [], [""]
     for match in re.finditer(r"(mod \w+ )?\{|\}|(?<![\w:])\w+(?:::\w+)*(?:::\{)?", text):
         word = match.group()

@@ -23,6 +23,7 @@ pub mod page;
 pub mod space;
 #[allow(unsafe_code, reason = "the system calls: see its head")]
 pub mod sys;
+pub mod wire;
 
 #[cfg(feature = "python")]
 mod py;

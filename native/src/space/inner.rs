@@ -7,7 +7,7 @@ use crate::fork::generation::Generations;
 use crate::page::Run;
 use crate::space::books::counts::Counts;
 use crate::space::books::flags::Flags;
-use crate::space::books::journal::{Journal, Kind, Reason};
+use crate::space::books::journal::Journal;
 use crate::space::books::page_table::{PageTable, State};
 use crate::space::headroom::Headroom;
 use crate::space::pool::Pool;
@@ -20,6 +20,7 @@ use crate::sys::forklock::{ForkLock, Recover};
 use crate::sys::mmap::{Lease, Look};
 use crate::sys::object::Lent;
 use crate::sys::pagemap::Pagemap;
+use crate::wire::{DeclineReason, EventKind};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -117,7 +118,7 @@ impl Recover for Inner {
             redo.follow(view, journal);
         }
         for proposal in redo.taken.drain(..).chain(redo.queue.drain(..)) {
-            journal.push(proposal.event(Kind::Declined, proposal.run(), Reason::Failed as u32));
+            journal.push(proposal.event(EventKind::Declined, proposal.run(), DeclineReason::Failed as u32));
         }
         while let Some((segment, run)) = redo.punch.pop() {
             if let Some(view) = views.get_mut(&segment) {

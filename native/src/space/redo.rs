@@ -10,10 +10,11 @@
 //! ```
 
 use crate::page::{Run, pieces};
-use crate::space::books::journal::{Event, Journal, Kind, Reason};
+use crate::space::books::journal::{Event, Journal};
 use crate::space::books::page_table::State;
 use crate::space::books::proposal::Proposal;
 use crate::space::view::View;
+use crate::wire::{DISCARDED, DeclineReason, EventKind};
 use std::collections::VecDeque;
 
 /// What pages map since a moment ago.
@@ -69,7 +70,7 @@ impl Redo {
                 let proposal = self.taken[0];
                 let state = if proposal.pool == 0 { State::Zero } else { State::Merged };
                 table.set(run, state, proposal.pool, proposal.frame);
-                journal.push(proposal.event(Kind::Merged, run, 0));
+                journal.push(proposal.event(EventKind::Merged, run, 0));
                 match self.punch.last_mut() {
                     Some((of, last)) if *of == segment && last.end() == run.first => last.count += run.count,
                     _ => self.punch.push((segment, run)),
@@ -78,7 +79,7 @@ impl Redo {
             }
             Mapped::Adopted => {
                 table.set(run, State::Owned, 0, 0);
-                journal.push(Event::new(Kind::Released, segment, run));
+                journal.push(Event::new(EventKind::Released, segment, run));
                 view.traces.told.insert(run);
             }
             Mapped::Discarded => {
@@ -86,7 +87,7 @@ impl Redo {
                 pieces(run, |page| table.state(page).is_switched(), |part, is| released.extend(is.then_some(part)));
                 table.set(run, State::Owned, 0, 0);
                 for part in released {
-                    journal.push(Event { detail: 1, ..Event::new(Kind::Released, segment, part) });
+                    journal.push(Event { detail: DISCARDED, ..Event::new(EventKind::Released, segment, part) });
                 }
             }
             Mapped::Thawed => table.set(run, State::Owned, 0, 0),
@@ -95,10 +96,10 @@ impl Redo {
     }
 
     /// Answers the first pages of the first proposal that was taken: they are not merged.
-    pub fn decline(&mut self, journal: &mut Journal, count: usize, reason: Reason) {
+    pub fn decline(&mut self, journal: &mut Journal, count: usize, reason: DeclineReason) {
         let proposal = self.taken[0];
         let run = Run { first: proposal.first as usize, count };
-        journal.push(proposal.event(Kind::Declined, run, reason as u32));
+        journal.push(proposal.event(EventKind::Declined, run, reason as u32));
         self.answered(count);
     }
 

@@ -17,11 +17,12 @@
 use crate::error::{Error, Result};
 use crate::faults;
 use crate::page::{Run, bytes, pieces};
-use crate::space::books::journal::{Event, Journal, Kind, MAY_HAVE_BEEN, WAS};
+use crate::space::books::journal::{Event, Journal};
 use crate::space::books::page_table::State;
 use crate::space::view::View;
 use crate::sys::pagemap::Pagemap;
 use crate::sys::uffd::{FEATURE_WP, FEATURE_WP_ASYNC, FEATURE_WP_SHMEM, FEATURE_WP_UNPOPULATED, Scope, Uffd};
+use crate::wire::{EventKind, MAY_BE_WRITTEN, WAS_WRITTEN};
 
 /// The tracker's half of the kernel's state.
 pub struct Tracker {
@@ -92,7 +93,7 @@ impl Tracker {
         let doubtful = if view.table.unwatched() > 0 { self.watch_again(view) } else { Vec::new() };
         for run in &doubtful {
             view.traces.told.insert(*run);
-            journal.push(Event { detail: MAY_HAVE_BEEN, ..Event::new(Kind::Written, number, *run) });
+            journal.push(Event { detail: MAY_BE_WRITTEN, ..Event::new(EventKind::Written, number, *run) });
         }
         *looking = Some(number);
         let written = faults::check("harvest.look").and_then(|()| pagemap.written(view.address(0), view.table.pages()));
@@ -109,7 +110,7 @@ impl Tracker {
         for run in &found {
             view.traces.hot.insert(*run);
             view.traces.told.insert(*run);
-            journal.push(Event { detail: WAS, ..Event::new(Kind::Written, number, *run) });
+            journal.push(Event { detail: WAS_WRITTEN, ..Event::new(EventKind::Written, number, *run) });
         }
         Ok((found.iter().map(|run| run.count).sum(), in_vain))
     }

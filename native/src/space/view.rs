@@ -4,10 +4,11 @@ use crate::arena::memory::Memory;
 use crate::faults;
 use crate::page::{Run, bytes, pieces};
 use crate::space::books::agenda::Agenda;
-use crate::space::books::journal::{Event, Journal, Kind};
+use crate::space::books::journal::{Event, Journal};
 use crate::space::books::page_table::PageTable;
 use crate::space::books::traces::Traces;
 use crate::sys::shm;
+use crate::wire::EventKind;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
@@ -97,7 +98,7 @@ impl View {
         let may = |page| !self.table.is_excluded(page) && !self.table.is_pinned(page);
         pieces(run, may, |part, may| {
             if may {
-                journal.push(Event::new(Kind::Included, number, part));
+                journal.push(Event::new(EventKind::Included, number, part));
             }
         });
     }

@@ -8,26 +8,7 @@ use crate::engine::ids::{MemberKey, TableId};
 use crate::engine::tables::segment::Segment;
 use crate::engine::tables::state::{MAPPED, PENDING, READING, REFUSED, State, UNHELD, UNWANTED, WRITTEN};
 use crate::page::{Run, bytes};
-
-// Numbers of EventKind, DeclineReason and Released.detail in memory.proto.
-const MERGED: i64 = 1;
-const DECLINED: i64 = 2;
-const COPIED: i64 = 3;
-const RELEASED: i64 = 4;
-const NOT_ADOPTED: i64 = 5;
-const EXCLUDED: i64 = 6;
-const INCLUDED: i64 = 7;
-const WRITTEN_PAGES: i64 = 8;
-const RESUMED: i64 = 9;
-const CHANGED: i64 = 1;
-const BUDGET: i64 = 2;
-const PINNED: i64 = 3;
-const FAILED: i64 = 5;
-const FORKED: i64 = 6;
-const DISCARDED: i64 = 1;
-const MAY_HAVE_BEEN: i64 = 1;
-const GIVEN_BACK: i64 = 2;
-const ZERO_POOL: i64 = 0;
+use crate::wire::{DISCARDED, DeclineReason, EventKind, GIVEN_BACK, MAY_BE_WRITTEN, ZERO_POOL};
 
 /// Bytes that the books may take because of what is said of single pages, besides as many as these pages have: clients
 /// may say what they like of memory that they do not have.
@@ -95,7 +76,8 @@ impl Books {
             let run = run.ok_or(Violation::Outside(segment, first, count))?;
             let (pool, frame, detail) = (events.pool[n], events.frame[n], events.detail[n]);
             let before = self.claims_of(key, id);
-            self.book(events.kind[n], &Event { key, id, segment, run, pool, frame, detail })?;
+            let kind = EventKind::numbered(events.kind[n]).ok_or(Violation::Kind(events.kind[n]))?;
+            self.book(kind, &Event { key, id, segment, run, pool, frame, detail })?;
             claims = (claims + self.claims_of(key, id)).saturating_sub(before);
             if claims > most {
                 (claims, most) = self.check_claims()?;
@@ -132,27 +114,26 @@ impl Books {
         segments + SHARING * bytes(self.frames.shared)
     }
 
-    fn book(&mut self, kind: i64, event: &Event) -> std::result::Result<(), Violation> {
+    fn book(&mut self, kind: EventKind, event: &Event) -> std::result::Result<(), Violation> {
         match kind {
-            MERGED => self.book_merged(event),
-            DECLINED => self.book_declined(event),
-            COPIED => self.book_copied(event),
-            RELEASED => self.book_released(event),
-            NOT_ADOPTED => {
+            EventKind::Merged => self.book_merged(event),
+            EventKind::Declined => self.book_declined(event),
+            EventKind::Copied => self.book_copied(event),
+            EventKind::Released => self.book_released(event),
+            EventKind::NotAdopted => {
                 self.book_not_adopted(event);
                 Ok(())
             }
-            EXCLUDED => {
+            EventKind::Excluded => {
                 self.book_excluded(event);
                 Ok(())
             }
-            INCLUDED => {
+            EventKind::Included => {
                 self.book_included(event);
                 Ok(())
             }
-            WRITTEN_PAGES => self.book_written(event),
-            RESUMED => self.book_resumed(event),
-            _ => Err(Violation::Kind(kind)),
+            EventKind::Written => self.book_written(event),
+            EventKind::Resumed => self.book_resumed(event),
         }
     }
 
@@ -167,7 +148,7 @@ impl Books {
         let right =
             (event.run.first..event.run.end()).zip(event.frame..).all(|(page, frame)| match table.frame(page) {
                 Some(held) => event.pool == self.pool && i64::from(held) == frame,
-                None => event.pool == ZERO_POOL,
+                None => event.pool == i64::from(ZERO_POOL),
             });
         if right { Ok(()) } else { Err(Violation::Frames(event.run.first as i64, event.run.count as i64)) }
     }
@@ -189,18 +170,20 @@ impl Books {
         self.cancel(id, run);
         self.members.get_mut(event.key).proposed -= run.count;
         self.declined += run.count as u64;
-        match event.detail {
-            CHANGED if event.pool == ZERO_POOL => self.leave_zeros(id, run),
+        match DeclineReason::numbered(event.detail) {
+            Some(DeclineReason::Changed) if event.pool == i64::from(ZERO_POOL) => self.leave_zeros(id, run),
             // As it will be reported, too late for this proposal.
-            CHANGED if self.tables.table(id).tracked => self.tables.table_mut(id).set_flag(run, WRITTEN),
-            CHANGED => self.tables.table_mut(id).forget_digests(run),
-            BUDGET => {
+            Some(DeclineReason::Changed) if self.tables.table(id).tracked => {
+                self.tables.table_mut(id).set_flag(run, WRITTEN)
+            }
+            Some(DeclineReason::Changed) => self.tables.table_mut(id).forget_digests(run),
+            Some(DeclineReason::Budget) => {
                 self.rest(id, run, State::OverBudget, RETRY_PASSES);
                 self.members.get_mut(event.key).add_over_budget(id, run);
             }
-            PINNED => self.rest(id, run, State::Pinned, RETRY_PASSES),
-            FAILED => self.rest(id, run, State::Failed, RETRY_PASSES),
-            FORKED => self.rest(id, run, State::Forked, RETRY_PASSES),
+            Some(DeclineReason::Pinned) => self.rest(id, run, State::Pinned, RETRY_PASSES),
+            Some(DeclineReason::Failed) => self.rest(id, run, State::Failed, RETRY_PASSES),
+            Some(DeclineReason::Forked) => self.rest(id, run, State::Forked, RETRY_PASSES),
             _ => self.rest(id, run, State::Refused, RETRY_PASSES),
         }
         Ok(())
@@ -239,7 +222,7 @@ impl Books {
             broken.push(found);
         }
         self.drop_references(id, run);
-        if event.detail == DISCARDED {
+        if event.detail == i64::from(DISCARDED) {
             self.tables.table_mut(id).forget_breaks(run); // what comes here next has another story
         } else if self.options.smart_scan {
             for found in broken {
@@ -285,7 +268,7 @@ impl Books {
     }
 
     fn book_written(&mut self, event: &Event) -> std::result::Result<(), Violation> {
-        if event.detail == GIVEN_BACK {
+        if event.detail == i64::from(GIVEN_BACK) {
             self.book_given_back(event);
             return Ok(());
         }
@@ -293,7 +276,7 @@ impl Books {
             return Err(Violation::Untracked);
         }
         self.unstable.remove(&mut self.tables, event.id, event.run);
-        let flag = if event.detail == MAY_HAVE_BEEN { PENDING } else { WRITTEN };
+        let flag = if event.detail == i64::from(MAY_BE_WRITTEN) { PENDING } else { WRITTEN };
         self.tables.table_mut(event.id).set_flag(event.run, flag);
         Ok(())
     }
@@ -315,11 +298,11 @@ impl Books {
         let misfit = || Violation::Resumed(event.run.first as i64, event.run.count as i64, event.frame);
         let frames = event.frame..event.frame.checked_add(event.run.count as i64).ok_or_else(misfit)?;
         let is_used = |frame: i64| u32::try_from(frame).is_ok_and(|frame| self.frames.is_used(frame));
-        if event.pool != ZERO_POOL && (event.pool != self.pool || !frames.clone().all(is_used)) {
+        if event.pool != i64::from(ZERO_POOL) && (event.pool != self.pool || !frames.clone().all(is_used)) {
             return Err(misfit());
         }
         self.unstable.remove(&mut self.tables, event.id, event.run);
-        let first = (event.pool != ZERO_POOL).then_some(event.frame as u32);
+        let first = (event.pool != i64::from(ZERO_POOL)).then_some(event.frame as u32);
         self.tables.table_mut(event.id).resume(event.run, first);
         if first.is_some() {
             frames.for_each(|frame| self.frames.resume(frame as u32));

@@ -4,72 +4,14 @@
 //! tells of, and after it. Neighbouring events of one kind are joined into runs.
 
 use crate::page::Run;
+use crate::wire::{CALL_PAGES, EventKind};
 use std::collections::VecDeque;
-
-/// Most pages that the events of one call may be about, as memory.proto says: what a server does with a call is to be short.
-pub const CALL_PAGES: u32 = 1 << 20;
-
-/// The numbers of `EventKind` in memory.proto.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum Kind {
-    /// The pages map frames now.
-    Merged = 1,
-    /// A proposal was not carried out.
-    Declined = 2,
-    /// Merged pages were written.
-    Copied = 3,
-    /// The pages map no frame any more.
-    Released = 4,
-    /// Adoption failed; the detail is an errno.
-    NotAdopted = 5,
-    /// Not to be merged from now on.
-    Excluded = 6,
-    /// May be merged again.
-    Included = 7,
-    /// Was written, or may have been, and is to be read again.
-    Written = 8,
-    /// The pages map frames since before the session began.
-    Resumed = 9,
-}
-
-/// The numbers of `DeclineReason` in memory.proto.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum Reason {
-    /// Bytes of page and frame differ.
-    Changed = 1,
-    /// The mapping budget is used up, or the kernel's limit is.
-    Budget = 2,
-    /// Pinned or excluded.
-    Pinned = 3,
-    /// Not an owned page of a known segment, or not a frame of a known pool.
-    State = 4,
-    /// A system call failed.
-    Failed = 5,
-    /// A forked child still shares the segment.
-    Forked = 6,
-}
-
-impl Reason {
-    /// Of a system call that failed while pages were switched. What takes mappings fails with ENOMEM when there are no more.
-    pub fn of(errno: i32) -> Reason {
-        if errno == libc::ENOMEM { Reason::Budget } else { Reason::Failed }
-    }
-}
-
-/// `detail` of a Written event: written, as far as the kernel can tell.
-pub const WAS: u32 = 0;
-/// `detail` of a Written event: it was not watched for a while.
-pub const MAY_HAVE_BEEN: u32 = 1;
-/// `detail` of a Written event: it is a hole now.
-pub const GIVEN_BACK: u32 = 2;
 
 /// One event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Event {
     /// What happened.
-    pub kind: Kind,
+    pub kind: EventKind,
     /// To which segment.
     pub segment: u32,
     /// To which pages. 32 bits as on the wire: what is declined may lie outside of any segment.
@@ -86,7 +28,7 @@ pub struct Event {
 
 impl Event {
     /// An event without pool, frame and detail.
-    pub fn new(kind: Kind, segment: u32, run: Run) -> Event {
+    pub fn new(kind: EventKind, segment: u32, run: Run) -> Event {
         Event { kind, segment, first: run.first as u32, count: run.count as u32, pool: 0, frame: 0, detail: 0 }
     }
 
@@ -161,7 +103,7 @@ mod tests {
     use super::*;
 
     fn merged(first: u32, count: u32, pool: u32, frame: u32) -> Event {
-        Event { kind: Kind::Merged, segment: 1, first, count, pool, frame, detail: 0 }
+        Event { kind: EventKind::Merged, segment: 1, first, count, pool, frame, detail: 0 }
     }
 
     #[test]
@@ -196,7 +138,7 @@ mod tests {
         j.push(merged(7, 2 * CALL_PAGES + 5, 1, 100));
         j.push(merged(7 + 2 * CALL_PAGES + 5, CALL_PAGES - 5, 1, 105 + 2 * CALL_PAGES)); // goes on, and fits
         j.push(merged(7 + 3 * CALL_PAGES, 1, 1, 100 + 3 * CALL_PAGES)); // goes on, and does not
-        j.push(Event::new(Kind::Excluded, 2, Run { first: 0, count: u32::MAX as usize }));
+        j.push(Event::new(EventKind::Excluded, 2, Run { first: 0, count: u32::MAX as usize }));
         assert_eq!(j.len(), 4 + 4096);
         let mut calls = Vec::new();
         while !j.is_empty() {
@@ -207,7 +149,7 @@ mod tests {
         }
         let pages = |call: &Vec<Event>| call.iter().map(|event| u64::from(event.count)).sum::<u64>();
         assert!(calls.iter().all(|call| pages(call) <= u64::from(CALL_PAGES)));
-        let excluded = calls.iter().flatten().filter(|event| event.kind == Kind::Excluded);
+        let excluded = calls.iter().flatten().filter(|event| event.kind == EventKind::Excluded);
         assert_eq!(excluded.map(|event| u64::from(event.count)).sum::<u64>(), u64::from(u32::MAX));
     }
 }

@@ -1,7 +1,8 @@
 //! A proposal of the server's: pages, and the frames that they are to map. Nothing in it is believed.
 
 use crate::page::Run;
-use crate::space::books::journal::{Event, Kind};
+use crate::space::books::journal::Event;
+use crate::wire::EventKind;
 
 /// A run that is to map following frames of a pool; pool 0 is the zero page.
 #[derive(Clone, Copy, Debug)]
@@ -40,7 +41,7 @@ impl Proposal {
 
     /// What became of a part of it. Numbers out of bounds are answered as they came, so that the server can tell what was
     /// meant.
-    pub fn event(&self, kind: Kind, run: Run, detail: u32) -> Event {
+    pub fn event(&self, kind: EventKind, run: Run, detail: u32) -> Event {
         let offset = (run.first - self.first as usize) as u32;
         let frame = if self.pool == 0 { 0 } else { self.frame.wrapping_add(offset) };
         Event { pool: self.pool, frame, detail, ..Event::new(kind, self.segment, run) }

@@ -2,7 +2,8 @@
 
 use crate::page::Run;
 use crate::space::books::bits::Bits;
-use crate::space::books::journal::{Event, GIVEN_BACK, Journal, Kind};
+use crate::space::books::journal::{Event, Journal};
+use crate::wire::{EventKind, GIVEN_BACK};
 
 /// See the head of this file. Two bits a page.
 pub struct Traces {
@@ -21,7 +22,7 @@ impl Traces {
     /// Owned pages were given back: what was reported of them is not so any more.
     pub fn forget(&mut self, journal: &mut Journal, number: u32, run: Run) {
         if self.told.remove(run) > 0 {
-            journal.push(Event { detail: GIVEN_BACK, ..Event::new(Kind::Written, number, run) });
+            journal.push(Event { detail: GIVEN_BACK, ..Event::new(EventKind::Written, number, run) });
         }
         self.hot.remove(run);
     }

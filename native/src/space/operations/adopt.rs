@@ -6,12 +6,13 @@ use crate::error::{Error, Result};
 use crate::faults;
 use crate::page::{Run, bytes, page_size};
 use crate::space::Space;
-use crate::space::books::journal::{Event, Journal, Kind};
+use crate::space::books::journal::{Event, Journal};
 use crate::space::books::page_table::State;
 use crate::space::inner::Inner;
 use crate::space::redo::{Change, Mapped, Redo};
 use crate::space::view::View;
 use crate::sys::sched;
+use crate::wire::EventKind;
 use std::os::fd::AsFd;
 
 /// Most pages between two looks at the clock: saving one costs 1 us, or 10 where the kernel has to find memory first.
@@ -35,7 +36,7 @@ impl Window {
     }
 
     fn refuse(&mut self, journal: &mut Journal, segment: u32, run: Run, errno: i32) {
-        journal.push(Event { detail: errno as u32, ..Event::new(Kind::NotAdopted, segment, run) });
+        journal.push(Event { detail: errno as u32, ..Event::new(EventKind::NotAdopted, segment, run) });
         let (pages, first) = self.refused.unwrap_or((0, errno));
         self.refused = Some((pages + run.count, first));
     }

@@ -4,11 +4,12 @@ use crate::error::{Error, Result};
 use crate::faults;
 use crate::page::{Run, bytes, pieces};
 use crate::space::Space;
-use crate::space::books::journal::{Event, Kind};
+use crate::space::books::journal::Event;
 use crate::space::books::page_table::State;
 use crate::space::inner::Inner;
 use crate::space::redo::{Change, Mapped};
 use crate::sys::shm;
+use crate::wire::EventKind;
 use std::os::fd::AsFd;
 
 impl Space {
@@ -59,7 +60,7 @@ impl Inner {
             |page| view.table.is_excluded(page),
             |part, is| {
                 if is {
-                    journal.push(Event::new(Kind::Included, number, part));
+                    journal.push(Event::new(EventKind::Included, number, part));
                 }
             },
         );

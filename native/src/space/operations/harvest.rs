@@ -5,12 +5,13 @@ use crate::error::{Error, Result};
 use crate::faults;
 use crate::page::{Run, bytes, page_size};
 use crate::space::Space;
-use crate::space::books::journal::{Event, Journal, Kind};
+use crate::space::books::journal::{Event, Journal};
 use crate::space::books::page_table::State;
 use crate::space::inner::Inner;
 use crate::space::view::View;
 use crate::sys::pagemap::{Pagemap, ZeroPage};
 use crate::sys::sched;
+use crate::wire::EventKind;
 use std::time::{Duration, Instant};
 
 impl Space {
@@ -78,7 +79,7 @@ fn find_copies(pagemap: &Pagemap, journal: &mut Journal, number: u32, view: &mut
         };
         if copied {
             view.table.set_copied(page);
-            journal.push(Event::new(Kind::Copied, number, Run { first: page, count: 1 }));
+            journal.push(Event::new(EventKind::Copied, number, Run { first: page, count: 1 }));
             found += 1;
         }
     }

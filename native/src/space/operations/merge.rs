@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::faults;
 use crate::page::{Run, bytes, page_size};
 use crate::space::Space;
-use crate::space::books::journal::{Kind, Reason};
+
 use crate::space::books::page_table::State;
 use crate::space::books::proposal::Proposal;
 use crate::space::headroom::Headroom;
@@ -17,6 +17,7 @@ use crate::space::redo::{Change, Mapped};
 use crate::space::view::View;
 use crate::sys::mmap::Look;
 use crate::sys::sched;
+use crate::wire::{DeclineReason, EventKind};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -69,7 +70,7 @@ impl Inner {
         let first = *self.redo.queue.front()?;
         if let Some(reason) = self.refusal(&first) {
             self.redo.queue.pop_front();
-            self.journal.push(first.event(Kind::Declined, first.run(), reason as u32));
+            self.journal.push(first.event(EventKind::Declined, first.run(), reason as u32));
             return Some(0);
         }
         self.take_span();
@@ -86,35 +87,35 @@ impl Inner {
             if next.pool == 0 || pools.get_mut(&next.pool).is_some_and(|pool| pool.prepare(next.frames())) {
                 redo.taken.rotate_left(1); // to the end; after one round they are in order again
             } else {
-                redo.decline(journal, next.count as usize, Reason::State);
+                redo.decline(journal, next.count as usize, DeclineReason::State);
             }
         }
     }
 
     /// Why a whole proposal cannot be carried out.
-    fn refusal(&mut self, proposal: &Proposal) -> Option<Reason> {
+    fn refusal(&mut self, proposal: &Proposal) -> Option<DeclineReason> {
         if self.headroom.is_locked() {
             self.headroom.declined();
-            return Some(Reason::State);
+            return Some(DeclineReason::State);
         }
-        let Some(view) = self.views.get(&proposal.segment) else { return Some(Reason::State) };
+        let Some(view) = self.views.get(&proposal.segment) else { return Some(DeclineReason::State) };
         if !proposal.run().fits(view.table.pages()) {
-            return Some(Reason::State);
+            return Some(DeclineReason::State);
         }
         if view.shared {
-            return Some(Reason::Forked);
+            return Some(DeclineReason::Forked);
         }
         if proposal.pool != 0 {
             if proposal.frames().end() > 1 << 32 {
-                return Some(Reason::State);
+                return Some(DeclineReason::State);
             }
             let pool = self.pools.get_mut(&proposal.pool);
             let reachable = pool.and_then(|pool| pool.look(proposal.frames()).ok()).flatten();
             if reachable.is_none() {
-                return Some(Reason::State);
+                return Some(DeclineReason::State);
             }
         }
-        self.barrier.is_none().then_some(Reason::Failed)
+        self.barrier.is_none().then_some(DeclineReason::Failed)
     }
 
     /// Takes proposals for neighbouring pages of one segment off the queue, as many as one window may hold.
@@ -191,7 +192,7 @@ impl Inner {
         let freed = tracker.as_ref().map_or(Ok(()), |tracker| tracker.let_go(view, held));
         match barrier.window(view.address(held.first), bytes(held.count)) {
             Err(error) => {
-                let reason = Reason::of(freed.err().and_then(|e| e.raw_os_error()).unwrap_or(error.errno()));
+                let reason = reason_for(freed.err().and_then(|e| e.raw_os_error()).unwrap_or(error.errno()));
                 while redo.taken.front().is_some_and(|next| held.overlaps(next.run())) {
                     redo.decline(journal, redo.taken[0].count as usize, reason);
                 }
@@ -223,6 +224,11 @@ impl Inner {
     }
 }
 
+/// Why pages are declined if a system call failed. What takes mappings fails with ENOMEM when there are no more.
+fn reason_for(errno: i32) -> DeclineReason {
+    if errno == libc::ENOMEM { DeclineReason::Budget } else { DeclineReason::Failed }
+}
+
 /// Compares and switches the longest stretch from the proposal's first page on, and leaves the books to the caller. The
 /// stretch, and why it is declined if it is.
 fn step(
@@ -233,27 +239,27 @@ fn step(
     headroom: &mut Headroom,
     readable: impl Fn(usize) -> bool,
     is_over: impl Fn() -> bool,
-) -> (Run, Option<Reason>) {
+) -> (Run, Option<DeclineReason>) {
     let first = proposal.first as usize;
     let one = Run { first, count: 1 };
-    let declined = |run: Run, reason: Reason| (run, Some(reason));
+    let declined = |run: Run, reason: DeclineReason| (run, Some(reason));
     let wanted = |page: usize| !view.table.is_excluded(page) && !view.table.is_pinned(page);
     if view.table.state(first) != State::Owned {
-        return declined(one, Reason::State);
+        return declined(one, DeclineReason::State);
     }
     if !wanted(first) {
         view.held_back |= view.table.is_pinned(first);
-        return declined(one, Reason::Pinned);
+        return declined(one, DeclineReason::Pinned);
     }
     let mut pool = pool;
     let look = match &mut pool {
         None => Some(zeros),
         Some(pool) => pool.look(proposal.frames()).ok().flatten(),
     };
-    let Some(look) = look else { return declined(one, Reason::State) };
+    let Some(look) = look else { return declined(one, DeclineReason::State) };
     let page = page_size();
     if !readable(first) {
-        return declined(one, Reason::Changed); // it was given back since, or reclaimed
+        return declined(one, DeclineReason::Changed); // it was given back since, or reclaimed
     }
     let equal = |at: usize| {
         let frame = if proposal.pool == 0 { 0 } else { proposal.frame as usize + at - first };
@@ -261,7 +267,7 @@ fn step(
     };
     if headroom.pages == 0 {
         headroom.declined();
-        return declined(proposal.run(), Reason::Budget);
+        return declined(proposal.run(), DeclineReason::Budget);
     }
     // M4. The stretch ends at the first page that differs, or when the time is over.
     let mut end = first;
@@ -277,13 +283,13 @@ fn step(
         }
     }
     if end == first {
-        return declined(one, Reason::Changed);
+        return declined(one, DeclineReason::Changed);
     }
     let run = Run { first, count: end - first };
     let state = if proposal.pool == 0 { State::Zero } else { State::Merged };
     let cost = view.table.cost(run, state, proposal.pool, proposal.frame);
     if view.table.mappings().saturating_add_signed(cost) > headroom.mappings {
-        return declined(run, Reason::Budget);
+        return declined(run, DeclineReason::Budget);
     }
     // M5.
     let memory = view.memory.clone();
@@ -296,7 +302,7 @@ fn step(
     });
     if let Err(error) = mapped {
         view.ensure_mapped(run); // the segment still has the bytes
-        return declined(run, Reason::of(error.raw_os_error().unwrap_or(0)));
+        return declined(run, reason_for(error.raw_os_error().unwrap_or(0)));
     }
     (run, None)
 }

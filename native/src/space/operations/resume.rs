@@ -3,10 +3,11 @@
 use crate::error::Result;
 use crate::page::{Run, pieces};
 use crate::space::Space;
-use crate::space::books::journal::{Event, Journal, Kind, MAY_HAVE_BEEN};
+use crate::space::books::journal::{Event, Journal};
 use crate::space::books::page_table::State;
 use crate::space::inner::Inner;
 use crate::space::view::View;
+use crate::wire::{EventKind, MAY_BE_WRITTEN};
 
 impl Space {
     /// Writes down how everything is, for a server that knows nothing of it; what was to be reported is forgotten.
@@ -47,7 +48,7 @@ impl Inner {
 pub fn write_down(journal: &mut Journal, number: u32, view: &View) {
     let table = &view.table;
     let whole = Run { first: 0, count: table.pages() };
-    let note = |journal: &mut Journal, kind: Kind, detail: u32, which: &dyn Fn(usize) -> bool| {
+    let note = |journal: &mut Journal, kind: EventKind, detail: u32, which: &dyn Fn(usize) -> bool| {
         pieces(whole, which, |run, is| {
             if is {
                 journal.push(Event { detail, ..Event::new(kind, number, run) });
@@ -56,12 +57,12 @@ pub fn write_down(journal: &mut Journal, number: u32, view: &View) {
     };
     // Not watched, or not for a while, as far as a new server is concerned. What nobody was told of is found by a look.
     let doubtful = |page: usize| table.watches() && table.state(page) == State::Owned && view.traces.told.has(page);
-    note(journal, Kind::Written, MAY_HAVE_BEEN, &doubtful);
+    note(journal, EventKind::Written, MAY_BE_WRITTEN, &doubtful);
     for page in (0..table.pages()).filter(|page| table.state(*page).is_switched()) {
         let (pool, frame) = if table.state(page).has_frame() { table.frame(page) } else { (0, 0) };
-        journal.push(Event { pool, frame, ..Event::new(Kind::Resumed, number, Run { first: page, count: 1 }) });
+        journal.push(Event { pool, frame, ..Event::new(EventKind::Resumed, number, Run { first: page, count: 1 }) });
     }
     let copied = |page: usize| matches!(table.state(page), State::Copied | State::CopiedZero);
-    note(journal, Kind::Copied, 0, &copied);
-    note(journal, Kind::Excluded, 0, &|page| table.is_excluded(page));
+    note(journal, EventKind::Copied, 0, &copied);
+    note(journal, EventKind::Excluded, 0, &|page| table.is_excluded(page));
 }

@@ -6,13 +6,14 @@ use crate::arena::memory::Memory;
 use crate::error::{Error, Result};
 use crate::page::{Run, bytes, page_size, pieces};
 use crate::space::Space;
-use crate::space::books::journal::{Event, Kind};
+use crate::space::books::journal::Event;
 use crate::space::inner::Inner;
 use crate::space::pool::Pool;
 use crate::space::view::View;
 use crate::sys::mmap::ViewRange;
 use crate::sys::object::Object;
 use crate::sys::shm;
+use crate::wire::{DISCARDED, EventKind};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -101,7 +102,7 @@ impl Inner {
             |page| table.state(page).is_switched(),
             |run, switched| {
                 if switched {
-                    self.journal.push(Event { detail: 1, ..Event::new(Kind::Released, number, run) });
+                    self.journal.push(Event { detail: DISCARDED, ..Event::new(EventKind::Released, number, run) });
                 }
             },
         );

@@ -3,14 +3,15 @@
 use crate::error::{Error, Result};
 use crate::page::Run;
 use crate::space::Space;
-use crate::space::books::journal::{Event, Kind};
+use crate::space::books::journal::Event;
+use crate::wire::EventKind;
 
 impl Space {
     /// Sets whether pages may be merged.
     pub fn exclude(&self, number: u32, run: Run, excluded: bool) -> Result<()> {
         self.with_range(number, run, |view, journal| {
             view.table.exclude(run, excluded);
-            let kind = if excluded { Kind::Excluded } else { Kind::Included };
+            let kind = if excluded { EventKind::Excluded } else { EventKind::Included };
             journal.push(Event::new(kind, number, run));
         })
     }
