@@ -97,7 +97,7 @@ impl Books {
     }
 
     /// A segment is there, all of it free.
-    pub fn add(&mut self, number: u32, segment: Segment) {
+    pub fn add_segment(&mut self, number: u32, segment: Segment) {
         self.segments.insert(number, segment);
         if !segment.inherited {
             self.extents[segment.place as usize].add_segment(number, segment.pages);
@@ -106,7 +106,7 @@ impl Books {
     }
 
     /// A segment is gone.
-    pub fn remove(&mut self, number: u32) {
+    pub fn remove_segment(&mut self, number: u32) {
         if let Some(segment) = self.segments.remove(&number)
             && !segment.inherited
         {
@@ -126,8 +126,8 @@ impl Books {
     }
 
     /// Takes free pages.
-    pub fn take(&mut self, place: Place, pages: usize) -> Option<Extent> {
-        let taken = self.extents[place as usize].take(pages)?;
+    pub fn take_pages(&mut self, place: Place, pages: usize) -> Option<Extent> {
+        let taken = self.extents[place as usize].take_pages(pages)?;
         self.whole.remove(&taken.segment);
         Some(taken)
     }

@@ -24,7 +24,7 @@ impl Freed {
     }
 
     /// Takes all.
-    pub fn take(&self) -> Vec<(u32, usize, usize)> {
+    pub fn take_extents(&self) -> Vec<(u32, usize, usize)> {
         let mut extents = self.extents.lock().unwrap_or_else(PoisonError::into_inner);
         self.waiting.store(0, Ordering::Release);
         std::mem::take(&mut extents)

@@ -60,7 +60,7 @@ impl Generations {
     }
 
     /// Forgets those of which all children are gone.
-    pub fn look(&mut self) {
+    pub fn drop_gone(&mut self) {
         self.living.retain(|generation| generation.probe.as_ref().is_none_or(|probe| !flock::is_free(probe)));
     }
 
@@ -102,10 +102,10 @@ mod tests {
         let new = generations.next();
         let second = generations.begin().unwrap();
         drop(second);
-        generations.look();
+        generations.drop_gone();
         assert!(generations.any_since(old) && !generations.any_since(new));
         drop(first);
-        generations.look();
+        generations.drop_gone();
         assert!(!generations.any_since(old));
     }
 
@@ -117,10 +117,10 @@ mod tests {
         let last = leases.pop().unwrap();
         leases.truncate(MOST - 1);
         leases.clear();
-        generations.look();
+        generations.drop_gone();
         assert!(generations.any_since(1) && generations.any_since(10 * MOST as u64));
         drop(last);
-        generations.look();
+        generations.drop_gone();
         assert!(!generations.any_since(1));
     }
 }

@@ -1,4 +1,5 @@
-//! Forks: every space of the process is held and frozen before one, and let go of after it.
+//! Forks: every space of the process is held and frozen before one, and let go of after it. What that means for a space, it
+//! says itself (`ForkParticipant`, in `space/operations/freeze.rs`).
 //!
 //! ```text
 //!   before      signals held back, the registry's lock, then for each space: its lock, a lease for the child, frozen

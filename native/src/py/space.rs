@@ -125,7 +125,7 @@ impl Space {
             pagemap_scan: !off("pagemap_scan"),
             track,
         };
-        let space = py.detach(|| space::Space::new(take(lease, "the lease")?, &options))?;
+        let space = py.detach(|| space::Space::new(duplicated(lease, "the lease")?, &options))?;
         Ok(Space { space: Arc::new(space), tier })
     }
 
@@ -135,7 +135,7 @@ impl Space {
     }
 
     fn add_view(&self, py: Python<'_>, segment: u32, fd: i32, pages: usize) -> PyResult<usize> {
-        self.work(py, |space| space.add_view(segment, take(fd, "the segment")?, pages))
+        self.work(py, |space| space.add_view(segment, duplicated(fd, "the segment")?, pages))
     }
 
     fn drop_view(&self, py: Python<'_>, segment: u32) -> PyResult<bool> {
@@ -144,7 +144,7 @@ impl Space {
 
     fn add_pool(&self, py: Python<'_>, pool: u32, fd: i32) -> PyResult<()> {
         self.work(py, |space| {
-            space.add_pool(pool, take(fd, "the pool")?)?;
+            space.add_pool(pool, duplicated(fd, "the pool")?)?;
             space.lend(fd);
             Ok(())
         })
@@ -226,7 +226,7 @@ impl Space {
     }
 
     fn freed(&self) -> Vec<(u32, usize, usize)> {
-        self.space.freed().take()
+        self.space.freed().take_extents()
     }
 
     #[pyo3(signature = (limit = 65536))]
@@ -312,7 +312,7 @@ impl Space {
 
     fn take_over(&self, py: Python<'_>, parent: &Space, address: usize, segment: u32, fd: i32) -> PyResult<bool> {
         self.work(py, |space| {
-            let object = Arc::new(Object::keep(take(fd, "the segment")?));
+            let object = Arc::new(Object::keep(duplicated(fd, "the segment")?));
             space.attach(&parent.space, address, segment, object)
         })
     }
@@ -344,7 +344,7 @@ impl Space {
     }
 }
 
-fn take(fd: i32, what: &'static str) -> Result<OwnedFd> {
+fn duplicated(fd: i32, what: &'static str) -> Result<OwnedFd> {
     duplicate(fd).map_err(|e| Error::System(what, e))
 }
 

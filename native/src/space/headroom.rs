@@ -42,8 +42,8 @@ pub struct Headroom {
 }
 
 impl Headroom {
-    /// Looks, for a space of which `ours` pages are private now.
-    pub fn look(pagemap: Option<&Pagemap>, ours: usize) -> Headroom {
+    /// Measures, for a space of which `ours` pages are private now.
+    pub fn measure(pagemap: Option<&Pagemap>, ours: usize) -> Headroom {
         if pagemap.is_some_and(populates) {
             return Headroom { bound: Some(Hindrance::Locked), ..Headroom::default() };
         }

@@ -8,7 +8,7 @@ use crate::page::Run;
 use crate::space::books::counts::Counts;
 use crate::space::books::flags::Flags;
 use crate::space::books::journal::Journal;
-use crate::space::books::page_table::{PageTable, State};
+use crate::space::books::view_table::{PageState, ViewTable};
 use crate::space::headroom::Headroom;
 use crate::space::pool::Pool;
 use crate::space::redo::Redo;
@@ -17,7 +17,7 @@ use crate::space::view::View;
 use crate::space::window::Barrier;
 use crate::sys::doorbell::Doorbell;
 use crate::sys::forklock::{ForkLock, Recover};
-use crate::sys::mmap::{Lease, Look};
+use crate::sys::mmap::{Lease, ReadMapping};
 use crate::sys::object::Lent;
 use crate::sys::pagemap::Pagemap;
 use crate::wire::{DeclineReason, EventKind};
@@ -35,7 +35,7 @@ pub(crate) struct Inner {
     pub tracker: Option<Tracker>,
     /// How long between two looks at a view, as a rule.
     pub poll: Duration,
-    pub zeros: Look,
+    pub zeros: ReadMapping,
     pub budget: usize,
     pub window_pages: usize,
     /// What the program's limits leave, as of the last batch.
@@ -51,7 +51,7 @@ pub(crate) struct Inner {
     /// For views that are made: held as long as they are. A child has none.
     pub lease: Option<Arc<Lease>>,
     /// In a child: memory of the parent's, as long as blocks live in it, and what it mapped when it was inherited.
-    pub inherited: Vec<(Weak<Memory>, PageTable)>,
+    pub inherited: Vec<(Weak<Memory>, ViewTable)>,
     /// In a child: spaces that have taken over such memory. Blocks keep this one, and so those: forks freeze them.
     pub successors: Vec<Arc<ForkLock<Inner>>>,
     /// What went wrong at the last fork.
@@ -69,13 +69,13 @@ impl Inner {
     pub fn counts(&self) -> Counts {
         let mut counts = Counts { mappings: self.mappings(), budget: self.budget, ..Counts::default() };
         for view in self.views.values() {
-            counts.owned += view.table.count(State::Owned);
-            counts.merged += view.table.count(State::Merged);
-            counts.zero += view.table.count(State::Zero);
-            counts.copied += view.table.count(State::Copied) + view.table.count(State::CopiedZero);
-            counts.frozen += view.table.count(State::Frozen);
+            counts.owned += view.table.count(PageState::Owned);
+            counts.merged += view.table.count(PageState::Merged);
+            counts.zero += view.table.count(PageState::Zero);
+            counts.copied += view.table.count(PageState::Copied) + view.table.count(PageState::CopiedZero);
+            counts.frozen += view.table.count(PageState::Frozen);
             if view.inherited {
-                counts.inherited += view.table.pages() - view.table.count(State::Inherited);
+                counts.inherited += view.table.pages() - view.table.count(PageState::Inherited);
             }
             counts.shared += if view.shared { view.table.pages() } else { 0 };
         }
@@ -89,7 +89,7 @@ impl Inner {
 
     /// Pages of views that are private to this process.
     pub fn private(&self) -> usize {
-        self.views.values().map(|view| view.table.pages() - view.table.count(State::Owned)).sum()
+        self.views.values().map(|view| view.table.pages() - view.table.count(PageState::Owned)).sum()
     }
 
     /// Ends everything but the views.

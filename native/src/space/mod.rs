@@ -30,12 +30,12 @@ use crate::space::inner::Inner;
 use crate::space::redo::Redo;
 use crate::space::tracker::Tracker;
 use crate::space::view::View;
-use crate::space::warden::Watch;
+use crate::space::warden::WindowActivity;
 use crate::space::window::Barrier;
 use crate::sys::doorbell::Doorbell;
 use crate::sys::event::Event;
 use crate::sys::forklock::{ForkLock, Guard};
-use crate::sys::mmap::{Lease, Look};
+use crate::sys::mmap::{Lease, ReadMapping};
 use crate::sys::object::Lent;
 use crate::sys::pagemap::Pagemap;
 use crate::sys::uffd::Scope;
@@ -74,11 +74,11 @@ pub struct Space {
     pub(crate) inner: Arc<ForkLock<Inner>>,
     flags: Arc<Flags>,
     freed: Arc<Freed>,
-    watch: Option<Arc<Watch>>,
+    activity: Option<Arc<WindowActivity>>,
     announced: Arc<Event>,
     /// Whether the session tells the server of new segments: else nobody waits for that.
     pub reachable: AtomicBool,
-    pub(crate) looked: Mutex<Option<(Instant, Option<Room>)>>,
+    pub(crate) memory_room: Mutex<Option<(Instant, Option<Room>)>>,
 }
 
 impl Space {
@@ -106,7 +106,7 @@ impl Space {
             pagemap,
             tracker,
             poll: POLL,
-            zeros: Look::zeros(page_size()).map_err(|e| Error::System("mapping a page of zeros", e))?,
+            zeros: ReadMapping::zeros(page_size()).map_err(|e| Error::System("mapping a page of zeros", e))?,
             budget: options.budget,
             window_pages: options.window_pages.clamp(1, MAX_WINDOW_PAGES),
             headroom: Headroom::default(),
@@ -124,18 +124,18 @@ impl Space {
             bell: None,
             lent: BTreeMap::new(),
         };
-        let watch = inner.barrier.as_ref().map(Barrier::watch);
+        let activity = inner.barrier.as_ref().map(Barrier::activity);
         let space = Space {
             flags: inner.flags.clone(),
             announced: inner.arena.announced.clone(),
             inner: Arc::new(ForkLock::new(inner)),
             freed: Arc::default(),
-            watch,
+            activity,
             reachable: AtomicBool::new(true),
-            looked: Mutex::default(),
+            memory_room: Mutex::default(),
         };
-        if let Some(watch) = &space.watch {
-            warden::start(Arc::downgrade(&space.inner), watch.clone())
+        if let Some(activity) = &space.activity {
+            warden::start(Arc::downgrade(&space.inner), activity.clone())
                 .map_err(|e| Error::System("starting a thread", e))?;
         }
         let participant: Weak<ForkLock<Inner>> = Arc::downgrade(&space.inner);
@@ -218,8 +218,8 @@ impl Drop for Space {
         if !self.inner.is_held_here() {
             self.close();
         }
-        if let Some(watch) = &self.watch {
-            watch.end(); // and with it the warden
+        if let Some(activity) = &self.activity {
+            activity.end(); // and with it the warden
         }
     }
 }

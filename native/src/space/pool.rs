@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::page::{Run, bytes, page_size};
 use crate::space::books::bits::words;
-use crate::sys::mmap::Look;
+use crate::sys::mmap::ReadMapping;
 use crate::sys::object::Object;
 use crate::sys::shm;
 use std::collections::HashMap;
@@ -11,12 +11,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Least bytes of the pool that are mapped to compare with. Addresses cost nothing; a mapping that has to grow costs all
 /// entries that its page tables have by then.
-const LEAST_LOOK: usize = 1 << 28;
+const LEAST_MAPPED: usize = 1 << 28;
 
 /// An open pool.
 pub struct Pool {
     fd: Object,
-    look: Option<Look>,
+    mapping: Option<ReadMapping>,
     size: usize,                // when it was last looked at
     known: HashMap<usize, u64>, // which of 64 neighbouring frames are there
 }
@@ -24,7 +24,7 @@ pub struct Pool {
 impl Pool {
     /// Takes over a descriptor that is open for reading.
     pub fn new(fd: OwnedFd) -> Pool {
-        Pool { fd: Object::keep(fd), look: None, size: 0, known: HashMap::new() }
+        Pool { fd: Object::keep(fd), mapping: None, size: 0, known: HashMap::new() }
     }
 
     /// The descriptor to map frames of.
@@ -35,7 +35,7 @@ impl Pool {
     /// A mapping to compare with that covers `frames`; None if the pool does not reach that far.
     ///
     /// Pools only grow, so a frame that was there once stays there.
-    pub fn look(&mut self, frames: Run) -> Result<Option<&Look>> {
+    pub fn mapping_of(&mut self, frames: Run) -> Result<Option<&ReadMapping>> {
         let needed = frames.end().checked_mul(page_size()).ok_or(Error::Range("a frame beyond any pool"))?;
         if needed > self.size {
             let size = shm::size(self.fd()).map_err(|e| Error::System("size of the pool", e))?;
@@ -44,44 +44,45 @@ impl Pool {
                 return Ok(None);
             }
         }
-        if self.look.as_ref().is_none_or(|look| look.bytes() < needed) {
-            self.look = None;
-            let ahead = needed.max(LEAST_LOOK).checked_next_power_of_two().unwrap_or(self.size);
-            let look = Look::map(self.fd.as_fd(), ahead).or_else(|_| Look::map(self.fd.as_fd(), self.size));
-            self.look = Some(look.map_err(|e| Error::System("mapping the pool", e))?);
+        if self.mapping.as_ref().is_none_or(|mapping| mapping.bytes() < needed) {
+            self.mapping = None;
+            let ahead = needed.max(LEAST_MAPPED).checked_next_power_of_two().unwrap_or(self.size);
+            let mapping =
+                ReadMapping::map(self.fd.as_fd(), ahead).or_else(|_| ReadMapping::map(self.fd.as_fd(), self.size));
+            self.mapping = Some(mapping.map_err(|e| Error::System("mapping the pool", e))?);
         }
-        Ok(self.look.as_ref())
+        Ok(self.mapping.as_ref())
     }
 
     /// Forgets which frames are there. To be called before each batch: while its proposals are under way their frames stay,
     /// and others may come and go.
-    pub fn forget(&mut self) {
+    pub fn forget_presence(&mut self) {
         self.known.clear();
     }
 
     /// Unmaps what frames were compared through. To be called after each batch: what stayed in the page table would count
     /// as the program's memory (RSS) once more, and its page tables would grow with every frame that was ever there.
-    pub fn rest(&mut self) {
-        self.look = None;
+    pub fn unmap(&mut self) {
+        self.mapping = None;
     }
 
     /// Has the kernel make frames ready for being compared, before writes are held for that. False if they are not there.
     pub fn prepare(&mut self, frames: Run) -> bool {
-        if !matches!(self.look(frames), Ok(Some(_))) {
+        if !matches!(self.mapping_of(frames), Ok(Some(_))) {
             return false;
         }
-        let Some(look) = &self.look else { return false };
+        let Some(mapping) = &self.mapping else { return false };
         // One call for 64 frames costs about as much as one for each of two.
         let there = words(frames).all(|(at, mask)| {
             let known = self.known.entry(at).or_insert_with(|| {
                 let offset = bytes(at * 64);
-                let present = look.resident(offset, bytes(64).min(look.bytes() - offset), self.fd.as_fd());
+                let present = mapping.resident(offset, bytes(64).min(mapping.bytes() - offset), self.fd.as_fd());
                 present.into_iter().enumerate().fold(0, |word, (n, is)| word | u64::from(is) << n)
             });
             *known & mask == mask
         });
         if there {
-            look.touch(bytes(frames.first), bytes(frames.count));
+            mapping.touch(bytes(frames.first), bytes(frames.count));
         }
         there
     }

@@ -11,8 +11,8 @@
 
 use crate::page::{Run, pieces};
 use crate::space::books::journal::{Event, Journal};
-use crate::space::books::page_table::State;
 use crate::space::books::proposal::Proposal;
+use crate::space::books::view_table::PageState;
 use crate::space::view::View;
 use crate::wire::{DISCARDED, DeclineReason, EventKind};
 use std::collections::VecDeque;
@@ -68,30 +68,30 @@ impl Redo {
         match mapped {
             Mapped::Frames => {
                 let proposal = self.taken[0];
-                let state = if proposal.pool == 0 { State::Zero } else { State::Merged };
+                let state = if proposal.pool == 0 { PageState::Zero } else { PageState::Merged };
                 table.set(run, state, proposal.pool, proposal.frame);
                 journal.push(proposal.event(EventKind::Merged, run, 0));
                 match self.punch.last_mut() {
                     Some((of, last)) if *of == segment && last.end() == run.first => last.count += run.count,
                     _ => self.punch.push((segment, run)),
                 }
-                self.answered(run.count);
+                self.note_answered(run.count);
             }
             Mapped::Adopted => {
-                table.set(run, State::Owned, 0, 0);
+                table.set(run, PageState::Owned, 0, 0);
                 journal.push(Event::new(EventKind::Released, segment, run));
                 view.traces.told.insert(run);
             }
             Mapped::Discarded => {
                 let mut released = Vec::new();
                 pieces(run, |page| table.state(page).is_switched(), |part, is| released.extend(is.then_some(part)));
-                table.set(run, State::Owned, 0, 0);
+                table.set(run, PageState::Owned, 0, 0);
                 for part in released {
                     journal.push(Event { detail: DISCARDED, ..Event::new(EventKind::Released, segment, part) });
                 }
             }
-            Mapped::Thawed => table.set(run, State::Owned, 0, 0),
-            Mapped::Frozen => table.set(run, State::Frozen, 0, 0),
+            Mapped::Thawed => table.set(run, PageState::Owned, 0, 0),
+            Mapped::Frozen => table.set(run, PageState::Frozen, 0, 0),
         }
     }
 
@@ -100,10 +100,10 @@ impl Redo {
         let proposal = self.taken[0];
         let run = Run { first: proposal.first as usize, count };
         journal.push(proposal.event(EventKind::Declined, run, reason as u32));
-        self.answered(count);
+        self.note_answered(count);
     }
 
-    fn answered(&mut self, count: usize) {
+    fn note_answered(&mut self, count: usize) {
         if count == self.taken[0].count as usize {
             self.taken.pop_front();
         } else {

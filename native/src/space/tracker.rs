@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::faults;
 use crate::page::{Run, bytes, pieces};
 use crate::space::books::journal::{Event, Journal};
-use crate::space::books::page_table::State;
+use crate::space::books::view_table::PageState;
 use crate::space::view::View;
 use crate::sys::pagemap::Pagemap;
 use crate::sys::uffd::{FEATURE_WP, FEATURE_WP_ASYNC, FEATURE_WP_SHMEM, FEATURE_WP_UNPOPULATED, Scope, Uffd};
@@ -44,7 +44,7 @@ impl Tracker {
     }
 
     /// Watches a view from its beginning on.
-    pub fn watch_new(&self, view: &mut View) {
+    pub fn watch_view(&self, view: &mut View) {
         let whole = Run { first: 0, count: view.table.pages() };
         view.table.begin_to_watch();
         let registered =
@@ -55,7 +55,7 @@ impl Tracker {
     }
 
     /// Lets a span go, for a window. Should the kernel refuse, the window will not open.
-    pub fn let_go(&self, view: &mut View, span: Run) -> std::io::Result<()> {
+    pub fn let_span_go(&self, view: &mut View, span: Run) -> std::io::Result<()> {
         view.table.set_unwatched(span); // first: what is not watched must never count as watched
         let freed = self.uffd.unregister(view.address(span.first), bytes(span.count));
         faults::hit("tracker.let_go");
@@ -64,11 +64,11 @@ impl Tracker {
 
     /// Registers again what stayed owned in a window's span, so that it is one mapping with its neighbours: the budget counts
     /// on that. What was written meanwhile is not known, so the next look reports it all the same.
-    pub fn take_back(&self, view: &View, span: Run) {
+    pub fn register_again(&self, view: &View, span: Run) {
         faults::hit("tracker.take_back");
         pieces(
             span,
-            |page| view.table.state(page) == State::Owned,
+            |page| view.table.state(page) == PageState::Owned,
             |run, is| {
                 if is {
                     let _ = self.uffd.register(view.address(run.first), bytes(run.count));
@@ -81,7 +81,7 @@ impl Tracker {
     /// written before the last look too: protecting them was in vain, and cost their writers a fault each.
     ///
     /// `looking` names the view while the kernel may have protected pages of which we do not know yet.
-    pub fn look(
+    pub fn find_written(
         &self,
         pagemap: &Pagemap,
         journal: &mut Journal,

@@ -5,8 +5,8 @@ use crate::faults;
 use crate::page::{Run, bytes, pieces};
 use crate::space::books::agenda::Agenda;
 use crate::space::books::journal::{Event, Journal};
-use crate::space::books::page_table::PageTable;
 use crate::space::books::traces::Traces;
+use crate::space::books::view_table::ViewTable;
 use crate::sys::shm;
 use crate::wire::EventKind;
 use std::os::fd::AsFd;
@@ -17,7 +17,7 @@ pub struct View {
     /// The range.
     pub memory: Arc<Memory>,
     /// What each page maps.
-    pub table: PageTable,
+    pub table: ViewTable,
     /// Memory of the parent's, which this process has taken over.
     pub inherited: bool,
     /// A forked child may map the same segment and frames: nothing is merged, adopted, punched or released.
@@ -43,11 +43,11 @@ pub struct View {
 impl View {
     /// A view of a segment that nothing of was merged, from the fork with that number on.
     pub fn new(memory: Memory, pages: usize, since: u64) -> View {
-        View::over(Arc::new(memory), PageTable::new(pages), since)
+        View::over(Arc::new(memory), ViewTable::new(pages), since)
     }
 
     /// A view of memory that maps what a table says.
-    pub fn over(memory: Arc<Memory>, table: PageTable, since: u64) -> View {
+    pub fn over(memory: Arc<Memory>, table: ViewTable, since: u64) -> View {
         let pages = table.pages();
         View {
             memory,

@@ -21,13 +21,13 @@ const LONG: Duration = Duration::from_secs(1 << 20);
 
 /// What the warden sees of windows.
 #[derive(Default)]
-pub struct Watch {
+pub struct WindowActivity {
     windows: AtomicU32,
     asleep: AtomicU32,
     ended: AtomicBool,
 }
 
-impl Watch {
+impl WindowActivity {
     /// No window will be opened any more.
     pub fn end(&self) {
         self.ended.store(true, Ordering::SeqCst);
@@ -44,29 +44,29 @@ impl Watch {
 }
 
 /// Starts the warden of a space. It ends with the space, and is not there in a forked child, which opens no windows.
-pub fn start<T: Recover + Send + 'static>(space: Weak<ForkLock<T>>, watch: Arc<Watch>) -> io::Result<()> {
-    thread::start("pagefold-warden", 128 << 10, move || guard(&space, &watch))
+pub fn start<T: Recover + Send + 'static>(space: Weak<ForkLock<T>>, activity: Arc<WindowActivity>) -> io::Result<()> {
+    thread::start("pagefold-warden", 128 << 10, move || guard(&space, &activity))
 }
 
-fn guard<T: Recover + Send + 'static>(space: &Weak<ForkLock<T>>, watch: &Watch) {
-    let mut seen = watch.windows.load(Ordering::SeqCst);
+fn guard<T: Recover + Send + 'static>(space: &Weak<ForkLock<T>>, activity: &WindowActivity) {
+    let mut seen = activity.windows.load(Ordering::SeqCst);
     loop {
         std::thread::sleep(PAUSE);
         let Some(lock) = space.upgrade() else { return };
         drop(lock.take_over());
         let quiet = lock.is_free();
         drop(lock);
-        if quiet && watch.ended.load(Ordering::SeqCst) {
+        if quiet && activity.ended.load(Ordering::SeqCst) {
             return; // blocks may live on in the space, and keep it
         }
-        let windows = watch.windows.load(Ordering::SeqCst);
+        let windows = activity.windows.load(Ordering::SeqCst);
         if quiet && windows == seen {
-            watch.asleep.store(1, Ordering::SeqCst);
+            activity.asleep.store(1, Ordering::SeqCst);
             // Looked at again: a window that was opened since does not know that we sleep.
-            while watch.windows.load(Ordering::SeqCst) == windows && watch.asleep.load(Ordering::SeqCst) != 0 {
-                wait(&watch.asleep, 1, LONG);
+            while activity.windows.load(Ordering::SeqCst) == windows && activity.asleep.load(Ordering::SeqCst) != 0 {
+                wait(&activity.asleep, 1, LONG);
             }
-            watch.asleep.store(0, Ordering::SeqCst);
+            activity.asleep.store(0, Ordering::SeqCst);
         }
         seen = windows;
     }

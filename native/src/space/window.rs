@@ -14,7 +14,7 @@
 use crate::error::{Error, Result};
 use crate::faults;
 use crate::space::books::histogram::Histogram;
-use crate::space::warden::Watch;
+use crate::space::warden::WindowActivity;
 use crate::sys::sched::thread_time;
 use crate::sys::uffd::{FEATURE_WP, FEATURE_WP_SHMEM, FEATURE_WP_UNPOPULATED, Scope, Uffd};
 use std::io;
@@ -31,7 +31,7 @@ pub struct Barrier {
     over_bound: u64,
     longest_running: Duration,
     open: bool, // a window is
-    watch: Arc<Watch>,
+    activity: Arc<WindowActivity>,
 }
 
 impl Barrier {
@@ -40,8 +40,8 @@ impl Barrier {
         let wanted = FEATURE_WP | FEATURE_WP_SHMEM | if unpopulated { FEATURE_WP_UNPOPULATED } else { 0 };
         let uffd = open(scope, wanted)?;
         let (lasted, longest_running) = (Histogram::default(), Duration::ZERO);
-        let (open, watch) = (false, Arc::default());
-        Ok(Barrier { scope, wanted, uffd: Some(uffd), bound, lasted, over_bound: 0, longest_running, open, watch })
+        let (open, activity) = (false, Arc::default());
+        Ok(Barrier { scope, wanted, uffd: Some(uffd), bound, lasted, over_bound: 0, longest_running, open, activity })
     }
 
     /// Whether untouched anonymous pages can be protected. If not, touch them first.
@@ -54,7 +54,7 @@ impl Barrier {
         if self.uffd.is_none() {
             self.uffd = Some(open(self.scope, self.wanted)?);
         }
-        self.watch.stir();
+        self.activity.stir();
         self.open = true;
         let (began, opened) = (thread_time(), Instant::now());
         // From here on the window's drop puts things right, whatever fails.
@@ -74,8 +74,8 @@ impl Barrier {
     }
 
     /// What the warden looks at.
-    pub fn watch(&self) -> Arc<Watch> {
-        self.watch.clone()
+    pub fn activity(&self) -> Arc<WindowActivity> {
+        self.activity.clone()
     }
 
     /// Ends the window that a thread which is gone has left open. Closing the userfaultfd takes all protection off and wakes

@@ -15,7 +15,7 @@ impl Books {
         while let Some(found) = table.next_unflagged(at, run.end(), ADOPT_QUEUED | ADOPT_SENT) {
             at = found.end();
             table.set_flag(found, ADOPT_QUEUED);
-            member.adopts.add(id, found);
+            member.adopts.add_run(id, found);
             member.asking += found.count;
             member.adopting += found.count;
         }
@@ -73,12 +73,12 @@ impl Books {
         let key = self.members.key(client)?;
         let member = self.members.get_mut(key);
         let mut told = Instructions::default();
-        for run in member.merges.take(pages) {
+        for run in member.merges.take_runs(pages) {
             self.tables.table_mut(run.table).set_states(run.pages, State::Proposed);
             let segment = self.tables.segment(run.table).number;
             told.merges.push((segment, run.pages.first, run.pages.count, run.frame.map_or(-1, i64::from)));
         }
-        for (id, run) in member.adopts.take(pages) {
+        for (id, run) in member.adopts.take_runs(pages) {
             let Some(segment) = self.tables.get(id).map(|segment| segment.number) else { continue };
             let table = self.tables.table_mut(id);
             let mut at = run.first;

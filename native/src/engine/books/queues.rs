@@ -60,7 +60,7 @@ impl MergeQueue {
     }
 
     /// Adds one page.
-    pub fn add(&mut self, table: TableId, page: usize, frame: Option<u32>) {
+    pub fn add_page(&mut self, table: TableId, page: usize, frame: Option<u32>) {
         if let Some(&number) = self.ends.get(&(table, page)) {
             let run = &mut self.runs[(number - self.taken) as usize];
             if run.frame_of(page) == frame {
@@ -75,7 +75,7 @@ impl MergeQueue {
     }
 
     /// Takes the oldest runs out, up to a number of pages.
-    pub fn take(&mut self, mut pages: usize) -> Vec<Merge> {
+    pub fn take_runs(&mut self, mut pages: usize) -> Vec<Merge> {
         let mut taken = Vec::new();
         while pages > 0 {
             let Some(run) = self.runs.front_mut() else { break };
@@ -122,7 +122,7 @@ pub struct AdoptQueue {
 
 impl AdoptQueue {
     /// Adds a run, and joins it to the last if it goes on from that.
-    pub fn add(&mut self, table: TableId, run: Run) {
+    pub fn add_run(&mut self, table: TableId, run: Run) {
         match self.runs.back_mut() {
             Some((id, last)) if *id == table && last.end() == run.first => last.count += run.count,
             _ => self.runs.push_back((table, run)),
@@ -130,7 +130,7 @@ impl AdoptQueue {
     }
 
     /// Takes the oldest runs out, up to a number of pages.
-    pub fn take(&mut self, mut pages: usize) -> Vec<(TableId, Run)> {
+    pub fn take_runs(&mut self, mut pages: usize) -> Vec<(TableId, Run)> {
         let mut taken = Vec::new();
         while pages > 0 {
             let Some((table, run)) = self.runs.front_mut() else { break };

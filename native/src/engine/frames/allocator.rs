@@ -100,7 +100,7 @@ impl Allocator {
     }
 
     /// Takes a free number.
-    pub fn take(&mut self, frame: u32) {
+    pub fn take_frame(&mut self, frame: u32) {
         debug_assert!(self.is_free(frame));
         let (&end, &first) = self.gaps.range(frame + 1..).next().expect("free frames stand in gaps");
         self.set_gap(first, frame);

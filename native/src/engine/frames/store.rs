@@ -55,7 +55,7 @@ impl Store {
                 let read = shm::read(self.fd.as_fd(), &mut buffer[..want], at)? / page_size();
                 for (n, page) in buffer.chunks_exact(page_size()).take(read).enumerate() {
                     let frame = (at / page_size() + n) as u32;
-                    self.numbers.take(frame);
+                    self.numbers.take_frame(frame);
                     each(frame, page);
                 }
                 if read == 0 {
@@ -73,7 +73,7 @@ impl Store {
             Some(frame) => frame,
             None => self.start_of_run()?,
         };
-        self.numbers.take(frame);
+        self.numbers.take_frame(frame);
         Ok(frame)
     }
 

@@ -22,7 +22,7 @@ impl Scan {
             self.undo(books, current, written);
         }
         for Proposal { key, id, page, frame } in self.proposals.drain(..) {
-            books.members.get_mut(key).merges.add(id, page, frame);
+            books.members.get_mut(key).merges.add_page(id, page, frame);
         }
         self.founded.clear();
     }

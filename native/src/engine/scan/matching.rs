@@ -15,7 +15,7 @@ const GAP: usize = 8;
 
 impl Scan {
     /// Looks at those pages of a chunk that are to be looked at, with `self.chunks[n]` read and digested.
-    pub(super) fn look(&mut self, books: &mut Books, current: &mut Pass, n: usize, pages: Run) {
+    pub(super) fn look_at_chunk(&mut self, books: &mut Books, current: &mut Pass, n: usize, pages: Run) {
         let (id, read) = (self.chunks[n].id, self.chunks[n].read);
         let tracked = books.tables.table(id).tracked;
         for at in 0..read {

@@ -231,7 +231,7 @@ impl Scan {
                 }
                 self.ahead.page = pages.first + read;
                 let proposed = current.proposed;
-                self.look(books, current, n, pages);
+                self.look_at_chunk(books, current, n, pages);
                 self.conclude(books, current, n);
                 read as u64 + PROPOSAL_COST * current.proposed.saturating_sub(proposed)
             }

@@ -34,7 +34,7 @@ impl Tables {
     pub fn add(&mut self, segment: Segment) -> TableId {
         self.made += 1;
         let id = TableId(self.made);
-        self.places.take(segment.base, segment.table.pages(), id);
+        self.places.take_places(segment.base, segment.table.pages(), id);
         self.segments.insert(id, segment);
         id
     }

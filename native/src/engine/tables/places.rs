@@ -32,7 +32,7 @@ impl Places {
     }
 
     /// Takes a range that `find` has found.
-    pub fn take(&mut self, first: u32, pages: usize, table: TableId) {
+    pub fn take_places(&mut self, first: u32, pages: usize, table: TableId) {
         self.taken.insert(first, (pages as u64, table));
     }
 
@@ -56,7 +56,7 @@ mod tests {
         let mut places = Places::default();
         let add = |places: &mut Places, pages: usize, id: u64| {
             let first = places.find(pages)?;
-            places.take(first, pages, TableId(id));
+            places.take_places(first, pages, TableId(id));
             Some(first)
         };
         assert_eq!(add(&mut places, 100, 1), Some(0));

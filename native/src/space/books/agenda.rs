@@ -42,7 +42,7 @@ impl Agenda {
     }
 
     /// A look is over, and took so much of the processor's time.
-    pub fn looked(&mut self, took: Duration, poll: Duration, found: usize, in_vain: usize) {
+    pub fn note_look(&mut self, took: Duration, poll: Duration, found: usize, in_vain: usize) {
         self.quiet = if found > 0 { 0 } else { (self.quiet + 1).min(DOUBLINGS) };
         let usual = poll * (1 << self.quiet);
         let wasted = REST_AFTER_FAULT.saturating_mul(u32::try_from(in_vain).unwrap_or(u32::MAX));
@@ -67,12 +67,12 @@ mod tests {
         assert!(agenda.pause(Instant::now()).is_zero());
         for factor in [2, 4, 4] {
             let began = Instant::now();
-            agenda.looked(Duration::ZERO, POLL, 0, 0);
+            agenda.note_look(Duration::ZERO, POLL, 0, 0);
             assert!(rest(&agenda, began) >= POLL * factor);
             assert!(agenda.pause(began) > Duration::ZERO);
         }
         let began = Instant::now();
-        agenda.looked(Duration::ZERO, POLL, 1, 0);
+        agenda.note_look(Duration::ZERO, POLL, 1, 0);
         assert!(rest(&agenda, began) < POLL * 2);
     }
 
@@ -80,9 +80,9 @@ mod tests {
     fn protection_in_vain_costs_its_writers_one_percent() {
         let mut agenda = Agenda::default();
         let began = Instant::now();
-        agenda.looked(Duration::ZERO, POLL, 20_000, 20_000);
+        agenda.note_look(Duration::ZERO, POLL, 20_000, 20_000);
         assert!(rest(&agenda, began) >= Duration::from_secs(2), "20 ms of faults");
-        agenda.looked(Duration::ZERO, POLL, usize::MAX, usize::MAX);
+        agenda.note_look(Duration::ZERO, POLL, usize::MAX, usize::MAX);
         assert!(rest(&agenda, began) <= LONGEST_REST + Duration::from_secs(1));
     }
 }

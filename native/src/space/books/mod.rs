@@ -6,6 +6,6 @@ pub mod counts;
 pub mod flags;
 pub mod histogram;
 pub mod journal;
-pub mod page_table;
 pub mod proposal;
 pub mod traces;
+pub mod view_table;

@@ -7,7 +7,7 @@ use crate::faults;
 use crate::page::{Run, bytes, page_size};
 use crate::space::Space;
 use crate::space::books::journal::{Event, Journal};
-use crate::space::books::page_table::State;
+use crate::space::books::view_table::PageState;
 use crate::space::inner::Inner;
 use crate::space::redo::{Change, Mapped, Redo};
 use crate::space::view::View;
@@ -116,7 +116,7 @@ impl Inner {
         // An isolated page costs two mappings to adopt and none to leave where it is. Windows are no borders for this:
         // what counts is the stretch that is to be adopted.
         let stretch = Run { first: run.first, count: (run.first..run.end()).take_while(wanted).count() };
-        let cost = view.table.cost(stretch, State::Owned, 0, 0);
+        let cost = view.table.cost(stretch, PageState::Owned, 0, 0);
         if cost >= 0 && mappings.saturating_add_signed(cost) > *budget {
             return refused(journal, stretch, libc::ENOMEM);
         }
@@ -149,7 +149,7 @@ impl Inner {
         }
         drop(window);
         if let Some(tracker) = tracker {
-            tracker.take_back(view, Run { first: span.first, count: all.done });
+            tracker.register_again(view, Run { first: span.first, count: all.done });
         }
         Ok(all)
     }
@@ -204,11 +204,11 @@ fn adopt_part(view: &mut View, segment: u32, part: Run, redo: &mut Redo) -> (Run
 
 /// How many pages of a run share a frame.
 fn merged(view: &View, run: Run) -> usize {
-    (run.first..run.end()).filter(|page| view.table.state(*page) == State::Merged).count()
+    (run.first..run.end()).filter(|page| view.table.state(*page) == PageState::Merged).count()
 }
 
 /// Whether a page can be adopted without writing it.
 fn is_zero(view: &View, page: usize) -> bool {
-    let zero = matches!(view.table.state(page), State::Zero | State::CopiedZero);
+    let zero = matches!(view.table.state(page), PageState::Zero | PageState::CopiedZero);
     zero && !view.stale && view.memory.range.is_zero(bytes(page), page_size())
 }

@@ -31,7 +31,7 @@ impl Inner {
         let number = self.arena.books.number();
         faults::check("arena.map").map_err(Refused::NoSegment)?;
         let address = self.add_view(number, made.object.clone(), pages)?;
-        self.arena.books.add(number, Segment { place, pages, dedicated, inherited: false });
+        self.arena.books.add_segment(number, Segment { place, pages, dedicated, inherited: false });
         self.arena.objects.insert(number, made);
         self.arena.announced.clear();
         let told = self.arena.describe(number, address);
@@ -68,7 +68,7 @@ impl Inner {
             if let (Some(address), Ok(true)) = (address, self.drop_view(number)) {
                 let told = self.arena.describe(number, address);
                 self.arena.dropped.extend(told);
-                self.arena.books.remove(number);
+                self.arena.books.remove_segment(number);
             }
         }
     }
@@ -124,11 +124,11 @@ impl Space {
         if scarce && plenty {
             return Ok(None);
         }
-        let taken = match inner.arena.books.take(place, pages) {
+        let taken = match inner.arena.books.take_pages(place, pages) {
             Some(taken) => taken,
             None => {
                 inner.grow(place, pages)?;
-                inner.arena.books.take(place, pages).expect("the new segment is large enough")
+                inner.arena.books.take_pages(place, pages).expect("the new segment is large enough")
             }
         };
         let memory = inner.views[&taken.segment].memory.clone();
@@ -148,7 +148,7 @@ impl Space {
                 return Ok(None);
             }
             // With the lock held, which a fork holds as well: no child finds that list half emptied.
-            let freed = self.freed().take().into_iter().filter(|(.., count)| *count > 0);
+            let freed = self.freed().take_extents().into_iter().filter(|(.., count)| *count > 0);
             let freed = freed.map(|(segment, first, count)| Extent { segment, run: Run { first, count } });
             inner.arena.books.pending.extend(freed);
             if retry && !shared {
@@ -230,7 +230,7 @@ impl Space {
         if place == Place::Shm {
             return room::of_shm();
         }
-        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut looked = self.memory_room.lock().unwrap_or_else(PoisonError::into_inner);
         match *looked {
             Some((at, room)) if at.elapsed() < ROOM_HOLDS => room,
             _ => {

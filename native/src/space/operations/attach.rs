@@ -38,7 +38,7 @@ impl Space {
             }
             let mut inner = self.open()?;
             let segment = Segment { place: Place::Shm, pages, dedicated: true, inherited: true };
-            inner.arena.books.add(number, segment);
+            inner.arena.books.add_segment(number, segment);
             inner.arena.objects.insert(number, made);
             inner.arena.announced.clear();
             taken.extend(inner.arena.describe(number, address));

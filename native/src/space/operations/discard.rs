@@ -5,7 +5,7 @@ use crate::faults;
 use crate::page::{Run, bytes, pieces};
 use crate::space::Space;
 use crate::space::books::journal::Event;
-use crate::space::books::page_table::State;
+use crate::space::books::view_table::PageState;
 use crate::space::inner::Inner;
 use crate::space::redo::{Change, Mapped};
 use crate::sys::shm;
@@ -35,7 +35,7 @@ impl Inner {
             run,
             |page| view.table.state(page),
             |part, state| {
-                if state != State::Owned {
+                if state != PageState::Owned {
                     elsewhere.push(part);
                 }
             },

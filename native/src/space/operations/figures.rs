@@ -13,7 +13,7 @@ impl Space {
     /// What pages of the last batch were declined for, of the program's own limits, if that is so still.
     pub fn hindrance(&self) -> Option<Hindrance> {
         let inner = self.inner.lock();
-        inner.headroom.met().then(|| Headroom::look(inner.pagemap.as_ref(), inner.private()).used_up()).flatten()
+        inner.headroom.met().then(|| Headroom::measure(inner.pagemap.as_ref(), inner.private()).used_up()).flatten()
     }
 
     /// How long windows lasted.

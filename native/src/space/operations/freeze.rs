@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::faults;
 use crate::fork::ForkParticipant;
 use crate::page::{Run, bytes, page_size, pieces};
-use crate::space::books::page_table::State;
+use crate::space::books::view_table::PageState;
 use crate::space::inner::Inner;
 use crate::space::redo::{Change, Mapped};
 use crate::sys::forklock::{ForkLock, Recover};
@@ -104,7 +104,7 @@ impl Inner {
             let mut owned = Vec::new();
             pieces(
                 whole,
-                |page| (view.table.state(page) == State::Owned, view.table.is_pinned(page)),
+                |page| (view.table.state(page) == PageState::Owned, view.table.is_pinned(page)),
                 |run, (is, pinned)| owned.extend(is.then_some((run, pinned))),
             );
             for (run, pinned) in owned {
@@ -143,7 +143,7 @@ impl Inner {
             view.shared = true;
             let whole = Run { first: 0, count: view.table.pages() };
             let mut owned = Vec::new();
-            pieces(whole, |page| view.table.state(page) == State::Owned, |run, is| owned.extend(is.then_some(run)));
+            pieces(whole, |page| view.table.state(page) == PageState::Owned, |run, is| owned.extend(is.then_some(run)));
             for run in owned {
                 view.memory.range.set_inheritable(bytes(run.first), bytes(run.count), false);
                 view.withheld.push(run);

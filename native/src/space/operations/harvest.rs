@@ -6,7 +6,7 @@ use crate::faults;
 use crate::page::{Run, bytes, page_size};
 use crate::space::Space;
 use crate::space::books::journal::{Event, Journal};
-use crate::space::books::page_table::State;
+use crate::space::books::view_table::PageState;
 use crate::space::inner::Inner;
 use crate::space::view::View;
 use crate::sys::pagemap::{Pagemap, ZeroPage};
@@ -45,10 +45,10 @@ impl Inner {
             return Ok(copies);
         }
         let (written, in_vain) = match tracker {
-            Some(tracker) => tracker.look(pagemap, journal, number, view, &mut redo.looking)?,
+            Some(tracker) => tracker.find_written(pagemap, journal, number, view, &mut redo.looking)?,
             None => (0, 0),
         };
-        view.agenda.looked(sched::thread_time().saturating_sub(began), *poll, copies + written, in_vain);
+        view.agenda.note_look(sched::thread_time().saturating_sub(began), *poll, copies + written, in_vain);
         Ok(copies + written)
     }
 
@@ -64,7 +64,7 @@ impl Inner {
 }
 
 fn find_copies(pagemap: &Pagemap, journal: &mut Journal, number: u32, view: &mut View) -> Result<usize> {
-    if view.table.count(State::Merged) + view.table.count(State::Zero) == 0 {
+    if view.table.count(PageState::Merged) + view.table.count(PageState::Zero) == 0 {
         return Ok(0);
     }
     let copies = faults::check("harvest.copies")
@@ -73,8 +73,8 @@ fn find_copies(pagemap: &Pagemap, journal: &mut Journal, number: u32, view: &mut
     let mut found = 0;
     for page in copies.runs.into_iter().flat_map(|run| run.first..run.end()) {
         let copied = match view.table.state(page) {
-            State::Merged => true,
-            State::Zero => copies.exact || !view.memory.range.is_zero(bytes(page), page_size()),
+            PageState::Merged => true,
+            PageState::Zero => copies.exact || !view.memory.range.is_zero(bytes(page), page_size()),
             _ => false,
         };
         if copied {

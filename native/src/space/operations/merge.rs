@@ -8,14 +8,14 @@ use crate::faults;
 use crate::page::{Run, bytes, page_size};
 use crate::space::Space;
 
-use crate::space::books::page_table::State;
 use crate::space::books::proposal::Proposal;
+use crate::space::books::view_table::PageState;
 use crate::space::headroom::Headroom;
 use crate::space::inner::Inner;
 use crate::space::pool::Pool;
 use crate::space::redo::{Change, Mapped};
 use crate::space::view::View;
-use crate::sys::mmap::Look;
+use crate::sys::mmap::ReadMapping;
 use crate::sys::sched;
 use crate::wire::{DeclineReason, EventKind};
 use std::os::fd::AsFd;
@@ -40,8 +40,8 @@ impl Space {
         proposals.sort_by_key(|p| (p.segment, p.first));
         let room = {
             let mut inner = self.open()?;
-            inner.pools.values_mut().for_each(Pool::forget);
-            inner.headroom = Headroom::look(inner.pagemap.as_ref(), inner.private());
+            inner.pools.values_mut().for_each(Pool::forget_presence);
+            inner.headroom = Headroom::measure(inner.pagemap.as_ref(), inner.private());
             inner.budget.saturating_sub(inner.mappings())
         };
         if room < 2 * proposals.len() {
@@ -56,7 +56,7 @@ impl Space {
             match inner.merge_window() {
                 Some(pages) => merged += pages,
                 None => {
-                    inner.pools.values_mut().for_each(Pool::rest);
+                    inner.pools.values_mut().for_each(Pool::unmap);
                     return Ok(merged);
                 }
             }
@@ -110,7 +110,7 @@ impl Inner {
                 return Some(DeclineReason::State);
             }
             let pool = self.pools.get_mut(&proposal.pool);
-            let reachable = pool.and_then(|pool| pool.look(proposal.frames()).ok()).flatten();
+            let reachable = pool.and_then(|pool| pool.mapping_of(proposal.frames()).ok()).flatten();
             if reachable.is_none() {
                 return Some(DeclineReason::State);
             }
@@ -189,7 +189,7 @@ impl Inner {
         let view = views.get_mut(&segment).expect("no refusal, so there is a view");
         let barrier = barrier.as_mut().expect("no refusal, so there is a barrier");
         // A mapping takes one userfaultfd: where the tracker's could not let go, the window's is refused as busy.
-        let freed = tracker.as_ref().map_or(Ok(()), |tracker| tracker.let_go(view, held));
+        let freed = tracker.as_ref().map_or(Ok(()), |tracker| tracker.let_span_go(view, held));
         match barrier.window(view.address(held.first), bytes(held.count)) {
             Err(error) => {
                 let reason = reason_for(freed.err().and_then(|e| e.raw_os_error()).unwrap_or(error.errno()));
@@ -219,7 +219,7 @@ impl Inner {
             }
         }
         if let Some(tracker) = tracker {
-            tracker.take_back(view, held);
+            tracker.register_again(view, held);
         }
     }
 }
@@ -234,7 +234,7 @@ fn reason_for(errno: i32) -> DeclineReason {
 fn step(
     view: &mut View,
     pool: Option<&mut Pool>,
-    zeros: &Look,
+    zeros: &ReadMapping,
     proposal: &Proposal,
     headroom: &mut Headroom,
     readable: impl Fn(usize) -> bool,
@@ -244,7 +244,7 @@ fn step(
     let one = Run { first, count: 1 };
     let declined = |run: Run, reason: DeclineReason| (run, Some(reason));
     let wanted = |page: usize| !view.table.is_excluded(page) && !view.table.is_pinned(page);
-    if view.table.state(first) != State::Owned {
+    if view.table.state(first) != PageState::Owned {
         return declined(one, DeclineReason::State);
     }
     if !wanted(first) {
@@ -252,18 +252,18 @@ fn step(
         return declined(one, DeclineReason::Pinned);
     }
     let mut pool = pool;
-    let look = match &mut pool {
+    let mapping = match &mut pool {
         None => Some(zeros),
-        Some(pool) => pool.look(proposal.frames()).ok().flatten(),
+        Some(pool) => pool.mapping_of(proposal.frames()).ok().flatten(),
     };
-    let Some(look) = look else { return declined(one, DeclineReason::State) };
+    let Some(mapping) = mapping else { return declined(one, DeclineReason::State) };
     let page = page_size();
     if !readable(first) {
         return declined(one, DeclineReason::Changed); // it was given back since, or reclaimed
     }
     let equal = |at: usize| {
         let frame = if proposal.pool == 0 { 0 } else { proposal.frame as usize + at - first };
-        view.memory.range.equals(bytes(at), page, look, bytes(frame))
+        view.memory.range.equals(bytes(at), page, mapping, bytes(frame))
     };
     if headroom.pages == 0 {
         headroom.declined();
@@ -272,7 +272,7 @@ fn step(
     // M4. The stretch ends at the first page that differs, or when the time is over.
     let mut end = first;
     while end < proposal.run().end().min(first.saturating_add(headroom.pages))
-        && view.table.state(end) == State::Owned
+        && view.table.state(end) == PageState::Owned
         && wanted(end)
         && readable(end)
         && equal(end)
@@ -286,7 +286,7 @@ fn step(
         return declined(one, DeclineReason::Changed);
     }
     let run = Run { first, count: end - first };
-    let state = if proposal.pool == 0 { State::Zero } else { State::Merged };
+    let state = if proposal.pool == 0 { PageState::Zero } else { PageState::Merged };
     let cost = view.table.cost(run, state, proposal.pool, proposal.frame);
     if view.table.mappings().saturating_add_signed(cost) > headroom.mappings {
         return declined(run, DeclineReason::Budget);

@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::page::{Run, pieces};
 use crate::space::Space;
 use crate::space::books::journal::{Event, Journal};
-use crate::space::books::page_table::State;
+use crate::space::books::view_table::PageState;
 use crate::space::inner::Inner;
 use crate::space::view::View;
 use crate::wire::{EventKind, MAY_BE_WRITTEN};
@@ -56,13 +56,13 @@ pub fn write_down(journal: &mut Journal, number: u32, view: &View) {
         });
     };
     // Not watched, or not for a while, as far as a new server is concerned. What nobody was told of is found by a look.
-    let doubtful = |page: usize| table.watches() && table.state(page) == State::Owned && view.traces.told.has(page);
+    let doubtful = |page: usize| table.watches() && table.state(page) == PageState::Owned && view.traces.told.has(page);
     note(journal, EventKind::Written, MAY_BE_WRITTEN, &doubtful);
     for page in (0..table.pages()).filter(|page| table.state(*page).is_switched()) {
         let (pool, frame) = if table.state(page).has_frame() { table.frame(page) } else { (0, 0) };
         journal.push(Event { pool, frame, ..Event::new(EventKind::Resumed, number, Run { first: page, count: 1 }) });
     }
-    let copied = |page: usize| matches!(table.state(page), State::Copied | State::CopiedZero);
+    let copied = |page: usize| matches!(table.state(page), PageState::Copied | PageState::CopiedZero);
     note(journal, EventKind::Copied, 0, &copied);
     note(journal, EventKind::Excluded, 0, &|page| table.is_excluded(page));
 }

@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::faults;
 use crate::page::{Run, bytes, page_size};
 use crate::space::Space;
-use crate::space::books::page_table::State;
+use crate::space::books::view_table::PageState;
 use crate::space::inner::Inner;
 use crate::space::redo::{Change, Mapped};
 use crate::space::view::View;
@@ -25,15 +25,15 @@ impl Inner {
             return Ok(false); // there was another fork since the last window
         }
         let pages = view.table.pages();
-        if view.table.count(State::Frozen) == 0 {
+        if view.table.count(PageState::Frozen) == 0 {
             return Ok(false);
         }
-        let Some(first) = (view.thawed..pages).find(|page| view.table.state(*page) == State::Frozen) else {
+        let Some(first) = (view.thawed..pages).find(|page| view.table.state(*page) == PageState::Frozen) else {
             return Ok(false);
         };
         let (Some(barrier), Some(pagemap)) = (barrier.as_mut(), pagemap.as_ref()) else { return Ok(false) };
         let end = pages.min(first + (*window_pages).min(CLOCK_PAGES));
-        let count = (first..end).take_while(|page| view.table.state(*page) == State::Frozen).count();
+        let count = (first..end).take_while(|page| view.table.state(*page) == PageState::Frozen).count();
         let run = Run { first, count };
         let window = barrier.window(view.address(first), bytes(count))?;
         faults::hit("thaw.held");
@@ -54,7 +54,7 @@ impl Inner {
         let Inner { views, journal, generations, barrier, flags, .. } = self;
         if let Some(view) = views.get_mut(&number)
             && !generations.any_since(view.since)
-            && (view.table.count(State::Frozen) == 0 || barrier.is_none())
+            && (view.table.count(PageState::Frozen) == 0 || barrier.is_none())
             && std::mem::take(&mut view.shared)
         {
             view.include(journal, number, Run { first: 0, count: view.table.pages() });
@@ -68,7 +68,7 @@ impl Space {
     pub fn thaw(&self) -> Result<bool> {
         let numbers: Vec<u32> = {
             let mut inner = self.open()?;
-            inner.generations.look();
+            inner.generations.drop_gone();
             inner.views.iter().filter(|(_, view)| view.shared).map(|(number, _)| *number).collect()
         };
         for number in numbers {

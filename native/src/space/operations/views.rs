@@ -80,7 +80,7 @@ impl Inner {
         let lease = self.lease.clone().ok_or(Error::Closed)?;
         let mut view = View::new(Memory::new(range, segment, lease), pages, self.generations.next());
         if let Some(tracker) = &self.tracker {
-            tracker.watch_new(&mut view);
+            tracker.watch_view(&mut view);
         }
         let address = view.address(0);
         self.views.insert(number, view);

@@ -14,7 +14,7 @@ use crate::page::{Run, pieces};
 /// What a page maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum State {
+pub enum PageState {
     /// Its segment, shared.
     Owned = 0,
     /// A frame, privately; not written, as far as is known.
@@ -34,27 +34,34 @@ pub enum State {
 /// Number of states.
 const STATES: usize = 7;
 
-impl State {
-    const ALL: [State; STATES] =
-        [State::Owned, State::Merged, State::Zero, State::Copied, State::CopiedZero, State::Frozen, State::Inherited];
+impl PageState {
+    const ALL: [PageState; STATES] = [
+        PageState::Owned,
+        PageState::Merged,
+        PageState::Zero,
+        PageState::Copied,
+        PageState::CopiedZero,
+        PageState::Frozen,
+        PageState::Inherited,
+    ];
 
     /// Whether the page holds a reference in the server's books: a frame's, or the zero page's.
     pub fn is_switched(self) -> bool {
-        matches!(self, State::Merged | State::Zero | State::Copied | State::CopiedZero)
+        matches!(self, PageState::Merged | PageState::Zero | PageState::Copied | PageState::CopiedZero)
     }
 
     /// Whether the page maps a frame of a pool.
     pub fn has_frame(self) -> bool {
-        matches!(self, State::Merged | State::Copied)
+        matches!(self, PageState::Merged | PageState::Copied)
     }
 
     fn backing(self) -> u8 {
         match self {
-            State::Owned => 0,
-            State::Merged | State::Copied => 1,
-            State::Zero | State::CopiedZero => 2,
-            State::Frozen => 3,
-            State::Inherited => 4,
+            PageState::Owned => 0,
+            PageState::Merged | PageState::Copied => 1,
+            PageState::Zero | PageState::CopiedZero => 2,
+            PageState::Frozen => 3,
+            PageState::Inherited => 4,
         }
     }
 }
@@ -64,7 +71,7 @@ const UNWATCHED: u8 = 0x40;
 const STATE: u8 = !(EXCLUDED | UNWATCHED);
 
 /// States, frames and flags of a view's pages: 7 bytes a page, touched only where used.
-pub struct PageTable {
+pub struct ViewTable {
     // The zeroed vectors come from calloc: a large sparse view costs nothing for pages that are never merged.
     state: Vec<u8>,
     frame: Vec<u32>,
@@ -76,12 +83,12 @@ pub struct PageTable {
     unwatched: usize,
 }
 
-impl PageTable {
+impl ViewTable {
     /// All pages owned.
-    pub fn new(pages: usize) -> PageTable {
+    pub fn new(pages: usize) -> ViewTable {
         let mut counts = [0; STATES];
-        counts[State::Owned as usize] = pages;
-        PageTable {
+        counts[PageState::Owned as usize] = pages;
+        ViewTable {
             state: vec![0; pages],
             frame: vec![0; pages],
             pool: vec![0; pages],
@@ -116,7 +123,7 @@ impl PageTable {
     /// Writes to the owned pages of a run are not noticed any more.
     pub fn set_unwatched(&mut self, run: Run) {
         for flags in self.state[run.first..run.end()].iter_mut().filter(|_| self.watches) {
-            if *flags & (STATE | UNWATCHED) == State::Owned as u8 {
+            if *flags & (STATE | UNWATCHED) == PageState::Owned as u8 {
                 *flags |= UNWATCHED;
                 self.unwatched += 1;
             }
@@ -137,8 +144,8 @@ impl PageTable {
     }
 
     /// What a page maps.
-    pub fn state(&self, page: usize) -> State {
-        State::ALL[(self.state[page] & STATE) as usize]
+    pub fn state(&self, page: usize) -> PageState {
+        PageState::ALL[(self.state[page] & STATE) as usize]
     }
 
     /// A page's pool and frame; meaningful where the state has a frame.
@@ -147,13 +154,13 @@ impl PageTable {
     }
 
     /// How many pages are in a state.
-    pub fn count(&self, state: State) -> usize {
+    pub fn count(&self, state: PageState) -> usize {
         self.counts[state as usize]
     }
 
     /// Pages that hold a reference in the server's books.
     pub fn switched(&self) -> usize {
-        State::ALL.iter().filter(|s| s.is_switched()).map(|s| self.count(*s)).sum()
+        PageState::ALL.iter().filter(|s| s.is_switched()).map(|s| self.count(*s)).sum()
     }
 
     /// How many mappings the view takes.
@@ -201,9 +208,9 @@ impl PageTable {
     }
 
     /// By how much the mappings grow if the run maps following frames from `frame` on (or all of `state`).
-    pub fn cost(&self, run: Run, state: State, pool: u32, frame: u32) -> isize {
+    pub fn cost(&self, run: Run, state: PageState, pool: u32, frame: u32) -> isize {
         let before: usize = (run.first..=run.end()).filter(|at| self.is_boundary(*at)).count();
-        let seam = |left: (State, u32, u32), right: (State, u32, u32)| usize::from(!joins(left, right));
+        let seam = |left: (PageState, u32, u32), right: (PageState, u32, u32)| usize::from(!joins(left, right));
         let mut after = 0;
         if run.first > 0 {
             after += seam(self.entry(run.first - 1), (state, pool, frame));
@@ -216,13 +223,13 @@ impl PageTable {
     }
 
     /// Books that the run maps following frames from `frame` on (or all of `state`).
-    pub fn set(&mut self, run: Run, state: State, pool: u32, frame: u32) {
+    pub fn set(&mut self, run: Run, state: PageState, pool: u32, frame: u32) {
         let grown = self.cost(run, state, pool, frame);
         for (offset, page) in (run.first..run.end()).enumerate() {
             let old = self.state(page);
             self.counts[old as usize] -= 1;
             self.counts[state as usize] += 1;
-            let unwatched = self.watches && state == State::Owned;
+            let unwatched = self.watches && state == PageState::Owned;
             self.unwatched += usize::from(unwatched);
             self.unwatched -= usize::from(self.state[page] & UNWATCHED != 0);
             let flags = self.state[page] & EXCLUDED | if unwatched { UNWATCHED } else { 0 };
@@ -240,10 +247,10 @@ impl PageTable {
         let whole = Run { first: 0, count: self.pages() };
         self.set_watched(whole);
         let mut left = Vec::new();
-        let leave = |state: State| matches!(state, State::Owned | State::Frozen);
+        let leave = |state: PageState| matches!(state, PageState::Owned | PageState::Frozen);
         pieces(whole, |page| leave(self.state(page)), |run, is| left.extend(is.then_some(run)));
         for run in left {
-            self.set(run, State::Inherited, 0, 0);
+            self.set(run, PageState::Inherited, 0, 0);
         }
     }
 
@@ -251,11 +258,11 @@ impl PageTable {
     pub fn set_copied(&mut self, page: usize) {
         let old = self.state(page);
         let new = match old {
-            State::Merged => State::Copied,
-            State::Zero => State::CopiedZero,
+            PageState::Merged => PageState::Copied,
+            PageState::Zero => PageState::CopiedZero,
             other => other,
         };
-        let boundaries = |table: &PageTable| [page, page + 1].into_iter().filter(|at| table.is_boundary(*at)).count();
+        let boundaries = |table: &ViewTable| [page, page + 1].into_iter().filter(|at| table.is_boundary(*at)).count();
         let before = boundaries(self);
         self.counts[old as usize] -= 1;
         self.counts[new as usize] += 1;
@@ -263,7 +270,7 @@ impl PageTable {
         self.mappings = self.mappings + boundaries(self) - before;
     }
 
-    fn entry(&self, page: usize) -> (State, u32, u32) {
+    fn entry(&self, page: usize) -> (PageState, u32, u32) {
         (self.state(page), u32::from(self.pool[page]), self.frame[page])
     }
 
@@ -278,20 +285,22 @@ impl PageTable {
     pub fn check(&self) {
         let mappings = 1 + (1..self.pages()).filter(|at| self.is_boundary(*at)).count();
         assert_eq!(self.mappings, mappings, "mappings");
-        for state in State::ALL {
+        for state in PageState::ALL {
             let counted = (0..self.pages()).filter(|page| self.state(*page) == state).count();
             assert_eq!(self.count(state), counted, "{state:?}");
         }
         let unwatched: Vec<usize> = (0..self.pages()).filter(|page| self.is_unwatched(*page)).collect();
         assert_eq!(self.unwatched, unwatched.len(), "unwatched");
-        assert!(unwatched.iter().all(|page| self.state(*page) == State::Owned), "only owned pages are watched");
+        assert!(unwatched.iter().all(|page| self.state(*page) == PageState::Owned), "only owned pages are watched");
     }
 }
 
 /// Whether two neighbouring pages are sure to be one mapping. Written pages are not: each mapping has its anonymous pages
 /// on a list of its own, and the kernel joins no two mappings with different lists. So this counts too many, never too few.
-fn joins(left: (State, u32, u32), right: (State, u32, u32)) -> bool {
-    if matches!(left.0, State::Copied | State::CopiedZero) || matches!(right.0, State::Copied | State::CopiedZero) {
+fn joins(left: (PageState, u32, u32), right: (PageState, u32, u32)) -> bool {
+    if matches!(left.0, PageState::Copied | PageState::CopiedZero)
+        || matches!(right.0, PageState::Copied | PageState::CopiedZero)
+    {
         return false;
     }
     if left.0.backing() != right.0.backing() {
@@ -307,30 +316,30 @@ mod tests {
 
     #[test]
     fn a_run_of_following_frames_is_one_mapping() {
-        let mut t = PageTable::new(10);
-        t.set(Run { first: 2, count: 3 }, State::Merged, 1, 7);
+        let mut t = ViewTable::new(10);
+        t.set(Run { first: 2, count: 3 }, PageState::Merged, 1, 7);
         assert_eq!(t.mappings(), 3);
-        t.set(Run { first: 5, count: 2 }, State::Merged, 1, 10);
+        t.set(Run { first: 5, count: 2 }, PageState::Merged, 1, 10);
         assert_eq!(t.mappings(), 3);
-        t.set(Run { first: 7, count: 1 }, State::Merged, 1, 10);
+        t.set(Run { first: 7, count: 1 }, PageState::Merged, 1, 10);
         assert_eq!(t.mappings(), 4);
         t.set_copied(3);
         assert_eq!(t.mappings(), 6);
         t.check();
-        assert_eq!(t.count(State::Copied), 1);
-        t.set(Run { first: 0, count: 10 }, State::Owned, 0, 0);
+        assert_eq!(t.count(PageState::Copied), 1);
+        t.set(Run { first: 0, count: 10 }, PageState::Owned, 0, 0);
         assert_eq!(t.mappings(), 1);
         t.check();
     }
 
     #[test]
     fn exclusion_and_pins_survive_changes_of_state() {
-        let mut t = PageTable::new(4);
+        let mut t = ViewTable::new(4);
         let run = Run { first: 1, count: 2 };
         t.exclude(run, true);
         t.pin(run);
         t.pin(run);
-        t.set(run, State::Zero, 0, 0);
+        t.set(run, PageState::Zero, 0, 0);
         assert!(t.is_excluded(1) && t.is_pinned(2) && !t.is_pinned(3));
         assert!(t.unpin(run) && t.is_pinned(1) && t.unpin(run) && !t.is_pinned(1) && !t.unpin(run));
         t.forget_wishes(run);
@@ -342,11 +351,11 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(256))]
         #[test]
         fn books_equal_a_recount(steps in prop::collection::vec((0usize..24, 1usize..24, 0u8..6, 1u32..3, 0u32..30), 1..40)) {
-            let mut t = PageTable::new(24);
+            let mut t = ViewTable::new(24);
             t.begin_to_watch();
             for (first, count, kind, pool, frame) in steps {
                 let run = Run { first, count: count.min(24 - first) };
-                let state = [State::Owned, State::Merged, State::Zero, State::Frozen][kind as usize % 4];
+                let state = [PageState::Owned, PageState::Merged, PageState::Zero, PageState::Frozen][kind as usize % 4];
                 if kind > 3 && t.state(first).is_switched() {
                     t.set_copied(first);
                     t.check();
