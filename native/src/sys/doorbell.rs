@@ -8,6 +8,7 @@
 //! After a fork both processes have the mapping and share the semaphore.
 
 use super::check;
+use super::sched::clock;
 use rustix::fs::{Mode, OFlags, fstat, open};
 use std::ffi::CString;
 use std::io;
@@ -72,10 +73,7 @@ impl Doorbell {
 
     /// Waits until it rings, and takes the ring. False after `timeout`.
     pub fn wait(&self, timeout: Duration) -> io::Result<bool> {
-        // SAFETY: timespec is plain data, filled by clock_gettime.
-        let mut until: libc::timespec = unsafe { std::mem::zeroed() };
-        // SAFETY: as above.
-        check(unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut until) })?;
+        let mut until = clock(libc::CLOCK_MONOTONIC);
         let nanos = until.tv_nsec + libc::c_long::from(timeout.subsec_nanos() as i32);
         until.tv_sec += timeout.as_secs().min(1 << 30) as libc::time_t + nanos / 1_000_000_000;
         until.tv_nsec = nanos % 1_000_000_000;

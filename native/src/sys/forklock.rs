@@ -25,6 +25,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
+/// For `wake`: all who wait.
+pub const EVERYBODY: u32 = i32::MAX as u32;
+
 /// Others wait for the lock.
 const WAITERS: u32 = 1 << 31;
 
@@ -292,9 +295,6 @@ pub fn wait(word: &AtomicU32, value: u32, timeout: Duration) -> bool {
 pub fn wake(word: &AtomicU32, count: u32) {
     let _ = futex::wake(word, futex::Flags::PRIVATE, count); // fails for bad addresses only
 }
-
-/// All who wait.
-pub const EVERYBODY: u32 = i32::MAX as u32;
 
 /// Ends this thread at once, without unwinding or clearing anything up, as a seccomp filter does.
 #[cfg(any(test, feature = "faults"))]

@@ -14,7 +14,7 @@ const SPARSE: usize = 256;
 const SMALL: usize = 1 << 16;
 
 /// Pages of an object from before that are read at once.
-const INHERITED: usize = 64;
+const RECOVERED: usize = 64;
 
 /// See the head of this file.
 pub struct Store {
@@ -39,7 +39,7 @@ impl Store {
         if numbers as usize > plausible || !self.numbers.recover(numbers) {
             return Err(io::Error::from_raw_os_error(libc::EFBIG));
         }
-        let mut buffer = vec![0; bytes(INHERITED)];
+        let mut buffer = vec![0; bytes(RECOVERED)];
         let (mut at, all) = (0, bytes(numbers as usize));
         while at < all
             && let Some(data) = shm::next_data(self.fd.as_fd(), at)?.filter(|&data| data < all)
