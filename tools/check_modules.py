@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "space/books": "page wire",
     "space": f"{BELOW} fork arena space/books",
     "space/operations": f"{BELOW} fork arena space/books space",
+    "space/forks": f"{BELOW} fork arena space/books space space/operations",
     # the server's side
     "engine/ids": "",
     "engine/error": "",
@@ -46,7 +47,7 @@ MAY_IMPORT = {
     "engine/tell": f"{BELOW} {WORDS} engine/tables engine/frames engine/books engine/scan engine/engine",
     "engine": f"{WORDS} engine/frames engine/books engine/engine engine/tell",
     # both, for Python
-    "py": f"{BELOW} fork arena space/books space space/operations engine",
+    "py": f"{BELOW} fork arena space/books space space/operations space/forks engine",
 }
 """The ladder. A step is a folder, or a file. `space` stands for what lies in that folder itself."""
 

@@ -9,7 +9,8 @@
 //!   arena/                memory: segments, what is handed out, what is left             and which pages it proposes
 //!   space/books/          what a space knows, without a system call
 //!   space/                views and pools, the window, the redo log, the lock
-//!   space/operations/     merge, adopt, discard, harvest, freeze, thaw, ...
+//!   space/operations/     merge, adopt, discard, harvest, allocate, ...
+//!   space/forks/          freeze, thaw, attach
 //!
 //!   py/                   what Python sees of both
 //! ```

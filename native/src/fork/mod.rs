@@ -1,5 +1,5 @@
 //! Forks: every space of the process is held and frozen before one, and let go of after it. What that means for a space, it
-//! says itself (`ForkParticipant`, in `space/operations/freeze.rs`).
+//! says itself (`ForkParticipant`, in `space/forks/freeze.rs`).
 //!
 //! ```text
 //!   before      signals held back, the registry's lock, then for each space: its lock, a lease for the child, frozen

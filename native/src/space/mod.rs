@@ -6,6 +6,7 @@
 
 pub mod books;
 pub mod ending;
+mod forks;
 pub(crate) mod headroom;
 mod inner;
 pub(crate) mod operations;

@@ -3,14 +3,11 @@
 mod adopt;
 mod allocate;
 mod announce;
-mod attach;
 mod discard;
 mod figures;
-mod freeze;
-pub(super) mod harvest;
+mod harvest;
 mod merge;
 pub(super) mod resume;
-mod thaw;
 mod views;
 pub(crate) mod wait;
 mod wishes;
