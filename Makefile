@@ -42,6 +42,7 @@ lint: $(STAMP) lint-tools proto-check ## ruff, mypy, import-linter, rustfmt, cli
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python tools/check_modules.py
 	cargo fmt --check --manifest-path native/Cargo.toml
 	$(CARGO) clippy --locked --all-targets --manifest-path native/Cargo.toml -- -D warnings
 	$(CARGO) clippy --locked --all-targets --features faults --manifest-path native/Cargo.toml -- -D warnings
@@ -51,9 +52,10 @@ format: $(STAMP) lint-tools ## puts Python and Rust sources in form
 	$(BIN)/ruff format .
 	cargo fmt --manifest-path native/Cargo.toml
 
-proto: $(PROTO_STAMP) ## makes the protobuf stubs again
+proto: $(PROTO_STAMP) ## makes the protobuf stubs again, and the numbers for native code
 	cd protos && ../$(PROTO_VENV)/bin/python -m grpc_tools.protoc -I. \
 		--python_out=. --pyi_out=. --grpc_python_out=. pagefold_proto/v1/*.proto
+	$(PROTO_VENV)/bin/python tools/make_wire.py
 
 bench: $(STAMP) ## measures, beside the kernel's KSM where it may
 	$(BIN)/python bench/run.py $(ARGS)
@@ -118,6 +120,7 @@ test-python: $(STAMP) test-rust
 		$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'variants and not stress' $(ARGS)
 
 proto-check: $(PROTO_STAMP)
+	@$(PROTO_VENV)/bin/python tools/make_wire.py --check
 	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && cd protos && \
 	../$(PROTO_VENV)/bin/python -m grpc_tools.protoc -I. --python_out="$$fresh" --pyi_out="$$fresh" \
 		--grpc_python_out="$$fresh" pagefold_proto/v1/*.proto && \

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 /// The kernel's base page in bytes. Asked once; it cannot change.
 pub fn page_size() -> usize {
     static SIZE: OnceLock<usize> = OnceLock::new();
-    *SIZE.get_or_init(crate::sys::page_size)
+    *SIZE.get_or_init(crate::sys::page_size::page_size)
 }
 
 /// Bytes that `pages` pages take.

@@ -4,7 +4,7 @@
     in parent   pages stay quarantined until all children are gone; then they are thawed
     in child    no channel, no thread: memory is a snapshot; the client connects anew when it is used
 
-All of it is the native half's business (`gate.rs`, `fork.rs`). It has the C library call it at every fork, Python's and
+All of it is the native half's business (`native/src/fork/`). It has the C library call it at every fork, Python's and
 that of C code alike, so both processes keep their bytes whatever forked. The hooks here only have whoever forks wait
 until no session has a turn (`pagefold_core.Turn`), so that grpc is not copied in the middle of a call. They are native
 functions: an exception that a signal handler raises comes before one of them, or after it.

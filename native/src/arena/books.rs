@@ -13,9 +13,8 @@
 //! loop of allocating and freeing makes no system calls.
 
 use super::extents::{Extent, Extents};
-use crate::counts::Counts;
+use crate::arena::room::Room;
 use crate::page::bytes;
-use crate::room::Room;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -98,7 +97,7 @@ impl Books {
     }
 
     /// A segment is there, all of it free.
-    pub fn add(&mut self, number: u32, segment: Segment) {
+    pub fn add_segment(&mut self, number: u32, segment: Segment) {
         self.segments.insert(number, segment);
         if !segment.inherited {
             self.extents[segment.place as usize].add_segment(number, segment.pages);
@@ -107,7 +106,7 @@ impl Books {
     }
 
     /// A segment is gone.
-    pub fn remove(&mut self, number: u32) {
+    pub fn remove_segment(&mut self, number: u32) {
         if let Some(segment) = self.segments.remove(&number)
             && !segment.inherited
         {
@@ -127,8 +126,8 @@ impl Books {
     }
 
     /// Takes free pages.
-    pub fn take(&mut self, place: Place, pages: usize) -> Option<Extent> {
-        let taken = self.extents[place as usize].take(pages)?;
+    pub fn take_pages(&mut self, place: Place, pages: usize) -> Option<Extent> {
+        let taken = self.extents[place as usize].take_pages(pages)?;
         self.whole.remove(&taken.segment);
         Some(taken)
     }
@@ -176,22 +175,23 @@ impl Books {
         self.of(place).map(|segment| segment.pages).sum::<usize>() - self.extents[place as usize].free()
     }
 
-    /// Whether room is scarce for so many pages more, given what there is and how many bytes back the segments there. A
-    /// place is scarce if nobody should count on it, or if less than half of it would be left.
+    /// Whether room is scarce for so many pages more, given what there is, how many bytes back the segments there, and how
+    /// many of all pages handed out are merged. A place is scarce if nobody should count on it, or if less than half of it
+    /// would be left.
     pub fn is_scarce(
         &self,
         place: Place,
         pages: usize,
         room: Room,
         backed: u64,
-        counts: &Counts,
+        merged: usize,
     ) -> Result<bool, NoRoom> {
         let (handed, others) = match place {
             Place::Shm => (self.in_use(Place::Shm), self.in_use(Place::Memfd)),
             Place::Memfd => (self.in_use(Place::Memfd), self.in_use(Place::Shm)),
         };
         // Merged pages need no room. Which place they are of is not known here: those that must be of this one count.
-        let merged = (counts.merged + counts.zero).saturating_sub(counts.inherited + others);
+        let merged = merged.saturating_sub(others);
         let promised = (bytes(handed.saturating_sub(merged)) as u64).saturating_sub(backed);
         let left = room.free.saturating_sub(promised).checked_sub(bytes(pages) as u64);
         let Some(left) = left else {

@@ -1,12 +1,12 @@
 //! Memory that was handed out. It goes back when this is dropped, by whatever thread, at whatever moment.
 
 use super::extents::Extent;
+use crate::arena::freed::Freed;
+use crate::arena::memory::Memory;
 use crate::faults;
-use crate::freed::Freed;
 use crate::page::{Run, bytes, page_size};
 use crate::sys::object::Object;
 use crate::sys::shm;
-use crate::view::Memory;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;

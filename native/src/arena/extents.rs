@@ -62,7 +62,7 @@ impl Extents {
     }
 
     /// Takes pages out of the smallest free extent that is large enough.
-    pub fn take(&mut self, pages: usize) -> Option<Extent> {
+    pub fn take_pages(&mut self, pages: usize) -> Option<Extent> {
         let &(size, segment, first) = self.by_size.range((pages, 0, 0)..).next()?;
         self.remove(Extent { segment, run: Run { first, count: size } });
         if size > pages {

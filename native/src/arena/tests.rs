@@ -3,14 +3,13 @@
 use super::Claim;
 use super::books::{Books, Place, Segment};
 use super::extents::{Extent, Extents};
-use crate::counts::Counts;
+use crate::arena::memory::Memory;
+use crate::arena::room::Room;
 use crate::page::{Run, bytes};
-use crate::room::Room;
 use crate::sys::flock;
 use crate::sys::mmap::{Lease, ViewRange};
 use crate::sys::object::Object;
 use crate::sys::shm;
-use crate::view::Memory;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
@@ -42,11 +41,11 @@ fn extents_fit_best_and_coalesce() {
     let mut extents = Extents::default();
     extents.add_segment(1, 100);
     for first in (0..100).step_by(10) {
-        assert_eq!(extents.take(10), Some(extent(1, first, 10)));
+        assert_eq!(extents.take_pages(10), Some(extent(1, first, 10)));
     }
-    assert_eq!(extents.take(1), None);
+    assert_eq!(extents.take_pages(1), None);
     assert!(extents.give(extent(1, 20, 10)) && extents.give(extent(1, 50, 4)));
-    assert_eq!(extents.take(3), Some(extent(1, 50, 3)));
+    assert_eq!(extents.take_pages(3), Some(extent(1, 50, 3)));
     assert!(extents.give(extent(1, 30, 10)) && extents.give(extent(1, 10, 10)));
     assert!(extents.iter().eq([extent(1, 10, 30), extent(1, 53, 1)]));
     for (first, count) in [(10, 2), (15, 2), (39, 2), (95, 6), (60, 0), (usize::MAX, 2)] {
@@ -63,12 +62,11 @@ fn segment(place: Place, pages: usize, dedicated: bool) -> Segment {
 #[test]
 fn what_was_promised_and_not_touched_counts_and_merged_pages_do_not() {
     let mut books = Books::new(100, 100);
-    books.add(1, segment(Place::Shm, 100, false));
-    books.take(Place::Shm, 60).unwrap();
+    books.add_segment(1, segment(Place::Shm, 100, false));
+    books.take_pages(Place::Shm, 60).unwrap();
     let room = |free: usize| Room { size: bytes(64) as u64, free: bytes(free) as u64, small: false };
     let ask = |pages, free, backed: usize, merged| {
-        let counts = Counts { merged, ..Counts::default() };
-        books.is_scarce(Place::Shm, pages, room(free), bytes(backed) as u64, &counts)
+        books.is_scarce(Place::Shm, pages, room(free), bytes(backed) as u64, merged)
     };
     assert_eq!(ask(1, 64, 60, 0), Ok(false));
     assert_eq!(ask(32, 64, 60, 0), Ok(false));
@@ -78,10 +76,9 @@ fn what_was_promised_and_not_touched_counts_and_merged_pages_do_not() {
     assert_eq!(ask(6, 10, 55, 5), Ok(true), "merged pages need nothing");
     assert_eq!(ask(1, 0, 0, 0).unwrap_err().promised, 0, "no more than there is");
     // What is merged may be memory of the other place.
-    books.add(2, segment(Place::Memfd, 100, false));
-    books.take(Place::Memfd, 5).unwrap();
-    let counts = Counts { merged: 5, ..Counts::default() };
-    assert!(books.is_scarce(Place::Shm, 6, room(10), bytes(55) as u64, &counts).is_err());
+    books.add_segment(2, segment(Place::Memfd, 100, false));
+    books.take_pages(Place::Memfd, 5).unwrap();
+    assert!(books.is_scarce(Place::Shm, 6, room(10), bytes(55) as u64, 5).is_err());
 }
 
 #[derive(Clone, Debug)]
@@ -122,7 +119,7 @@ proptest! {
         for op in ops {
             match op {
                 Op::Allocate(place, count) => {
-                    let taken = match books.take(place, count) {
+                    let taken = match books.take_pages(place, count) {
                         Some(taken) => taken,
                         None => {
                             let regular = pages.values().filter(|(at, dedicated, _)| *at == place && !dedicated).count();
@@ -130,9 +127,9 @@ proptest! {
                             prop_assert_eq!(dedicated, count > 32.min(8 << regular));
                             prop_assert_eq!(size, if dedicated { count } else { 32.min(8 << regular) });
                             let number = books.number();
-                            books.add(number, segment(place, size, dedicated));
+                            books.add_segment(number, segment(place, size, dedicated));
                             prop_assert!(pages.insert(number, (place, dedicated, vec![Is::Free; size])).is_none());
-                            books.take(place, count).expect("the new segment is large enough")
+                            books.take_pages(place, count).expect("the new segment is large enough")
                         }
                     };
                     let (at, _, of) = pages.get_mut(&taken.segment).expect("a segment that there is");
@@ -164,7 +161,7 @@ proptest! {
                 Op::Drop => {
                     for number in books.unneeded(false) {
                         prop_assert!(pages.remove(&number).unwrap().2.iter().all(|page| *page == Is::Free));
-                        books.remove(number);
+                        books.remove_segment(number);
                     }
                     for place in [Place::Shm, Place::Memfd] {
                         let whole = pages.values().filter(|(at, _, of)| *at == place && of.iter().all(|p| *p == Is::Free));

@@ -1,12 +1,12 @@
 //! The arena: memory for programs.
 
+use super::calls::{panicked, wait, without_gil};
 use super::doorbell::seconds;
-use super::space::Space;
-use super::{panicked, wait, without_gil};
+use super::handle::Space;
+use crate::arena::room;
 use crate::arena::{Announced, Backing, Claim, Place, Refused};
 use crate::error::Result;
 use crate::page::Run;
-use crate::room;
 use crate::space;
 use crate::sys::made;
 use crate::sys::thread::is_ours;
@@ -154,7 +154,7 @@ impl Arena {
     }
 
     fn inherit(&self, py: Python<'_>, parent: &Space) -> PyResult<Vec<Segment>> {
-        let taken = self.work(py, |space| space.inherit(&parent.space))?;
+        let taken = self.work(py, |space| space.attach_inherited(&parent.space))?;
         Ok(self.segments(taken))
     }
 

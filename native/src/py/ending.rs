@@ -1,12 +1,12 @@
 //! How a session ends.
 
 use super::arena::Arena;
+use super::calls::{wait, without_gil};
 use super::doorbell::{Doorbell, seconds};
 use super::thread::{self, OVER, Running};
-use super::{wait, without_gil};
-use crate::ending;
 use crate::fork;
 use crate::space;
+use crate::space::ending;
 use crate::sys::event::Waited;
 use crate::sys::thread::is_ours;
 use pyo3::prelude::*;

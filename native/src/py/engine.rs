@@ -39,8 +39,8 @@ impl From<Error> for PyErr {
 impl Engine {
     #[new]
     fn new(py: Python<'_>, pool: i32, seed: u64, limit: u32, number: u16) -> PyResult<Engine> {
-        let made =
-            py.detach(|| Ok(engine::Engine::new(take(pool, "the pool")?, Options::default(), seed, limit, number)));
+        let made = py
+            .detach(|| Ok(engine::Engine::new(duplicated(pool, "the pool")?, Options::default(), seed, limit, number)));
         Ok(Engine { engine: Mutex::new(made.map_err(|error: Error| PyErr::from(error))?) })
     }
 
@@ -60,12 +60,12 @@ impl Engine {
     }
 
     fn inherit(&self, py: Python<'_>) -> PyResult<usize> {
-        self.with(py, engine::Engine::inherit)
+        self.with(py, engine::Engine::recover_frames)
     }
 
     fn bury(&self, py: Python<'_>) -> PyResult<()> {
         self.with(py, |engine| {
-            engine.bury();
+            engine.release_unclaimed();
             Ok(())
         })
     }
@@ -83,7 +83,7 @@ impl Engine {
         pages: usize,
         tracked: bool,
     ) -> PyResult<()> {
-        self.with(py, |engine| engine.add_segment(client, segment, take(fd, "the segment")?, pages, tracked))
+        self.with(py, |engine| engine.add_segment(client, segment, duplicated(fd, "the segment")?, pages, tracked))
     }
 
     fn drop_segment(&self, py: Python<'_>, client: i64, segment: i64) -> PyResult<bool> {
@@ -125,7 +125,7 @@ impl Engine {
         client: i64,
         pages: usize,
     ) -> PyResult<(Vec<(i64, usize, usize, i64)>, Vec<(i64, usize, usize)>, bool)> {
-        let told = self.with(py, |engine| engine.take(client, pages))?;
+        let told = self.with(py, |engine| engine.take_instructions(client, pages))?;
         Ok((told.merges, told.adopts, told.more))
     }
 
@@ -267,6 +267,6 @@ impl Engine {
     }
 }
 
-fn take(fd: i32, what: &'static str) -> engine::Result<std::os::fd::OwnedFd> {
+fn duplicated(fd: i32, what: &'static str) -> engine::Result<std::os::fd::OwnedFd> {
     duplicate(fd).map_err(|error: io::Error| Error::System(what, error))
 }

@@ -1,7 +1,7 @@
 //! Who waits for settle(), and which number goes to the server.
 
+use super::calls::wait;
 use super::doorbell::seconds;
-use super::wait;
 use crate::sys::event::Event;
 use pyo3::prelude::*;
 use std::collections::BTreeMap;

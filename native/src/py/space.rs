@@ -2,29 +2,22 @@
 
 use super::block::Block;
 use super::doorbell::{Doorbell, seconds};
-use super::panicked;
+use super::handle::Space;
 use crate::error::{Error, Result};
-use crate::headroom::Hindrance;
-use crate::journal::Event;
 use crate::page::{Run, bytes, page_size};
-use crate::proposal::Proposal;
-use crate::space::{self, Options, Woken};
+use crate::space::books::journal::Event;
+use crate::space::books::proposal::Proposal;
+use crate::space::headroom::Hindrance;
+use crate::space::operations::wait::Woken;
+use crate::space::{self, Options};
 use crate::sys::mmap::duplicate;
 use crate::sys::object::Object;
 use crate::sys::uffd::Scope;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use std::os::fd::OwnedFd;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
-
-/// See `_native.pyi`.
-#[pyclass(subclass, frozen, module = "pagefold_core")]
-pub struct Space {
-    pub space: Arc<space::Space>,
-    tier: &'static str,
-}
 
 /// See `_native.pyi`.
 #[pyclass(frozen, get_all, module = "pagefold_core")]
@@ -132,7 +125,7 @@ impl Space {
             pagemap_scan: !off("pagemap_scan"),
             track,
         };
-        let space = py.detach(|| space::Space::new(take(lease, "the lease")?, &options))?;
+        let space = py.detach(|| space::Space::new(duplicated(lease, "the lease")?, &options))?;
         Ok(Space { space: Arc::new(space), tier })
     }
 
@@ -142,7 +135,7 @@ impl Space {
     }
 
     fn add_view(&self, py: Python<'_>, segment: u32, fd: i32, pages: usize) -> PyResult<usize> {
-        self.work(py, |space| space.add_view(segment, take(fd, "the segment")?, pages))
+        self.work(py, |space| space.add_view(segment, duplicated(fd, "the segment")?, pages))
     }
 
     fn drop_view(&self, py: Python<'_>, segment: u32) -> PyResult<bool> {
@@ -151,7 +144,7 @@ impl Space {
 
     fn add_pool(&self, py: Python<'_>, pool: u32, fd: i32) -> PyResult<()> {
         self.work(py, |space| {
-            space.add_pool(pool, take(fd, "the pool")?)?;
+            space.add_pool(pool, duplicated(fd, "the pool")?)?;
             space.lend(fd);
             Ok(())
         })
@@ -233,7 +226,7 @@ impl Space {
     }
 
     fn freed(&self) -> Vec<(u32, usize, usize)> {
-        self.space.freed().take()
+        self.space.freed().take_extents()
     }
 
     #[pyo3(signature = (limit = 65536))]
@@ -319,8 +312,8 @@ impl Space {
 
     fn take_over(&self, py: Python<'_>, parent: &Space, address: usize, segment: u32, fd: i32) -> PyResult<bool> {
         self.work(py, |space| {
-            let object = Arc::new(Object::keep(take(fd, "the segment")?));
-            space.take_over(&parent.space, address, segment, object)
+            let object = Arc::new(Object::keep(duplicated(fd, "the segment")?));
+            space.attach(&parent.space, address, segment, object)
         })
     }
 
@@ -351,16 +344,7 @@ impl Space {
     }
 }
 
-impl Space {
-    /// Works with the GIL released. A panic has been put right when it arrives here (see `redo`), and is a RuntimeError for
-    /// Python: as pyo3's PanicException, which is no Exception, it would end the session's thread unnoticed.
-    fn work<T: Send>(&self, py: Python<'_>, work: impl FnOnce(&space::Space) -> Result<T> + Send) -> PyResult<T> {
-        let done = py.detach(|| catch_unwind(AssertUnwindSafe(|| work(&self.space))));
-        Ok(done.map_err(panicked)??)
-    }
-}
-
-fn take(fd: i32, what: &'static str) -> Result<OwnedFd> {
+fn duplicated(fd: i32, what: &'static str) -> Result<OwnedFd> {
     duplicate(fd).map_err(|e| Error::System(what, e))
 }
 

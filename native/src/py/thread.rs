@@ -4,7 +4,7 @@
 //! left half done is not done there: `call` hands it to a thread of its own and waits. Whoever waits may be interrupted at
 //! any moment; the work goes on, and finds that nobody wants its answer.
 
-use super::wait;
+use super::calls::wait;
 use crate::fork;
 use crate::sys::atfork;
 use crate::sys::event::{Event, Waited};

@@ -8,9 +8,11 @@
 //! After a fork both processes have the mapping and share the semaphore.
 
 use super::check;
+use super::sched::clock;
+use rustix::fs::{Mode, OFlags, fstat, open};
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 const WORD: usize = if cfg!(target_endian = "little") { 0 } else { 1 };
@@ -40,17 +42,9 @@ impl Doorbell {
         }
         let path = CString::new(format!("/dev/shm/sem.{bare}")).map_err(|_| invalid("a doorbell's name has no NUL"))?;
         // NOFOLLOW: the name may be a hostile link. NONBLOCK: or a pipe.
-        let flags = libc::O_RDWR | libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK;
-        // SAFETY: the path is a NUL-terminated string that lives through the call.
-        let fd = check(unsafe { libc::open(path.as_ptr(), flags) })?;
-        // SAFETY: the kernel made the descriptor just now.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        // SAFETY: stat is plain data; fstat fills it or fails.
-        let stat = unsafe {
-            let mut stat: libc::stat = std::mem::zeroed();
-            check(libc::fstat(fd.as_raw_fd(), &mut stat))?;
-            stat
-        };
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let fd = open(&path, flags, Mode::empty())?;
+        let stat = fstat(&fd)?;
         let bytes = size_of::<libc::sem_t>();
         if stat.st_mode & libc::S_IFMT != libc::S_IFREG || (stat.st_size as usize) < bytes {
             return Err(invalid("this is no semaphore"));
@@ -79,10 +73,7 @@ impl Doorbell {
 
     /// Waits until it rings, and takes the ring. False after `timeout`.
     pub fn wait(&self, timeout: Duration) -> io::Result<bool> {
-        // SAFETY: timespec is plain data, filled by clock_gettime.
-        let mut until: libc::timespec = unsafe { std::mem::zeroed() };
-        // SAFETY: as above.
-        check(unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut until) })?;
+        let mut until = clock(libc::CLOCK_MONOTONIC);
         let nanos = until.tv_nsec + libc::c_long::from(timeout.subsec_nanos() as i32);
         until.tv_sec += timeout.as_secs().min(1 << 30) as libc::time_t + nanos / 1_000_000_000;
         until.tv_nsec = nanos % 1_000_000_000;

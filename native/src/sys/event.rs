@@ -1,6 +1,6 @@
 //! Something that happens once and that threads wait for. One futex word: no lock, so a fork finds nothing half done.
 
-use super::forklock::{wait, wake};
+use super::forklock::{EVERYBODY, wait, wake};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,7 @@ impl Event {
     /// It has happened.
     pub fn set(&self) {
         self.word.store(1, Ordering::Release);
-        wake(&self.word, i32::MAX);
+        wake(&self.word, EVERYBODY);
     }
 
     /// It is to happen again.

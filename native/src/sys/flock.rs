@@ -2,16 +2,14 @@
 //! descriptors and by its mappings. Whether a shared one is held by anybody is found out by trying to take
 //! it exclusively, through an open of one's own.
 
-use super::check;
+use rustix::fs::{FlockOperation, MemfdFlags, flock, memfd_create};
+use rustix::io::retry_on_intr;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// An object without a name to hold a lock on, one page long.
 pub fn object() -> io::Result<OwnedFd> {
-    // SAFETY: the name is a C string; it is for people who look into /proc.
-    let fd = check(unsafe { libc::memfd_create(c"pagefold-fork".as_ptr(), libc::MFD_CLOEXEC) })?;
-    // SAFETY: the kernel made the descriptor just now, and nobody else knows it.
-    let object = unsafe { OwnedFd::from_raw_fd(fd) };
+    let object = memfd_create(c"pagefold-fork", MemfdFlags::CLOEXEC)?; // the name is for people who look into /proc
     super::shm::resize(object.as_fd(), crate::page::page_size())?;
     Ok(object)
 }
@@ -24,21 +22,21 @@ pub fn reopen(object: &impl AsFd) -> io::Result<OwnedFd> {
 
 /// Takes the shared lock.
 pub fn share(object: &impl AsFd) -> io::Result<()> {
-    lock(object, libc::LOCK_SH).map(drop)
+    lock(object, FlockOperation::NonBlockingLockShared)
 }
 
 /// Whether nobody holds the lock. Through a descriptor that holds it itself, this would give it away.
 pub fn is_free(object: &impl AsFd) -> bool {
-    let free = lock(object, libc::LOCK_EX).is_ok();
+    let free = lock(object, FlockOperation::NonBlockingLockExclusive).is_ok();
     if free {
-        let _ = lock(object, libc::LOCK_UN); // cannot fail for a lock that is held
+        let _ = lock(object, FlockOperation::NonBlockingUnlock); // cannot fail for a lock that is held
     }
     free
 }
 
-fn lock(object: &impl AsFd, how: libc::c_int) -> io::Result<()> {
-    // SAFETY: no memory of ours is passed. NB: what cannot be had now is an error, and not waited for.
-    super::retry(|| check(unsafe { libc::flock(object.as_fd().as_raw_fd(), how | libc::LOCK_NB) }).map(drop))
+/// What cannot be had now is an error, and not waited for.
+fn lock(object: &impl AsFd, how: FlockOperation) -> io::Result<()> {
+    Ok(retry_on_intr(|| flock(object, how))?)
 }
 
 #[cfg(test)]

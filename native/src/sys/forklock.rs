@@ -16,12 +16,17 @@
 
 use super::check;
 use super::signals::HeldBack;
+use rustix::io::Errno;
+use rustix::thread::futex;
 use std::cell::UnsafeCell;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
+
+/// For `wake`: all who wait.
+pub const EVERYBODY: u32 = i32::MAX as u32;
 
 /// Others wait for the lock.
 const WAITERS: u32 = 1 << 31;
@@ -265,8 +270,7 @@ pub fn this_thread() -> usize {
 
 /// This thread's number. Asked every time: a child of fork has the same thread-local values and another number.
 fn thread_number() -> u32 {
-    // SAFETY: takes no arguments and touches no memory.
-    unsafe { libc::gettid() as u32 }
+    rustix::thread::gettid().as_raw_nonzero().get() as u32
 }
 
 /// Whether a thread of this process is gone. Of the first thread of a process its number stays, as a zombie.
@@ -283,24 +287,13 @@ fn is_gone(thread: u32) -> bool {
 
 /// Waits while the word is `value`. False if it still was after `timeout`.
 pub fn wait(word: &AtomicU32, value: u32, timeout: Duration) -> bool {
-    let time = libc::timespec { tv_sec: timeout.as_secs() as _, tv_nsec: timeout.subsec_nanos() as _ };
-    // SAFETY: the word lives through the call, and the kernel only compares it; the timeout is read.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_futex,
-            word.as_ptr(),
-            libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG,
-            value,
-            &raw const time,
-        )
-    };
-    result == 0 || std::io::Error::last_os_error().raw_os_error() != Some(libc::ETIMEDOUT)
+    let time = futex::Timespec { tv_sec: timeout.as_secs() as _, tv_nsec: timeout.subsec_nanos() as _ };
+    futex::wait(word, futex::Flags::PRIVATE, value, Some(&time)) != Err(Errno::TIMEDOUT)
 }
 
 /// Wakes so many of those who wait for the word to change.
-pub fn wake(word: &AtomicU32, count: i32) {
-    // SAFETY: a futex is named by its address; the kernel touches no memory for this.
-    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG, count) };
+pub fn wake(word: &AtomicU32, count: u32) {
+    let _ = futex::wake(word, futex::Flags::PRIVATE, count); // fails for bad addresses only
 }
 
 /// Ends this thread at once, without unwinding or clearing anything up, as a seccomp filter does.

@@ -1,6 +1,6 @@
 //! Limits of this process that private mappings count against.
 
-use super::page_size;
+use crate::page::page_size;
 
 /// Pages of private, writable memory that RLIMIT_DATA allows, and that are used of it; None: there is no limit. Where the
 /// kernel does not say what is used, all of it is.

@@ -1,8 +1,8 @@
-//! Mappings: a client's view over its segment, and a read-only look at a pool.
+//! Mappings: a client's view over its segment, and a pool to read.
 //!
 //! ```text
 //!   view  [ shared segment | private frames | private zero page | shared segment ]   one fixed address range
-//!   pool  [ read-only look, for comparing                                        ]   moves when the pool grows
+//!   pool  [ read-only, for comparing                                             ]   moves when the pool grows
 //! ```
 //!
 //! All functions that replace a part of a view do it with one mmap(MAP_FIXED): a reader sees the old bytes or the new
@@ -130,9 +130,9 @@ impl ViewRange {
     }
 
     /// Leaves a part out of the next forks' children, or no longer. A child that touches what it was not given faults.
-    pub fn inherit(&self, offset: usize, bytes: usize, inherited: bool) {
+    pub fn set_inheritable(&self, offset: usize, bytes: usize, inheritable: bool) {
         self.assert_holds(offset, bytes);
-        let advice = if inherited { libc::MADV_DOFORK } else { libc::MADV_DONTFORK };
+        let advice = if inheritable { libc::MADV_DOFORK } else { libc::MADV_DONTFORK };
         // SAFETY: the range belongs to this view; the advice changes nothing in this process.
         unsafe { libc::madvise(self.at(offset) as *mut _, bytes, advice) };
     }
@@ -147,7 +147,7 @@ impl ViewRange {
     }
 
     /// Whether the bytes of a part equal those at `other`, which is a mapping of at least `bytes` bytes.
-    pub fn equals(&self, offset: usize, bytes: usize, other: &Look, other_offset: usize) -> bool {
+    pub fn equals(&self, offset: usize, bytes: usize, other: &ReadMapping, other_offset: usize) -> bool {
         self.assert_holds(offset, bytes);
         assert!(is_inside(other_offset, bytes, other.bytes), "a compare beyond a mapping");
         let (a, b) = (self.at(offset), other.address + other_offset);
@@ -247,34 +247,34 @@ impl Drop for Lease {
 }
 
 /// A read-only, shared mapping of the beginning of a file.
-pub struct Look {
+pub struct ReadMapping {
     address: usize,
     bytes: usize,
 }
 
-impl Look {
+impl ReadMapping {
     /// Maps `bytes` of `file`, which is at least so long.
-    pub fn map(file: BorrowedFd<'_>, bytes: usize) -> io::Result<Look> {
+    pub fn map(file: BorrowedFd<'_>, bytes: usize) -> io::Result<ReadMapping> {
         let address = map(ptr::null_mut(), bytes, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0)?;
-        Ok(Look { address, bytes })
+        Ok(ReadMapping { address, bytes })
     }
 
     /// A page of zeros to compare with.
-    pub fn zeros(bytes: usize) -> io::Result<Look> {
+    pub fn zeros(bytes: usize) -> io::Result<ReadMapping> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-        Ok(Look { address: map(ptr::null_mut(), bytes, libc::PROT_READ, flags, -1, 0)?, bytes })
+        Ok(ReadMapping { address: map(ptr::null_mut(), bytes, libc::PROT_READ, flags, -1, 0)?, bytes })
     }
 
     /// Which pages of a part of `file` are in memory; see `ViewRange::resident`.
     pub fn resident(&self, offset: usize, bytes: usize, file: BorrowedFd<'_>) -> Vec<bool> {
-        assert!(offset <= self.bytes && bytes <= self.bytes - offset, "a look beyond a mapping");
+        assert!(offset <= self.bytes && bytes <= self.bytes - offset, "a read beyond a mapping");
         resident(self.address + offset, bytes, file, offset)
     }
 
     /// Reads a byte of every page of a part, so that reading more of it faults no more. To read one that is not there would
     /// allocate it, or be SIGBUS where that is not possible.
     pub fn touch(&self, offset: usize, bytes: usize) {
-        assert!(offset <= self.bytes && bytes <= self.bytes - offset, "a look beyond a mapping");
+        assert!(offset <= self.bytes && bytes <= self.bytes - offset, "a read beyond a mapping");
         for at in (offset..offset + bytes).step_by(crate::page::page_size()) {
             // SAFETY: the range is mapped and readable, its pages are there, and any value read is a valid u8.
             let _ = unsafe { ((self.address + at) as *const u8).read_volatile() };
@@ -287,7 +287,7 @@ impl Look {
     }
 }
 
-impl Drop for Look {
+impl Drop for ReadMapping {
     fn drop(&mut self) {
         // SAFETY: mapped by `map`, never handed out, never replaced.
         unsafe { libc::munmap(self.address as *mut _, self.bytes) };
@@ -339,7 +339,7 @@ fn allocate_small(offset: usize, bytes: usize, file: BorrowedFd<'_>) {
 /// Whether the kernel populates what it maps, unasked (mlockall with MCL_FUTURE): a frame that is mapped privately is a copy
 /// at once then. Found out by mapping a page.
 pub fn populates(pagemap: &Pagemap) -> bool {
-    match Look::zeros(crate::page::page_size()) {
+    match ReadMapping::zeros(crate::page::page_size()) {
         Ok(page) => pagemap.copies(page.address, 1, ZeroPage::IsCopy).is_ok_and(|found| !found.runs.is_empty()),
         Err(error) => error.raw_os_error() == Some(libc::EAGAIN), // more than RLIMIT_MEMLOCK allows
     }
@@ -397,7 +397,7 @@ mod tests {
         // Release builds wrap: offset + bytes was small, and the check passed.
         let (segment, range) = view(2);
         let page = crate::page::page_size();
-        let other = Look::zeros(page).unwrap();
+        let other = ReadMapping::zeros(page).unwrap();
         for (offset, bytes) in [(8, usize::MAX - 7), (page, usize::MAX - page + 1), (0, 2 * page + 8), (3 * page, 0)] {
             let fd = segment.as_fd();
             assert!(is_refused(|| range.is_zero(offset, bytes)), "is_zero {offset} {bytes}");

@@ -1,6 +1,9 @@
 //! Every system call, each behind a function that says what it means. The only place with `unsafe` but `py::block`,
 //! where Python asks for a buffer; the compiler refuses it elsewhere (`deny(unsafe_code)`).
 //!
+//! rustix makes the calls that cannot harm memory; it makes them itself, and so allocates nothing and takes no lock of the C
+//! library's, which a handler of fork must not. The others are libc's.
+//!
 //! What is kept here is descriptors and mappings, each in an owned guard, the one value of a `ForkLock`, and a thread's
 //! slice of time (`sched`). What a fork does to them is said at each type.
 
@@ -14,6 +17,7 @@ pub mod limits;
 pub mod made;
 pub mod mmap;
 pub mod object;
+pub mod page_size;
 pub mod pagemap;
 #[cfg(feature = "python")]
 pub mod pybuffer;
@@ -27,18 +31,10 @@ pub mod zeroed;
 
 use std::io;
 
-/// The kernel's base page in bytes.
-pub fn page_size() -> usize {
-    // SAFETY: sysconf takes a number and touches no memory of ours.
-    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    usize::try_from(size).expect("the kernel has a page size")
-}
-
 /// Has this process killed, as the kernel or an operator does: nothing is cleared up.
 #[cfg(feature = "faults")]
 pub fn kill_this_process() -> ! {
-    // SAFETY: takes numbers, and does not come back.
-    unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+    let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
     loop {
         std::thread::park();
     }
@@ -47,14 +43,4 @@ pub fn kill_this_process() -> ! {
 /// Turns a system call's -1 into the errno.
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
-}
-
-/// Repeats a call that a signal interrupted.
-fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-    loop {
-        match call() {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            done => return done,
-        }
-    }
 }

@@ -5,7 +5,7 @@
 //! still is the object that it was, by device, inode and kind. What is left is the instant between look and use, in a
 //! program that closes and opens descriptors in another thread just then.
 
-use super::check;
+use rustix::fs::{FileType, fstat};
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 const NOBODYS: i32 = i32::MAX;
 
 /// Device, inode, kind of file.
-type Identity = (libc::dev_t, libc::ino_t, libc::mode_t);
+type Identity = (u64, u64, FileType);
 
 /// A kept descriptor. A forked child has a copy of its own.
 pub struct Object {
@@ -24,7 +24,7 @@ pub struct Object {
 impl Object {
     /// Takes a descriptor over.
     pub fn keep(fd: OwnedFd) -> Object {
-        let identity = identify(fd.as_raw_fd());
+        let identity = identify(fd.as_fd());
         Object { fd: ManuallyDrop::new(fd), identity }
     }
 
@@ -35,7 +35,7 @@ impl Object {
 
     /// Whether the number still is this object.
     pub fn is_there(&self) -> bool {
-        self.identity.is_some() && identify(self.fd.as_raw_fd()) == self.identity
+        self.identity.is_some() && identify(self.fd.as_fd()) == self.identity
     }
 }
 
@@ -69,24 +69,26 @@ pub struct Lent {
 impl Lent {
     /// Notes a number.
     pub fn note(number: i32) -> Lent {
-        Lent { number, identity: identify(number) }
+        Lent { number, identity: identify_number(number) }
     }
 
     /// In a child: closes the copy, if it still is that object.
     pub fn close(self) {
-        if self.identity.is_some() && identify(self.number) == self.identity {
+        if self.identity.is_some() && identify_number(self.number) == self.identity {
             // SAFETY: the number is open, for the object that it was noted for; whoever kept it open is in another process.
             unsafe { libc::close(self.number) };
         }
     }
 }
 
-fn identify(fd: i32) -> Option<Identity> {
-    // SAFETY: stat is plain data, for which all zeros is a value; fstat fills it or fails, whatever the number is.
-    let mut stat: libc::stat = unsafe { std::mem::zeroed() };
-    // SAFETY: as above.
-    check(unsafe { libc::fstat(fd, &mut stat) }).ok()?;
-    Some((stat.st_dev, stat.st_ino, stat.st_mode & libc::S_IFMT))
+fn identify(fd: BorrowedFd<'_>) -> Option<Identity> {
+    let stat = fstat(fd).ok()?;
+    Some((stat.st_dev, stat.st_ino, FileType::from_raw_mode(stat.st_mode)))
+}
+
+fn identify_number(number: i32) -> Option<Identity> {
+    // SAFETY: it is not -1. It is looked at for one call, which fails if it is not open, and changes nothing if it is.
+    (number >= 0).then(|| unsafe { BorrowedFd::borrow_raw(number) }).and_then(identify)
 }
 
 #[cfg(test)]
@@ -106,7 +108,7 @@ mod tests {
         assert_eq!(shm::resize(object.as_fd(), 4096).unwrap_err().raw_os_error(), Some(libc::EBADF));
         assert_eq!(shm::size(other.as_fd()).unwrap(), 0);
         drop(object);
-        assert!(identify(number).is_some(), "it is somebody else's to close");
+        assert!(identify_number(number).is_some(), "it is somebody else's to close");
         // SAFETY: the number was made by this test's dup2, and nobody else has it.
         unsafe { libc::close(number) };
     }
@@ -115,8 +117,8 @@ mod tests {
     fn a_kept_descriptor_is_closed_with_it() {
         let object = Object::keep(shm::anonymous());
         let number = object.as_fd().as_raw_fd();
-        let before = identify(number);
+        let before = identify_number(number);
         drop(object);
-        assert_ne!(identify(number), before);
+        assert_ne!(identify_number(number), before);
     }
 }

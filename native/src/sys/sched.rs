@@ -36,21 +36,25 @@ pub fn begin_slice() {
     };
     let mut slice = Slice { looked, cpu, began };
     if cpu.saturating_sub(began) > FRESH {
-        // SAFETY: takes no arguments and touches no memory.
-        unsafe { libc::sched_yield() };
+        rustix::thread::sched_yield();
         let cpu = thread_time();
         slice = Slice { looked: Instant::now(), cpu, began: cpu };
     }
     SLICE.set(Some(slice));
 }
 
-/// Processor time of this thread. There is no kernel that has no such clock.
+/// Processor time of this thread.
 pub fn thread_time() -> Duration {
-    // SAFETY: timespec is plain data, filled by clock_gettime.
-    let mut time: libc::timespec = unsafe { std::mem::zeroed() };
-    // SAFETY: as above.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
+    let time = clock(libc::CLOCK_THREAD_CPUTIME_ID);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// What a clock says that every kernel has.
+pub fn clock(clock: libc::clockid_t) -> libc::timespec {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel fills the structure, which lives through the call.
+    unsafe { libc::clock_gettime(clock, &mut time) };
+    time
 }
 
 #[cfg(test)]

@@ -1,71 +1,59 @@
 //! Shared-memory objects, seen through their descriptors: size, holes, room. How they are made: `made`.
 
-use super::{check, retry};
+use rustix::fs::{FallocateFlags, SeekFrom, fallocate, fstat, ftruncate, seek};
+use rustix::io::{Errno, pread, pwritev, retry_on_intr};
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-fn stat(object: BorrowedFd<'_>) -> io::Result<libc::stat> {
-    // SAFETY: stat is plain data, for which all zeros is a value; fstat fills it or fails.
-    unsafe {
-        let mut stat: libc::stat = std::mem::zeroed();
-        check(libc::fstat(object.as_raw_fd(), &mut stat))?;
-        Ok(stat)
-    }
-}
-
 /// The object's size in bytes.
 pub fn size(object: BorrowedFd<'_>) -> io::Result<usize> {
-    Ok(stat(object)?.st_size.max(0) as usize)
+    Ok(fstat(object)?.st_size.max(0) as usize)
 }
 
 /// The object's size and what the kernel has allocated to it, in bytes, at one moment.
 pub fn extent(object: BorrowedFd<'_>) -> io::Result<(usize, usize)> {
-    let found = stat(object)?;
+    let found = fstat(object)?;
     Ok((found.st_size.max(0) as usize, found.st_blocks.max(0) as usize * 512))
 }
 
 /// Whether what is written to a hole of the object gets a huge page, and not a page: on a tmpfs with huge=always, say.
 pub fn gives_huge_pages(object: BorrowedFd<'_>) -> bool {
-    stat(object).is_ok_and(|stat| stat.st_blksize.max(0) as usize > crate::page::page_size())
+    fstat(object).is_ok_and(|stat| stat.st_blksize.max(0) as usize > crate::page::page_size())
 }
 
 /// Whether the object belongs to the user that this process is now.
 pub fn is_ours(object: BorrowedFd<'_>) -> bool {
-    // SAFETY: it takes nothing and cannot fail.
-    let user = unsafe { libc::geteuid() };
-    stat(object).is_ok_and(|stat| stat.st_uid == user)
+    let user = rustix::process::geteuid().as_raw();
+    fstat(object).is_ok_and(|stat| stat.st_uid == user)
 }
 
 /// Whether the object has a name.
 pub fn is_linked(object: BorrowedFd<'_>) -> io::Result<bool> {
-    Ok(stat(object)?.st_nlink > 0)
+    Ok(fstat(object)?.st_nlink > 0)
 }
 
 /// Gives the memory of a range back; it reads as zeros from then on. The size stays.
 pub fn punch(object: BorrowedFd<'_>, offset: usize, bytes: usize) -> io::Result<()> {
-    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-    // SAFETY: no memory of ours is passed. Bytes of a file change, of which no reference exists: mappings of objects are
-    // reached by system calls, FFI and volatile reads only. That nobody needs the bytes (I4) is a rule of the books, and
-    // not one of Rust's.
-    retry(|| check(unsafe { libc::fallocate(object.as_raw_fd(), mode, offset as _, bytes as _) }).map(drop))
+    // Bytes of a file change, of which no reference exists: mappings of objects are reached by system calls, FFI and
+    // volatile reads only. That nobody needs the bytes (I4) is a rule of the books, and not one of Rust's.
+    let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    Ok(retry_on_intr(|| fallocate(object, mode, offset as u64, bytes as u64))?)
 }
 
 /// Sets memory aside for a range that is a hole; it goes on reading as zeros. A signal ends it: tmpfs begins again from the
 /// start then, so the range is to be small. A part may be reserved if it fails.
 pub fn reserve(object: BorrowedFd<'_>, offset: usize, bytes: usize) -> io::Result<()> {
-    // SAFETY: no memory of ours is passed, and the bytes of the object stay as they are.
-    check(unsafe { libc::fallocate(object.as_raw_fd(), 0, offset as _, bytes as _) }).map(drop)
+    Ok(fallocate(object, FallocateFlags::empty(), offset as u64, bytes as u64)?)
 }
 
 /// Sets the object's size; what is added is a hole.
 pub fn resize(object: BorrowedFd<'_>, bytes: usize) -> io::Result<()> {
-    // SAFETY: no memory of ours is passed, and no reference to the object's bytes exists (see `punch`).
-    retry(|| check(unsafe { libc::ftruncate(object.as_raw_fd(), bytes as libc::off_t) }).map(drop))
+    Ok(retry_on_intr(|| ftruncate(object, bytes as u64))?)
 }
 
 /// Where the first memory is from `offset` on, None if there is nothing but a hole up to the end. Touches nothing.
 pub fn next_data(object: BorrowedFd<'_>, offset: usize) -> io::Result<Option<usize>> {
-    seek(object, offset, libc::SEEK_DATA)
+    seek_to(object, SeekFrom::Data(offset as u64))
 }
 
 /// Whether there is memory in a range, without a lock that somebody else could hold. Memory that was reserved and never
@@ -83,18 +71,15 @@ pub fn is_present(object: BorrowedFd<'_>, offset: usize, bytes: usize) -> Option
 
 /// Where the first hole is from `offset` on, which may be the end; None from the end on.
 pub fn next_hole(object: BorrowedFd<'_>, offset: usize) -> io::Result<Option<usize>> {
-    seek(object, offset, libc::SEEK_HOLE)
+    seek_to(object, SeekFrom::Hole(offset as u64))
 }
 
-fn seek(object: BorrowedFd<'_>, offset: usize, whence: libc::c_int) -> io::Result<Option<usize>> {
-    // SAFETY: no memory of ours is passed. The file offset that this moves is used by nobody: reads and writes name theirs.
-    let found = unsafe { libc::lseek(object.as_raw_fd(), offset as libc::off_t, whence) };
-    if found >= 0 {
-        return Ok(Some(found as usize));
-    }
-    match io::Error::last_os_error() {
-        error if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
-        error => Err(error),
+/// The file offset that this moves is used by nobody: reads and writes name theirs.
+fn seek_to(object: BorrowedFd<'_>, place: SeekFrom) -> io::Result<Option<usize>> {
+    match seek(object, place) {
+        Ok(found) => Ok(Some(found as usize)),
+        Err(Errno::NXIO) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -150,32 +135,18 @@ pub fn pieces(object: BorrowedFd<'_>, offset: usize, bytes: usize) -> io::Result
 
 /// Reads at `offset` without touching holes. Returns how many bytes: fewer at the end of the object.
 pub fn read(object: BorrowedFd<'_>, buffer: &mut [u8], offset: usize) -> io::Result<usize> {
-    let (data, length) = (buffer.as_mut_ptr().cast(), buffer.len());
-    retry(|| {
-        // SAFETY: the kernel writes at most `length` bytes to `data`, which is a live, exclusive buffer of that length.
-        let done = unsafe { libc::pread(object.as_raw_fd(), data, length, offset as libc::off_t) };
-        usize::try_from(done).map_err(|_| io::Error::last_os_error())
-    })
+    Ok(retry_on_intr(|| pread(object, &mut *buffer, offset as u64))?)
 }
 
 /// Writes at most 1024 slices one behind the other from `offset` on. Returns how many bytes: fewer when memory runs out.
 pub fn write(object: BorrowedFd<'_>, slices: &[IoSlice<'_>], offset: usize) -> io::Result<usize> {
-    let count = slices.len() as libc::c_int;
-    retry(|| {
-        // SAFETY: IoSlice is an iovec by its documentation; the kernel reads the slices, which outlive the call.
-        let done = unsafe { libc::pwritev(object.as_raw_fd(), slices.as_ptr().cast(), count, offset as libc::off_t) };
-        usize::try_from(done).map_err(|_| io::Error::last_os_error())
-    })
+    Ok(retry_on_intr(|| pwritev(object, slices, offset as u64))?)
 }
 
 /// An object without a name, for tests.
 #[cfg(test)]
 pub fn anonymous() -> std::os::fd::OwnedFd {
-    use std::os::fd::FromRawFd;
-    // SAFETY: the name is a C string.
-    let fd = check(unsafe { libc::memfd_create(c"test".as_ptr(), libc::MFD_CLOEXEC) }).expect("memfd_create");
-    // SAFETY: the kernel made the descriptor just now, and nobody else knows it.
-    unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) }
+    rustix::fs::memfd_create(c"test", rustix::fs::MemfdFlags::CLOEXEC).expect("memfd_create")
 }
 
 #[cfg(test)]

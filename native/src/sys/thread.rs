@@ -25,8 +25,7 @@ pub fn start(name: &str, stack: usize, work: impl FnOnce() + Send + 'static) -> 
 pub fn become_ours(name: &str) {
     OURS.set(true);
     let name = std::ffi::CString::new(name).unwrap_or_default();
-    // SAFETY: the name is a C string that lives through the call; the kernel copies 16 bytes of it at most.
-    unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
+    let _ = rustix::thread::set_name(&name); // the kernel takes 16 bytes of it at most
 }
 
 /// Whether this thread is one of them.

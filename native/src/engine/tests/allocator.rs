@@ -1,6 +1,6 @@
 //! Frame numbers against a list of what each is doing.
 
-use crate::engine::allocator::Allocator;
+use crate::engine::frames::allocator::Allocator;
 use proptest::prelude::*;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -67,7 +67,7 @@ proptest! {
                     let frame = if free { Some(near) } else { allocator.start_of_run() };
                     prop_assert_eq!(frame, if free { Some(near) } else { model.start_of_run() });
                     if let Some(frame) = frame {
-                        allocator.take(frame);
+                        allocator.take_frame(frame);
                         model.uses[frame as usize] = Use::Used;
                     }
                 }
@@ -101,7 +101,7 @@ proptest! {
 fn a_batch_is_full_at_256() {
     let mut allocator = Allocator::new(1000);
     allocator.grow(600);
-    (0..512).for_each(|frame| allocator.take(frame));
+    (0..512).for_each(|frame| allocator.take_frame(frame));
     let full: Vec<u32> = (0..512).filter(|&frame| allocator.release(frame)).collect();
     assert_eq!(full, [255, 511]);
 }

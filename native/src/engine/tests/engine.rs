@@ -41,7 +41,7 @@ fn pages_are_merged_written_and_given_back() {
         assert_eq!((passes[1].volatile, passes[1].proposed), (0, 6));
         assert_eq!(engine.check(), Ok(()));
         for client in 1..=2 {
-            let told = engine.take(client, 100).expect("instructions");
+            let told = engine.take_instructions(client, 100).expect("instructions");
             assert_eq!(told.merges, [(1, 0, 2, 0), (1, 3, 1, 3)]);
             for (_, first, count, frame) in told.merges {
                 engine.apply(client, &event(1, first as i64, count as i64, 1, frame)).expect("an answer");
@@ -52,7 +52,7 @@ fn pages_are_merged_written_and_given_back() {
         assert!(matches!(lie, Err(Error::Violation(Violation::State(1, 0, 1)))));
         assert_eq!(engine.check(), Ok(()));
         engine.apply(1, &event(3, 0, 1, 0, 0)).expect("a copy");
-        assert_eq!(engine.take(1, 100).expect("instructions").adopts, [(1, 0, 1)]);
+        assert_eq!(engine.take_instructions(1, 100).expect("instructions").adopts, [(1, 0, 1)]);
         engine.remove_client(2).expect("its death");
         assert_eq!(engine.frames(), [0, 1, 3]);
         engine.remove_client(1).expect("its death");
@@ -71,7 +71,7 @@ fn an_audit_sees_what_the_books_have_wrong() {
     for _ in 0..2 {
         engine.scan(1 << 20, 1);
     }
-    engine.take(1, 100).expect("instructions");
+    engine.take_instructions(1, 100).expect("instructions");
     engine.apply(1, &event(1, 0, 2, 1, 0)).expect("an answer");
     assert_eq!((engine.recount(), engine.audit(0, u32::MAX)), (vec![], vec![]));
     engine.books.frames.commit(1); // as if client 2 had merged its page

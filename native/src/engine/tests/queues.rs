@@ -1,7 +1,7 @@
 //! Queues against lists that are searched from end to end.
 
-use crate::engine::queues::{AdoptQueue, Merge, MergeQueue};
-use crate::engine::tables::TableId;
+use crate::engine::books::queues::{AdoptQueue, Merge, MergeQueue};
+use crate::engine::ids::TableId;
 use crate::page::Run;
 use proptest::prelude::*;
 
@@ -52,7 +52,7 @@ proptest! {
                     if model.iter().any(has) {
                         continue; // a page stands in the queue once
                     }
-                    queue.add(table, page, frame);
+                    queue.add_page(table, page, frame);
                     let goes_on = |run: &&mut Merge| {
                         run.table == table && run.pages.end() == page && run.frame_of(page) == frame
                     };
@@ -61,7 +61,7 @@ proptest! {
                         None => model.push(Merge { table, pages: Run { first: page, count: 1 }, frame }),
                     }
                 }
-                Op::Take(pages) => prop_assert_eq!(queue.take(pages), takes(&mut model, pages)),
+                Op::Take(pages) => prop_assert_eq!(queue.take_runs(pages), takes(&mut model, pages)),
                 Op::Remove(table) => {
                     let goes = |run: &Merge| table.is_none_or(|id| run.table == TableId(id));
                     let removed: Vec<Merge> = model.iter().copied().filter(goes).collect();
@@ -80,15 +80,15 @@ proptest! {
         let mut queue = AdoptQueue::default();
         let mut pages = Vec::new();
         for (table, first, count) in runs {
-            queue.add(TableId(table), Run { first, count });
+            queue.add_run(TableId(table), Run { first, count });
             pages.extend((first..first + count).map(|page| (TableId(table), page)));
         }
         for expected in pages.chunks(take) {
-            let taken = queue.take(take);
+            let taken = queue.take_runs(take);
             let out: Vec<_> =
                 taken.iter().flat_map(|(id, run)| (run.first..run.end()).map(|page| (*id, page))).collect();
             prop_assert_eq!(out, expected);
         }
-        prop_assert!(queue.take(take).is_empty());
+        prop_assert!(queue.take_runs(take).is_empty());
     }
 }

@@ -1,7 +1,9 @@
 //! A page table against an array of pages.
 
-use crate::engine::state::{ADOPT_QUEUED, ADOPT_SENT, LISTED, PENDING, READING, State, UNHELD, UNWANTED, WRITTEN};
-use crate::engine::table::PageTable;
+use crate::engine::tables::state::{
+    ADOPT_QUEUED, ADOPT_SENT, LISTED, PENDING, READING, State, UNHELD, UNWANTED, WRITTEN,
+};
+use crate::engine::tables::table::PageTable;
 use crate::page::Run;
 use proptest::prelude::*;
 

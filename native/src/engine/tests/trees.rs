@@ -1,13 +1,14 @@
 //! The stable and the unstable tree against maps by whole digests.
 
-use crate::engine::clients::{ClientKey, Clients};
-use crate::engine::segment::Segment;
-use crate::engine::stable::Stable;
-use crate::engine::state::{LISTED, PENDING};
-use crate::engine::table::PageTable;
-use crate::engine::tables::{TableId, Tables};
-use crate::engine::tree::Tree;
-use crate::engine::unstable::Unstable;
+use crate::engine::books::members::Members;
+use crate::engine::frames::stable::Stable;
+use crate::engine::frames::tree::Tree;
+use crate::engine::frames::unstable::Unstable;
+use crate::engine::ids::{MemberKey, TableId};
+use crate::engine::tables::Tables;
+use crate::engine::tables::segment::Segment;
+use crate::engine::tables::state::{LISTED, PENDING};
+use crate::engine::tables::table::PageTable;
 use crate::page::Run;
 use crate::sys::shm::anonymous;
 use proptest::prelude::*;
@@ -160,10 +161,10 @@ fn add(tables: &mut Tables, pages: usize, tracked: bool) -> TableId {
     tables.add(Segment::new(client(), 1, base, anonymous(), table))
 }
 
-fn client() -> ClientKey {
-    let mut clients = Clients::default();
-    clients.add(1).expect("a new client");
-    clients.key(1).expect("it was added")
+fn client() -> MemberKey {
+    let mut members = Members::default();
+    members.add(1).expect("a new client");
+    members.key(1).expect("it was added")
 }
 
 /// The smallest and the largest digest there are, and others at the borders of shards and halves.

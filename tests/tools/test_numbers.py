@@ -1,0 +1,43 @@
+"""Numbers that native code and Python must agree on, by their names: of the protocol, and of the two engines."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pagefold_server.tables
+from pagefold_proto.v1 import memory_pb2 as pb
+from pagefold_server.engine import FrameFault
+
+ROOT = Path(__file__).parents[2]
+NATIVE = ROOT / "native" / "src"
+
+
+def numbers(file: str, enum: str) -> dict[str, int]:
+    """The variants of a Rust enum, in capitals, and their numbers."""
+    text = (NATIVE / file).read_text()
+    body = re.search(rf"^pub enum {enum} {{\n(.*?)^}}", text, re.MULTILINE | re.DOTALL)
+    assert body is not None, f"{file} has no enum {enum}"
+    found = re.findall(r"^    (\w+) = (\d+),", body[1], re.MULTILINE)
+    return {re.sub(r"(?<!^)(?=[A-Z])", "_", name).upper(): int(number) for name, number in found}
+
+
+def test_the_protocols_are_made_from_the_proto():
+    made = subprocess.run([sys.executable, ROOT / "tools" / "make_wire.py", "--check"], check=False)
+    assert made.returncode == 0
+    kinds = {name.removeprefix("EVENT_KIND_"): number for name, number in pb.EventKind.items() if number > 0}
+    reasons = {name.removeprefix("DECLINE_REASON_"): number for name, number in pb.DeclineReason.items() if number > 0}
+    assert numbers("wire/numbers.rs", "EventKind") == kinds
+    assert numbers("wire/numbers.rs", "DeclineReason") == reasons
+
+
+def test_states_of_pages_are_the_same_in_both_engines():
+    states = numbers("engine/tables/state.rs", "State")
+    assert len(states) == pagefold_server.tables.STATES
+    assert states == {name: getattr(pagefold_server.tables, name) for name in states}
+
+
+def test_faults_of_frames_are_the_same_in_both_engines():
+    assert numbers("engine/frames/mod.rs", "Fault") == {fault.name: fault.value for fault in FrameFault}
