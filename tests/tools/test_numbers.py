@@ -7,9 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pagefold_server.tables
 from pagefold_proto.v1 import memory_pb2 as pb
-from pagefold_server.engine import FrameFault
+from pagefold_server.engine import states
+from pagefold_server.engine.interface import FrameFault
 
 ROOT = Path(__file__).parents[2]
 NATIVE = ROOT / "native" / "src"
@@ -34,9 +34,9 @@ def test_the_protocols_are_made_from_the_proto():
 
 
 def test_states_of_pages_are_the_same_in_both_engines():
-    states = numbers("engine/tables/state.rs", "State")
-    assert len(states) == pagefold_server.tables.STATES
-    assert states == {name: getattr(pagefold_server.tables, name) for name in states}
+    native = numbers("engine/tables/state.rs", "State")
+    assert len(native) == states.STATES
+    assert native == {name: getattr(states, name) for name in native}
 
 
 def test_faults_of_frames_are_the_same_in_both_engines():
