@@ -17,6 +17,7 @@ from pagefold_server.engine import factory
 from pagefold_server.engine.interface import EngineOptions, Left, PassReport, SegmentCounts
 from pagefold_server.engine.reference import engine as reference
 from pagefold_server.engine.reference.engine import ReferenceEngine
+from pagefold_server.engine.reference.page_table import PageTable
 from pagefold_server.engine.reference.pool import Pool
 from pagefold_server.errors import ProtocolViolation
 from support import engine_pools
@@ -290,14 +291,14 @@ def test_M1_the_copy_decides_not_what_the_page_was(
     world = reference_world
     a, b, c = world.client(4), world.client(4), world.client(4)
     world.run_pass()
-    read = reference.PageTable.read
+    read = PageTable.read
 
-    def read_late(table: reference.PageTable, page: int) -> bytes | None:
+    def read_late(table: PageTable, page: int) -> bytes | None:
         if table.client == 1:
             a.write(1, 0, content(5))  # between being digested and being copied
         return read(table, page)
 
-    monkeypatch.setattr(reference.PageTable, "read", read_late)
+    monkeypatch.setattr(PageTable, "read", read_late)
     assert world.run_pass().proposed == 2
     assert world.engine.queued() == {2, 3}, "b took the place of a, and c found it there"
     b.exchange()
@@ -570,7 +571,7 @@ def test_breaks_are_forgiven_after_a_long_time_and_forgotten_by_a_discard(refere
     client.write(1, 0, content(6))
     client.exchange()
     client.write(1, 0, content(5))
-    table = next(iter(world.reference._tables.values()))
+    table = next(iter(world.reference.ledger.tables.values()))
     assert table.breaks[0] == 1
     world.settle(256)
     assert table.breaks[0] == 0
@@ -961,13 +962,13 @@ def test_the_check_finds_books_that_are_wrong(reference_world: ReferenceWorld) -
     world = reference_world
     world.client(5, 5)
     world.settle()
-    table = next(iter(world.reference._tables.values()))
+    table = next(iter(world.reference.ledger.tables.values()))
     table.frames[0] = 3
     with pytest.raises(AssertionError):
         world.engine.check()
     table.frames[0] = 0
     world.engine.check()
-    world.reference._frames.reserve(0)
+    world.reference.ledger.frames.reserve(0)
     with pytest.raises(AssertionError, match="reservations"):
         world.engine.check()
 

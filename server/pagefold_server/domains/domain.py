@@ -384,7 +384,7 @@ class Domain:
         reported = {member.slot for member in self.members.values() if member.resumed}
         if self.pool.is_held_only_by(reported):
             self.past = False
-            self.engine.bury()
+            self.engine.release_unclaimed()
             _log.info("all mappings from before are accounted for", uid=self.uid, label=self.label, pool=self.pool.name)
 
     def close(self, stopping: bool = False) -> None:

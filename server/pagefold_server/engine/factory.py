@@ -28,7 +28,7 @@ def make(
         orphan: the pool of a server that is gone, whose clients live.
 
     Returns:
-        Pool, engine, and whether frames were taken over: then `Engine.bury` is to be called when that is over.
+        Pool, engine, and whether frames were taken over: then `Engine.release_unclaimed` is to be called in the end.
 
     Raises:
         OSError: the pool cannot be made.
@@ -56,7 +56,7 @@ def _make(name: str, uid: int, options: EngineOptions, tag: str, orphan: Orphan 
             engine = NativeEngine(made, options, number=made.number)
         if orphan is not None:
             began = time.monotonic()
-            frames = engine.inherit()
+            frames = engine.recover()
             seconds = round(time.monotonic() - began, 3)
             _log.info("pool taken over", pool=made.name, frames=frames, seconds=seconds)
     except BaseException:

@@ -19,7 +19,7 @@ What every engine keeps true:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple, Protocol
@@ -179,7 +179,7 @@ class Held(NamedTuple):
     Attributes:
         first: page.
         pages: how many.
-        state: QUEUED, PROPOSED, MERGED, ZERO or COPIED, by their numbers in `tables`.
+        state: QUEUED, PROPOSED, MERGED, ZERO or COPIED, as in `states`.
         frame: of the first page; -1: the zero page, for all of them.
     """
 
@@ -208,55 +208,6 @@ class Miscount(NamedTuple):
     counted_reservations: int
 
 
-class FrameLook(NamedTuple):
-    """What a store finds behind a number. One released and not yet punched is neither used nor free."""
-
-    used: bool
-    free: bool
-    page: bytes | None  # None: a hole
-
-
-class FrameStore(Protocol):
-    """Where frames live: the domain's pool. `pagefold_server.engine.reference.pool` has the real one."""
-
-    def allocate(self, near: int) -> int:
-        """Takes a free frame number, `near` itself if that is free: neighbours make long runs.
-
-        Raises:
-            OSError: ENOSPC, when /dev/shm or the pool is full.
-        """
-
-    def write(self, frame: int, page: bytes | memoryview) -> None:
-        """Fills a frame that was allocated and never written.
-
-        Raises:
-            OSError: ENOSPC; the frame is to be released.
-        """
-
-    def inherit(self) -> Iterator[tuple[int, bytes]]:
-        """Takes over what was there before, in an object of a server that is gone. Numbers and bytes, in order.
-
-        Raises:
-            OSError: it is too large, or cannot be read.
-        """
-
-    def read(self, frame: int) -> bytes:
-        """A frame's bytes."""
-
-    def look(self, frame: int) -> FrameLook:
-        """What there is behind a number; for audits. Numbers that never were are free."""
-
-    def release(self, frame: int) -> None:
-        """Gives a frame up; the number may be used again when its memory was given back."""
-
-    def flush(self) -> None:
-        """Gives the memory of released frames back.
-
-        Raises:
-            OSError: that failed; it is tried again the next time.
-        """
-
-
 class Engine(Protocol):
     """One domain's books and trees. Clients and segments are the caller's numbers."""
 
@@ -265,17 +216,20 @@ class Engine(Protocol):
     def configure(self, options: EngineOptions) -> None:
         """Goes on with other options; what was merged under the old ones stays merged."""
 
-    def inherit(self) -> int:
-        """Takes over the frames that the pool holds from before: none is released until `bury`. How many there are.
+    def recover(self) -> int:
+        """Takes over the frames that the pool holds from before, and returns how many there are. Call it first of all.
 
-        To be called first of all.
+        None of them is released until `release_unclaimed`.
 
         Raises:
             OSError: the pool cannot be read, or has more frames than it may have.
         """
 
-    def bury(self) -> None:
-        """All who mapped frames before have said so, or are gone: what nobody claimed is released (I3)."""
+    def release_unclaimed(self) -> None:
+        """Releases the recovered frames that no client has resumed (I3).
+
+        To be called when all clients that mapped frames before have resumed, or are gone.
+        """
 
     def add_client(self, client: int) -> None:
         """Makes a client known, under a number that was never used."""
