@@ -33,8 +33,8 @@ from pagefold_server.api.auth import TokenInterceptor, read_token
 from pagefold_server.api.listen import Listener, address_of
 from pagefold_server.api.memory import MAX_MESSAGE_BYTES, MemoryServicer
 from pagefold_server.api.status import Observer
-from pagefold_server.domains.domain import Domains
 from pagefold_server.domains.pacing import Pacer, every
+from pagefold_server.domains.registry import Domains
 from pagefold_server.errors import AddressRefused, AlreadyRunning, BadConfig, StartError
 from pagefold_server.sessions.registry import Sessions
 from pagefold_server.sessions.sweep import sweep, sweep_gently

@@ -11,6 +11,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +31,15 @@ from pagefold_server.engine.interface import EngineOptions
 from pagefold_server.errors import BadConfig
 
 ENV_PREFIX = "PAGEFOLD_"
+
+
+class RunMode(IntEnum):
+    """What domains are for, by the setting `run`; the numbers are KSM's."""
+
+    STOPPED = 0
+    SCANNING = 1
+    UNMERGING = 2
+
 
 Origin = Literal["default", "file", "environment", "flag", "live"]
 

@@ -302,7 +302,7 @@ def test_a_reference_that_the_engine_has_dropped(tmp_path: Path) -> None:
             assert pair.audit().kinds == {}
 
             def drop(domain: Domain) -> tuple[int, int, int]:
-                segment = next(iter(domain.members[client].segments))  # type: ignore[attr-defined]
+                segment = next(iter(domain.participants[client].segments))  # type: ignore[attr-defined]
                 held = domain.engine.held(client, segment, 0, 1 << 20)
                 run = next(run for run in held if run.state == MERGED)
                 domain.engine.apply(client, columns((RELEASED, segment, run.first, 1, 0, 0, 0)))

@@ -34,7 +34,7 @@ from pagefold_proto import pool_slots, shm_names
 from pagefold_proto.v1 import memory_pb2 as pb
 from pagefold_server import settings
 from pagefold_server.api.memory import MAX_EVENT_PAGES
-from pagefold_server.domains.domain import Domains
+from pagefold_server.domains.registry import Domains
 from pagefold_server.engine import factory, pool_file
 from pagefold_server.engine.interface import EngineOptions
 from pagefold_server.engine.native import NativeEngine
@@ -367,7 +367,7 @@ def test_names_that_were_planted_before_a_server_began_are_looked_at_once(
     looks.clear()
     for again in (label, "another", "a third"):
         domain = domains.get(Tenant(uid), again, settings.load({}))
-        assert domain.past is (again == label)
+        assert domain.awaiting_resume is (again == label)
         domains.drop(domain)
     assert looks["listdir"] == looks["scandir"] == 0
     assert looks["lstat"] + looks["stat"] + looks["open"] < 60
@@ -393,7 +393,7 @@ def test_a_pool_that_is_left_while_clients_map_it_is_found_again_by_the_same_ser
     domains.orphans.look()
     for _ in range(3):
         domain = domains.get(Tenant(uid), "again", settings.load({}))
-        assert domain.past
+        assert domain.awaiting_resume
         assert domain.pool.name == pool.name
         domains.drop(domain)
 

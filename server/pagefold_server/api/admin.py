@@ -16,11 +16,11 @@ from pagefold_proto.v1 import admin_pb2_grpc, memory_pb2
 
 from pagefold_server.api.status import Observer
 from pagefold_server.audit.fsck import Fsck
-from pagefold_server.domains.domain import Domains
 from pagefold_server.domains.pacing import Pacer
+from pagefold_server.domains.registry import Domains
 from pagefold_server.errors import ShuttingDown, abort, answered
 from pagefold_server.sessions.registry import Sessions
-from pagefold_server.settings import Configuration, Explained
+from pagefold_server.settings import Configuration, Explained, RunMode
 
 _SCAN_SECONDS: Final = 60.0
 _WATCH_SECONDS: Final = 1.0
@@ -102,7 +102,7 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
     async def ScanNow(self, request: pb.ScanNowRequest, context: _Context) -> pb.ScanNowReply:  # noqa: N802
         """Merges at full speed until nothing is left to merge, or until the deadline."""
         key, reports, missing = object(), [], asyncio.Event()
-        domains = [domain for domain in self._domains if domain.members]
+        domains = [domain for domain in self._domains if domain.participants]
 
         def done(report: memory_pb2.SettleReport) -> None:
             reports.append(report)
@@ -112,7 +112,7 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
         try:
             for domain in domains:
                 domain.settle(key, 0, done)
-                if self._configuration.now.run != 1 or domain.fault:
+                if domain.mode is not RunMode.SCANNING or domain.fault:
                     domain.give_up_one(key)
             self._pacer.wake()
             if domains:

@@ -11,7 +11,7 @@ from pagefold_proto.v1 import memory_pb2 as pb
 from pagefold_proto.v1 import memory_pb2_grpc
 from pagefold_proto.version import __version__
 
-from pagefold_server.api.turns import Gate
+from pagefold_server.api.turns import Turns
 from pagefold_server.engine.interface import Columns
 from pagefold_server.errors import ProtocolViolation, ServerError, answered
 from pagefold_server.sessions.objects import Holder, Lease
@@ -46,7 +46,7 @@ class MemoryServicer(memory_pb2_grpc.MemoryServicer):
     def __init__(self, sessions: Sessions, tenants: Tenants, configuration: Configuration, instance: bytes) -> None:
         self._sessions = sessions
         self._tenants = tenants
-        self._gate = Gate(tenants)
+        self._turns = Turns(tenants)
         self._configuration = configuration
         self._instance = instance
 
@@ -113,7 +113,7 @@ class MemoryServicer(memory_pb2_grpc.MemoryServicer):
         return pb.ByeReply()
 
     def _turn(self, request: _InSession) -> AbstractAsyncContextManager[None]:
-        return self._gate.turn(self._sessions.tenant_of(request.session), request.ByteSize())
+        return self._turns.turn(self._sessions.tenant_of(request.session), request.ByteSize())
 
     @asynccontextmanager
     async def _hello_turn(self, request: pb.HelloRequest) -> AsyncIterator[Lease]:
@@ -121,10 +121,10 @@ class MemoryServicer(memory_pb2_grpc.MemoryServicer):
         try:
             lease = self._sessions.admit(request)
         except ServerError:
-            async with self._gate.turn(self._tenants.get(STRANGERS), request.ByteSize()):
+            async with self._turns.turn(self._tenants.get(STRANGERS), request.ByteSize()):
                 raise
         try:
-            async with self._gate.turn(self._tenants.get(lease.uid), request.ByteSize()):
+            async with self._turns.turn(self._tenants.get(lease.uid), request.ByteSize()):
                 yield lease
         except BaseException:  # the caller may have hung up while it waited
             lease.close()

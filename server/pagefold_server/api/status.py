@@ -14,12 +14,13 @@ from pagefold_proto.v1 import memory_pb2
 from pagefold_proto.version import __version__
 
 from pagefold_server import log
-from pagefold_server.domains.domain import Domain, Domains
+from pagefold_server.domains.domain import Domain
 from pagefold_server.domains.pacing import Pacer
+from pagefold_server.domains.registry import Domains
 from pagefold_server.engine.interface import EngineCounters
 from pagefold_server.sessions.registry import Sessions
-from pagefold_server.sessions.session import Session
-from pagefold_server.settings import Configuration
+from pagefold_server.sessions.session import Session, State
+from pagefold_server.settings import Configuration, RunMode
 from pagefold_server.tenants.tenants import Tenant, Tenants
 
 
@@ -56,7 +57,7 @@ class Observer:
         """One look at everything."""
         books = self._domains.counters()
         sessions, troubles = list(self._sessions), self.troubles()
-        departed = sum(session.state == "departed" for session in sessions)
+        departed = sum(session.state is State.DEPARTED for session in sessions)
         return pb.Status(
             version=__version__,
             protocol=PROTOCOL,
@@ -92,7 +93,7 @@ class Observer:
         """The segments of one session; of all with 0."""
         found: list[pb.SegmentInfo] = []
         for session in self._sessions:
-            if client in (0, session.client):
+            if client in (0, session.number):
                 found += _segments(session)
         return found
 
@@ -103,28 +104,28 @@ class Observer:
     def tenants(self) -> list[pb.TenantInfo]:
         """The users that hold something, by uid."""
         found = sorted(self._tenants, key=lambda tenant: tenant.uid)
-        return [self._tenant(tenant) for tenant in found if tenant.sessions]
+        return [self._tenant(tenant) for tenant in found if tenant.holdings.sessions]
 
     def _client(self, session: Session) -> pb.ClientInfo:
         now = time.monotonic()
-        merged, proposed = session.domain.engine.merged_pages(session.client)
-        silent = session.state == "active" and session.is_silent(now)
+        merged, proposed = session.domain.engine.merged_pages(session.number)
+        silent = session.state is State.ACTIVE and session.is_silent(now)
         return pb.ClientInfo(
-            client=session.client,
+            client=session.number,
             pid=session.hello.pid,
             program=session.hello.program,
             uid=session.lease.uid,
             label=session.hello.label,
             tier=session.hello.tier,
             tracker=session.hello.tracker,
-            state="silent" if silent else session.state,
+            state="silent" if silent else session.state.value,
             segments=len(session.segments),
-            bytes=sum(segment.pages for segment in session.segments.values()) * PAGE,
+            bytes=session.segment_pages * PAGE,
             gauges=session.gauges,
             pages_merged=merged,
             pages_proposed=proposed,
             age_seconds=now - session.opened,
-            silent_seconds=now - session.heard,
+            silent_seconds=now - session.responsiveness.heard,
             version=session.hello.version,
             memfd_segments=_memfd_segments(session),
         )
@@ -139,18 +140,18 @@ class Observer:
             counters=counters(domain.engine.counters()),
             pool=domain.pool.name,
             pool_bytes=domain.pool.bytes_allocated(),
-            cpu_seconds=domain.share.used,
+            cpu_seconds=domain.pace.share.used,
         )
 
     def _tenant(self, tenant: Tenant) -> pb.TenantInfo:
         domains = self._domains.of(tenant)
         return pb.TenantInfo(
             uid=tenant.uid,
-            sessions=tenant.sessions,
+            sessions=tenant.holdings.sessions,
             domains=len(domains),
-            segments=tenant.segments,
-            bytes=tenant.pages * PAGE,
-            mappings=tenant.mappings,
+            segments=tenant.holdings.segments,
+            bytes=tenant.holdings.pages * PAGE,
+            mappings=tenant.holdings.mappings,
             scan_cpu_seconds=tenant.scanned,
             call_cpu_seconds=tenant.answered,
             calls_delayed=tenant.delayed,
@@ -160,9 +161,10 @@ class Observer:
     def troubles(self) -> list[pb.Trouble]:
         """What keeps pages from merging, in whose memory; what blocks comes first."""
         found = [self._trouble(each, domain) for domain in self._domains for each in domain.obstacles()]
-        run = self._configuration.now.run
-        if run != 1 and not found:  # there is no domain to say so
-            kind = memory_pb2.OBSTACLE_KIND_UNMERGING if run else memory_pb2.OBSTACLE_KIND_STOPPED
+        mode = RunMode(self._configuration.now.run)
+        if mode is not RunMode.SCANNING and not found:  # there is no domain to say so
+            unmerging = mode is RunMode.UNMERGING
+            kind = memory_pb2.OBSTACLE_KIND_UNMERGING if unmerging else memory_pb2.OBSTACLE_KIND_STOPPED
             found = [self._trouble((0, memory_pb2.Obstacle(kind=kind)))]
         return sorted(found, key=lambda each: not each.blocks)
 
@@ -211,9 +213,9 @@ def counters(books: EngineCounters) -> pb.Counters:
 
 def _segments(session: Session) -> Iterator[pb.SegmentInfo]:
     for number, segment in session.segments.items():
-        counted = session.domain.engine.segment_counts(session.client, number)
+        counted = session.domain.engine.segment_counts(session.number, number)
         yield pb.SegmentInfo(
-            client=session.client,
+            client=session.number,
             segment=number,
             name=segment.name,
             pages=segment.pages,

@@ -29,11 +29,13 @@ from pagefold_proto.v1 import admin_pb2 as pb
 from pagefold_server.audit import inventory
 from pagefold_server.audit.findings import Findings
 from pagefold_server.audit.pages import PageAudit
-from pagefold_server.domains.domain import Domain, Domains
+from pagefold_server.domains.domain import Domain
+from pagefold_server.domains.registry import Domains
 from pagefold_server.engine.interface import FrameFault
 from pagefold_server.procfs.mappings import Key, parse
 from pagefold_server.procfs.processes import Process, find, pids
 from pagefold_server.sessions.registry import Sessions
+from pagefold_server.sessions.session import State
 
 PATIENCE: Final = 10.0
 """Seconds for which a client is waited for, unless told otherwise."""
@@ -149,7 +151,7 @@ class Fsck:
         device = os.stat(SHM).st_dev
         held = [(domain.pool.name, domain.pool.fd, f"the pool of domain {domain}") for domain in self._domains]
         for session in self._sessions:
-            if session.state == "active":
+            if session.state is State.ACTIVE:
                 held.append((session.lease.name, session.lease.fd, f"the lease of {session}"))
                 held += [(s.name, s.fd, f"segment {n} of {session}") for n, s in session.segments.items()]
         for name, fd, what in held:

@@ -1,6 +1,6 @@
 """The part of an audit that compares books and mappings, process by process; `fsck` says why it is right.
 
-    a survey   watches begin -> /proc/<pid>/maps and the books are read -> differences
+    a survey   noting begins -> /proc/<pid>/maps and the books are read -> differences
     between    the clients concerned look, and report
     the next   what both surveys have found alike, and nothing was booked of in between, is a difference
 
@@ -24,15 +24,15 @@ from pagefold_server.audit.survey import Survey, is_family, key_of, sessions_of
 from pagefold_server.domains.domain import Domain
 from pagefold_server.procfs.mappings import Key, What
 from pagefold_server.procfs.processes import Process
-from pagefold_server.sessions.session import Session
-from pagefold_server.sessions.watch import Watch
+from pagefold_server.sessions.session import Session, State
+from pagefold_server.sessions.touched_pages import TouchedPages
 
 _ROUNDS: Final = 16
 """With a client that writes and merges as fast as it can, nine differences in ten are gone in the second."""
 
 _LOOK_SECONDS: Final = 0.01  # between two looks whether a client has answered; nothing else tells of that
 
-_Watches = dict[int, Watch]  # by client
+_Touched = dict[int, TouchedPages]  # by client
 
 
 class PageAudit:
@@ -94,7 +94,7 @@ class PageAudit:
             for session in sessions_of(domain):
                 self._findings.summary.clients += 1
                 known.add(session.hello.pid)
-                if session.state != "active" or not session.segments or session.opened > self._scanned:
+                if session.state is not State.ACTIVE or not session.segments or session.opened > self._scanned:
                     continue
                 if any(is_family(session, process.keys) for process in numbered.get(session.hello.pid, ())):
                     continue
@@ -114,7 +114,7 @@ class PageAudit:
     # Rounds
 
     async def _audit(self, process: Process, domain: Domain) -> None:
-        watches = _watch(domain)
+        touched = _begin_noting(domain)
         try:
             first = await Survey(process, domain, self._findings.breathe).run()
             self._tell_first(process, domain, first)
@@ -123,28 +123,28 @@ class PageAudit:
                 if not before:
                     return
                 silent = await self._ask(domain, {difference.place[0] for difference in before})
-                later = _watch(domain)
+                later = _begin_noting(domain)
                 survey = await Survey(process, domain, self._findings.breathe).run()
                 after = within(survey.differences, pages_of(before))
-                sure = list(_untouched(common(before, after), watches, silent))
+                sure = list(_untouched(common(before, after), touched, silent))
                 self._report(process, domain, sure, silent)
-                _unwatch(domain, watches)
-                before, watches = without(after, pages_of(sure)), later
+                _end_noting(domain, touched)
+                before, touched = without(after, pages_of(sure)), later
             for difference in before:
                 text = f"{self._where(process, domain, difference)} changed between all {_ROUNDS + 1} looks"
                 self._find_pages(domain, pb.FINDING_KIND_UNSETTLED, text, process, difference)
         finally:
-            _unwatch(domain, watches)
+            _end_noting(domain, touched)
 
     async def _ask(self, domain: Domain, clients: set[int]) -> set[int]:
         """Has clients look and report. Those that do not."""
-        concerned = [s for s in sessions_of(domain) if s.client in clients and s.state == "active"]
-        asked = [(session, domain.ask_one(session)) for session in concerned]
+        concerned = [s for s in sessions_of(domain) if s.number in clients and s.state is State.ACTIVE]
+        asked = [(session, domain.looks.ask_one(session)) for session in concerned]
         self._findings.summary.looks += len(asked)
         until = time.monotonic() + self._patience
         while True:
-            missing = {s.client for s, look in asked if s.state == "active" and s.looked < look}
-            missing &= domain.members.keys()
+            missing = {s.number for s, look in asked if s.state is State.ACTIVE and s.look.made < look}
+            missing &= domain.participants.keys()
             if not missing or time.monotonic() > until:
                 return missing
             await asyncio.sleep(_LOOK_SECONDS)
@@ -180,7 +180,7 @@ class PageAudit:
             return (
                 f"address {difference.first * PAGE:#x} of process {process.pid} (domain {domain}), outside of all views"
             )
-        session = domain.members.get(client)
+        session = domain.participants.get(client)
         return f"page {difference.first} of segment {segment} of {session or f'client {client}'}"
 
     def _find_pages(
@@ -211,7 +211,7 @@ class PageAudit:
         pid: int = 0,
         segment: int = 0,
     ) -> None:
-        client = session.client if session else 0
+        client = session.number if session else 0
         self._findings.find(
             pb.FsckFinding(
                 kind=kind, text=text, uid=domain.uid, label=domain.label, client=client, pid=pid, segment=segment
@@ -228,31 +228,31 @@ def _keys(domain: Domain) -> set[Key]:
     return keys
 
 
-def _watch(domain: Domain) -> _Watches:
-    watches = {}
+def _begin_noting(domain: Domain) -> _Touched:
+    noted = {}
     for session in sessions_of(domain):
-        watches[session.client] = Watch()
-        session.watches.append(watches[session.client])
-    return watches
+        noted[session.number] = TouchedPages()
+        session.touched.append(noted[session.number])
+    return noted
 
 
-def _unwatch(domain: Domain, watches: _Watches) -> None:
+def _end_noting(domain: Domain, noted: _Touched) -> None:
     for session in sessions_of(domain):
-        watch = watches.get(session.client)
-        if watch in session.watches:
-            session.watches.remove(watch)
+        touched = noted.get(session.number)
+        if touched in session.touched:
+            session.touched.remove(touched)
 
 
-def _untouched(differences: Iterator[Difference], watches: _Watches, silent: set[int]) -> Iterator[Difference]:
-    """The parts of which nothing was booked since the watches began; those of silent clients as they are.
+def _untouched(differences: Iterator[Difference], noted: _Touched, silent: set[int]) -> Iterator[Difference]:
+    """The parts of which nothing was booked since noting began; those of silent clients as they are.
 
     Of pages that a forked child may share nobody looks which were written: no report of these is missing.
     """
     for difference in differences:
         client, segment = difference.place
-        watch = watches.get(client)
+        touched = noted.get(client)
         if difference.place == STRAY or client in silent:
             yield difference
-        elif watch is not None and not (watch.shared and difference.kind == pb.FINDING_KIND_UNREPORTED_COPY):
-            for first, count in watch.touched.outside(segment, difference.first, difference.pages):
+        elif touched is not None and not (touched.shared and difference.kind == pb.FINDING_KIND_UNREPORTED_COPY):
+            for first, count in touched.pages.outside(segment, difference.first, difference.pages):
                 yield difference.part(first, count)

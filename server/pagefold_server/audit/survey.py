@@ -22,7 +22,7 @@ from pagefold_server.engine.pageset import PageSet
 from pagefold_server.engine.states import MAPPED, NO_FRAME, OWNED
 from pagefold_server.procfs.mappings import Key, Mapping, Seen, What, copies, parse, read, read_pagemap, view
 from pagefold_server.procfs.processes import Process
-from pagefold_server.sessions.session import Session
+from pagefold_server.sessions.session import Session, State
 
 _TABLE_PAGES: Final = 1 << 11  # of the books, read in one go: a millisecond if every page is a run of its own
 _RUNS: Final = 256  # compared in one go
@@ -111,9 +111,9 @@ class Survey:
         for session in sessions_of(self._domain):
             if not is_family(session, keys):
                 continue
-            whole = session.state == "active" and session.hello.pid in self._process.numbers
+            whole = session.state is State.ACTIVE and session.hello.pid in self._process.numbers
             for number, segment in session.segments.items():
-                base = session.addresses.get(number) or _base(mappings, segment.identity)
+                base = segment.address or _base(mappings, segment.identity)
                 if base:
                     views.append(View(session, number, base, segment.pages, segment.identity, whole))
                 elif whole:
@@ -122,7 +122,7 @@ class Survey:
 
     def _find_strays(self, mappings: list[Mapping], pool: Key, placed: PageSet) -> None:
         """Frames mapped outside of all views. Shared and read-only is how clients compare: that needs no reference."""
-        if self._domain.past:
+        if self._domain.awaiting_resume:
             return  # they may be of clients that have not come back since a restart: no frame of theirs is released
         for mapping in mappings:
             if mapping.key != pool:
@@ -159,10 +159,10 @@ class Survey:
 
     async def _held(self, found: View) -> list[Held] | None:
         """The pages of a view that hold frames; None if the segment is no more."""
-        client, held = found.session.client, list[Held]()
+        client, held = found.session.number, list[Held]()
         self.pages += found.pages if found.whole else 0
         for first in range(0, found.pages, _TABLE_PAGES):
-            gone = client not in self._domain.members or found.number not in found.session.segments
+            gone = client not in self._domain.participants or found.number not in found.session.segments
             if gone or not is_open(self._domain):
                 return None
             part = self._domain.engine.held(client, found.number, first, _TABLE_PAGES)
@@ -174,8 +174,9 @@ class Survey:
 
     async def _compared(self, found: View, held: list[Held], seen: list[Seen]) -> list[Difference]:
         differences: list[Difference] = []
-        place = (found.session.client, found.number)
-        inherited = found.number in found.session.inherited
+        place = (found.session.number, found.number)
+        segment = found.session.segments.get(found.number)
+        inherited = segment is not None and segment.inherited
         for n in range(0, len(seen), _RUNS):
             differences += compare(place, held, seen[n : n + _RUNS], found.whole, inherited)
             await self._breathe()
@@ -189,7 +190,7 @@ def is_open(domain: Domain) -> bool:
 
 def sessions_of(domain: Domain) -> list[Session]:
     """Its sessions, oldest first."""
-    return [cast(Session, member) for member in domain.members.values()]
+    return [cast(Session, participant) for participant in domain.participants.values()]
 
 
 def key_of(fd: int) -> Key:

@@ -25,8 +25,9 @@ from typing import Final
 
 import structlog
 
-from pagefold_server.domains.domain import Domain, Domains
-from pagefold_server.settings import Configuration, Settings
+from pagefold_server.domains.domain import Domain
+from pagefold_server.domains.registry import Domains
+from pagefold_server.settings import Configuration, RunMode, Settings
 from pagefold_server.tenants.tenants import Tenants
 from pagefold_server.tenants.throttle import CpuMeter, Throttle
 
@@ -83,26 +84,26 @@ class Pacer:
         due, first, at = [], None, math.inf
         for domain in self._domains:
             when = self._when(domain, now)
-            domain.tenant.due += (when <= now) - domain.is_due
-            domain.is_due = when <= now
-            if domain.is_due:
+            domain.tenant.due += (when <= now) - domain.pace.is_due
+            domain.pace.is_due = when <= now
+            if domain.pace.is_due:
                 due.append(domain)
             elif when < at:
                 first, at = domain, when
         for tenant in self._tenants:
             self._tenants.note(tenant)
         for domain in due:
-            domain.tenant.domains.want(domain.share)
+            domain.tenant.domains.want(domain.pace.share)
         if due:
-            return min(due, key=lambda domain: (domain.tenant.share.clock, domain.share.clock)), now
+            return min(due, key=lambda domain: (domain.tenant.share.clock, domain.pace.share.clock)), now
         return first, at
 
     def _when(self, domain: Domain, now: float) -> float:
         """When a domain is to be scanned, for all that is known now."""
-        if self._configuration.now.run == 0 or domain.fault or not domain.members:
+        if self._configuration.now.run == RunMode.STOPPED or domain.fault or not domain.participants:
             return math.inf
         throttle = self._settling if domain.settlers else self._everyday
-        own = 0.0 if domain.settlers else domain.throttle.free_at
+        own = 0.0 if domain.settlers else domain.pace.throttle.free_at
         return max(domain.next_slice(now), throttle.free_at, domain.tenant.throttle.free_at, own)
 
     def _is_overtaken(self, domain: Domain) -> bool:
@@ -111,7 +112,7 @@ class Pacer:
         if other is None or other is domain or at > time.monotonic():
             return False
         if other.tenant is domain.tenant:
-            return other.share.clock + _QUANTUM < domain.share.clock
+            return other.pace.share.clock + _QUANTUM < domain.pace.share.clock
         return other.tenant.share.clock + _QUANTUM < domain.tenant.share.clock
 
     def _has_rivals(self, domain: Domain) -> bool:
@@ -130,7 +131,7 @@ class Pacer:
         clock = time.thread_time if threads == 1 else time.process_time  # with calls that are answered meanwhile
         left, spent, unlooked, visited = settings.pages_to_scan, 0.0, 0.0, 0
         while left > 0 and not domain.closed:
-            pages = min(domain.slice_pages, left)
+            pages = min(domain.pace.slice_pages, left)
             cpu, began = clock(), time.monotonic()
             try:
                 step = domain.scan(pages, pause, quiet, threads)
@@ -140,12 +141,12 @@ class Pacer:
                 domain.fail(error)
                 return
             took, cpu = time.monotonic() - began, clock() - cpu
-            self._tenants.scanned(domain.tenant, domain.share, cpu)
+            self._tenants.charge_scan(domain.tenant, domain.pace.share, cpu)
             spent, unlooked, visited = spent + cpu, unlooked + cpu, visited + step.visited
             self._adapt(domain, pages, took)
             left -= pages
-            if domain.unmerging:
-                domain.due = time.monotonic() + _UNMERGE_SECONDS
+            if domain.mode is RunMode.UNMERGING:
+                domain.schedule.due = time.monotonic() + _UNMERGE_SECONDS
                 break
             if step.finished:
                 break
@@ -158,12 +159,12 @@ class Pacer:
         now = time.monotonic()
         self._meter.add(spent, now)
         if threads == 1:
-            domain.advisor.learn(visited, spent)
+            domain.pace.advisor.learn(visited, spent)
         if settling:
             self._settling.spent(spent, percent, now, 0)
         else:
             self._everyday.spent(spent, settings.cpu_ceiling_percent, now, 0)
-            domain.throttle.spent(spent, percent, now, pause)
+            domain.pace.throttle.spent(spent, percent, now, pause)
         if settings.tenant_cpu_percent:
             domain.tenant.throttle.spent(spent, settings.tenant_cpu_percent, now, 0)
         await asyncio.sleep(0)
@@ -171,17 +172,17 @@ class Pacer:
     def _advise(self, domain: Domain, settings: Settings) -> float:
         """The share of a core with which the pass is done in time, as it looks now. What is late is not dropped."""
         target = settings.target_merge_seconds
-        elapsed = 0.0 if domain.between_passes else time.monotonic() - domain.began
+        elapsed = 0.0 if domain.schedule.between_passes else time.monotonic() - domain.schedule.began
         left = max(target - elapsed, target / 10)
-        return domain.advisor.percent(domain.engine.remaining(), left, settings.cpu_ceiling_percent)
+        return domain.pace.advisor.percent(domain.engine.remaining(), left, settings.cpu_ceiling_percent)
 
     @staticmethod
     def _adapt(domain: Domain, pages: int, took: float) -> None:
         """Makes the next sub-slice last as long as it should; grows carefully, shrinks at once."""
         if took > 2 * _TARGET:
-            domain.slice_pages = max(_FEWEST, int(pages * _TARGET / took))
-        elif took < _TARGET and pages == domain.slice_pages:
-            domain.slice_pages = min(_MOST, domain.slice_pages + domain.slice_pages // 4)
+            domain.pace.slice_pages = max(_FEWEST, int(pages * _TARGET / took))
+        elif took < _TARGET and pages == domain.pace.slice_pages:
+            domain.pace.slice_pages = min(_MOST, domain.pace.slice_pages + domain.pace.slice_pages // 4)
 
 
 async def every(seconds: Callable[[], float], work: Callable[[], Awaitable[None] | None], name: str) -> None:

@@ -111,6 +111,10 @@ class Segment(ForeignObject):
         limit: most pages that a segment may have.
         holder: of a memfd. None: the segment is in /dev/shm.
 
+    Attributes:
+        address: where the client maps it, as it says; 0: unknown. For audits.
+        inherited: it is behind memory of a forked client's parent. For audits.
+
     Raises:
         BadSize: it is smaller than that, or the size is out of bounds.
     """
@@ -120,6 +124,8 @@ class Segment(ForeignObject):
             raise BadSize(f"{name[:80]}: a segment has 1 to {limit} pages, not {pages}")
         super().__init__(name, shm_names.SEGMENT, uid, holder)
         self.pages = pages
+        self.address = 0
+        self.inherited = False
         size = os.fstat(self.fd).st_size
         if size < pages * PAGE:
             self.close()
