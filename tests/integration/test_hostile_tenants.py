@@ -92,7 +92,7 @@ def planted(no_names: None) -> Iterator[Callable[..., shm_names.LockedObject]]:
 def found(uid: int, tag: str) -> pool_file.Orphan | None:
     """What a server that begins now takes over."""
     orphans = pool_file.Orphans()
-    orphans.look()
+    orphans.list_names()
     return orphans.find(uid, tag)
 
 
@@ -279,7 +279,7 @@ def test_bytes_behind_the_last_whole_page_of_a_pool_are_passed_over(
     code = (
         "import os, sys; from pagefold_server.engine import factory;"
         "from pagefold_server.engine.interface import EngineOptions;"
-        "from pagefold_server.engine.pool_file import Orphans; orphans = Orphans(); orphans.look();"
+        "from pagefold_server.engine.pool_file import Orphans; orphans = Orphans(); orphans.list_names();"
         "orphan = orphans.find(os.geteuid(), sys.argv[2]);"
         "made, engine, taken = factory.make(sys.argv[1], os.geteuid(), EngineOptions(), sys.argv[2], orphan);"
         "assert taken; made.close(unlink=False)"
@@ -362,7 +362,7 @@ def test_names_that_were_planted_before_a_server_began_are_looked_at_once(
     os.fchown(real.fd, BOB, -1)
     pool_slots.hold(real.fd, 7)
     looks.clear()
-    domains.orphans.look()
+    domains.orphans.list_names()
     assert looks["scandir"] + looks["listdir"] == 1
     looks.clear()
     for again in (label, "another", "a third"):
@@ -380,7 +380,7 @@ def test_a_user_with_very_many_pools_takes_little_of_the_servers_memory(
     for _ in range(50):
         planted(secrets.token_hex(8))
     orphans = pool_file.Orphans()
-    orphans.look()
+    orphans.list_names()
     assert sum(map(len, orphans._names.values())) == 10
 
 
@@ -390,7 +390,7 @@ def test_a_pool_that_is_left_while_clients_map_it_is_found_again_by_the_same_ser
     domains, uid = Domains(), os.geteuid()
     pool = planted(shm_names.tag_of(domains.address, uid, "again"))
     pool_slots.hold(pool.fd, 7)
-    domains.orphans.look()
+    domains.orphans.list_names()
     for _ in range(3):
         domain = domains.get(Tenant(uid), "again", settings.load({}))
         assert domain.awaiting_resume
@@ -401,7 +401,7 @@ def test_a_pool_that_is_left_while_clients_map_it_is_found_again_by_the_same_ser
 def test_nobody_lists_shared_memory_where_others_wait_for_it() -> None:
     """Anybody may have as many names there as he likes. Who lists them says here why nobody waits for that."""
     known = {
-        ("pool_file.py", "look"): "once, in a thread, before the first call is answered",
+        ("pool_file.py", "list_names"): "once, in a thread, before the first call is answered",
         ("inventory.py", "entries"): "in a thread",
         ("sweep.py", "_steps"): "a millisecond at a time; and at the end, when nobody is served any more",
         ("addresses.py", "default_address"): "by the program that connects, where somebody has taken its directory",
@@ -416,7 +416,7 @@ def test_nobody_lists_shared_memory_where_others_wait_for_it() -> None:
                 if any(listing in words for listing in ("listdir(", "scandir(", "os.walk(", "iterdir(", "glob(")):
                     told.add((path.name, function.name))
     assert told == known.keys()
-    calls = re.compile(r"(?<!def )\b(entries|lock_takers|pids|orphans\.look)\(\)")
+    calls = re.compile(r"(?<!def )\b(entries|lock_takers|pids|orphans\.list_names)\(\)")
     assert not [path.name for path in (ROOT / "server").rglob("*.py") if calls.search(path.read_text())]
 
 

@@ -13,7 +13,7 @@ from pagefold_server.engine.interface import Columns, Held, Instructions
 from pagefold_server.engine.pageset import PageSet
 from pagefold_server.engine.states import COPIED, MERGED, NO_FRAME, OWNED, PROPOSED, QUEUED, ZERO
 from pagefold_server.procfs import processes
-from pagefold_server.procfs.mappings import Mapping, Seen, What, copies, parse, view
+from pagefold_server.procfs.mappings import Mapping, Seen, What, copies, describe_view, parse
 from pagefold_server.sessions.touched_pages import TouchedPages
 
 SEGMENT, POOL, OTHER, NONE = (26, 11), (26, 12), (8, 13), (0, 0)
@@ -201,7 +201,7 @@ def test_a_view_is_what_its_mappings_make_of_it() -> None:
         at(10, 1, SEGMENT, 11),
         at(11, 9, OTHER, 3),  # and goes on behind it
     ]
-    assert list(view(mappings, base, 13, SEGMENT, POOL)) == [
+    assert list(describe_view(mappings, base, 13, SEGMENT, POOL)) == [
         Seen(0, 2, What.ANONYMOUS, 0),
         Seen(2, 2, What.OWN, 2),
         Seen(4, 1, What.OWN, 4),
@@ -211,7 +211,7 @@ def test_a_view_is_what_its_mappings_make_of_it() -> None:
         Seen(10, 1, What.ELSEWHERE, 11),
         Seen(11, 2, What.STRANGER, OTHER[1]),
     ]
-    assert list(view([], base, 4, SEGMENT, POOL)) == [Seen(0, 4, What.NOTHING, 0)]
+    assert list(describe_view([], base, 4, SEGMENT, POOL)) == [Seen(0, 4, What.NOTHING, 0)]
 
 
 def test_copies_are_told_by_flags() -> None:

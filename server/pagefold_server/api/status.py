@@ -1,4 +1,4 @@
-"""What operators are told: counters, sessions, domains, and what holds merging up. Reads, and changes nothing."""
+"""What operators are told: counters, sessions, domains, and what keeps pages from merging. It changes nothing."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Observer:
 
     Args:
         address: at which it listens.
-        sessions: that it has.
-        domains: that it has.
-        tenants: whose they are.
-        pacer: that scans them.
+        sessions: of the server.
+        domains: of the server.
+        tenants: of the server.
+        pacer: that scans the domains.
         configuration: as it is now.
     """
 
@@ -54,8 +54,8 @@ class Observer:
         self._started = time.monotonic()
 
     def status(self) -> pb.Status:
-        """One look at everything."""
-        books = self._domains.counters()
+        """The whole server, in numbers."""
+        total = self._domains.counters()
         sessions, troubles = list(self._sessions), self.troubles()
         departed = sum(session.state is State.DEPARTED for session in sessions)
         return pb.Status(
@@ -71,8 +71,8 @@ class Observer:
             departed=departed,
             segments=sum(len(session.segments) for session in sessions),
             domains=len(self._domains),
-            counters=counters(books),
-            saved_bytes=(books.pages_sharing + books.zero_pages) * PAGE,
+            counters=counters(total),
+            saved_bytes=(total.pages_sharing + total.zero_pages) * PAGE,
             pool_bytes=sum(domain.pool.bytes_allocated() for domain in self._domains),
             cpu_seconds=time.process_time(),
             scan_cpu_percent=self._pacer.cpu_percent(),
@@ -159,7 +159,7 @@ class Observer:
         )
 
     def troubles(self) -> list[pb.Trouble]:
-        """What keeps pages from merging, in whose memory; what blocks comes first."""
+        """What keeps pages from merging, and in which client's memory; what blocks settling comes first."""
         found = [self._trouble(each, domain) for domain in self._domains for each in domain.obstacles()]
         mode = RunMode(self._configuration.now.run)
         if mode is not RunMode.SCANNING and not found:  # there is no domain to say so
@@ -183,31 +183,31 @@ class Observer:
 
 
 def _words(trouble: pb.Trouble) -> str:
-    whose = f"client {trouble.client} (pid {trouble.pid})" if trouble.client else f"user {trouble.uid}"
-    return f"{whose}: {trouble.text}"
+    owner = f"client {trouble.client} (pid {trouble.pid})" if trouble.client else f"user {trouble.uid}"
+    return f"{owner}: {trouble.text}"
 
 
-def counters(books: EngineCounters) -> pb.Counters:
-    """The books in the words of admin.proto."""
-    saved = (books.pages_sharing + books.zero_pages) * PAGE
+def counters(found: EngineCounters) -> pb.Counters:
+    """An engine's counters in the words of admin.proto."""
+    saved = (found.pages_sharing + found.zero_pages) * PAGE
     return pb.Counters(
-        pages_shared=books.pages_shared,
-        pages_sharing=books.pages_sharing,
-        pages_unshared=books.pages_unshared,
-        pages_volatile=books.pages_volatile,
-        pages_skipped=books.pages_skipped,
-        pages_scanned=books.pages_scanned,
-        full_scans=books.full_scans,
-        zero_pages=books.zero_pages,
-        stable_node_dups=books.stable_node_dups,
-        pages_merged=books.pages_merged,
-        pages_broken=books.pages_broken,
-        pages_declined=books.pages_declined,
-        pages_over_budget=books.pages_over_budget,
-        general_profit=saved - books.bookkeeping_bytes,
-        bookkeeping_bytes=books.bookkeeping_bytes,
-        pages_proposed=books.pages_proposed,
-        pages_unplaced=books.pages_unplaced,
+        pages_shared=found.pages_shared,
+        pages_sharing=found.pages_sharing,
+        pages_unshared=found.pages_unshared,
+        pages_volatile=found.pages_volatile,
+        pages_skipped=found.pages_skipped,
+        pages_scanned=found.pages_scanned,
+        full_scans=found.full_scans,
+        zero_pages=found.zero_pages,
+        stable_node_dups=found.stable_node_dups,
+        pages_merged=found.pages_merged,
+        pages_broken=found.pages_broken,
+        pages_declined=found.pages_declined,
+        pages_over_budget=found.pages_over_budget,
+        general_profit=saved - found.bookkeeping_bytes,
+        bookkeeping_bytes=found.bookkeeping_bytes,
+        pages_proposed=found.pages_proposed,
+        pages_unplaced=found.pages_unplaced,
     )
 
 

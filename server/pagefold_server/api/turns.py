@@ -45,7 +45,7 @@ class Turns:
     """See the head of this file.
 
     Args:
-        tenants: whose calls these are.
+        tenants: users, whose calls these are.
     """
 
     def __init__(self, tenants: Tenants) -> None:

@@ -1,11 +1,10 @@
-"""The part of an audit that compares books and mappings, process by process; `fsck` says why it is right.
+"""The part of an audit that compares books and mappings, process by process. `fsck` says why it is right.
 
     a survey   noting begins -> /proc/<pid>/maps and the books are read -> differences
     between    the clients concerned look, and report
-    the next   what both surveys have found alike, and nothing was booked of in between, is a difference
+    the next   pages with the same finding in both surveys, and no event in between, are a difference
 
-What changed in between is looked at again, and again, until nothing is left or it has changed in every
-round.
+Pages that changed in between are looked at again, until none is left or the rounds are over.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from pagefold_server.sessions.touched_pages import TouchedPages
 _ROUNDS: Final = 16
 """With a client that writes and merges as fast as it can, nine differences in ten are gone in the second."""
 
-_LOOK_SECONDS: Final = 0.01  # between two looks whether a client has answered; nothing else tells of that
+_LOOK_SECONDS: Final = 0.01  # between two checks whether a client has answered
 
 _Touched = dict[int, TouchedPages]  # by client
 
@@ -42,8 +41,8 @@ class PageAudit:
         findings: of the audit that this is a part of.
         patience: seconds for which a client is waited for.
         domains: to look at.
-        processes: that map anything of ours, or could not be looked at.
-        scanned: when they were looked for, by the monotonic clock.
+        processes: that map memory of pagefold's, or could not be read.
+        scanned: when they were listed, by the monotonic clock.
     """
 
     def __init__(
@@ -62,7 +61,7 @@ class PageAudit:
         todo = []
         keys = {domain: _keys(domain) for domain in self._domains if not domain.closed}
         for process in self._processes:
-            domains = [domain for domain, ours in keys.items() if not ours.isdisjoint(process.keys)]
+            domains = [domain for domain, objects in keys.items() if not objects.isdisjoint(process.keys)]
             todo += [(process, domain) for domain in domains]
             summary.processes += bool(domains)
         for n, (process, domain) in enumerate(todo):
@@ -70,9 +69,8 @@ class PageAudit:
             try:
                 await self._audit(process, domain)
             except PermissionError as error:
-                text = (
-                    f"process {process.pid} maps memory of domain {domain}, and cannot be looked at: {error.strerror}"
-                )
+                where = f"process {process.pid} maps memory of domain {domain}"
+                text = f"{where}, and its /proc cannot be read: {error.strerror}"
                 self._find(domain, pb.FINDING_KIND_UNREADABLE, text, pid=process.pid)
             except OSError:  # it has ended
                 continue
@@ -80,10 +78,10 @@ class PageAudit:
                 text = f"the engine's books of domain {domain}: {error}"
                 self._find(domain, pb.FINDING_KIND_BOOKS, text)
 
-    # Who is there
+    # Processes that cannot be read
 
     def _tell_unreadable(self) -> None:
-        """Clients of which no process can be looked at: that is said, and not taken for a difference."""
+        """Tells of clients of which no process can be read: that is no difference."""
         blind = {number for process in self._processes if not process.readable for number in process.numbers}
         numbered: dict[int, list[Process]] = {}
         for process in self._processes:
@@ -106,7 +104,7 @@ class PageAudit:
                 why = "there is no process here that maps its memory (another PID namespace?)"
                 if hidden:
                     why = "this server's user may not read its /proc entry: run the server as that user or as root"
-                text = f"what {session} maps cannot be seen: {why}"
+                text = f"what {session} maps cannot be read: {why}"
                 self._find(domain, pb.FINDING_KIND_UNREADABLE, text, session, pid=session.hello.pid)
         others = [p for p in self._processes if not p.readable and not p.numbers & known]
         self._findings.summary.unreadable = len(others)
@@ -131,13 +129,13 @@ class PageAudit:
                 _end_noting(domain, touched)
                 before, touched = without(after, pages_of(sure)), later
             for difference in before:
-                text = f"{self._where(process, domain, difference)} changed between all {_ROUNDS + 1} looks"
+                text = f"{self._where(process, domain, difference)} changed between each two of {_ROUNDS + 1} surveys"
                 self._find_pages(domain, pb.FINDING_KIND_UNSETTLED, text, process, difference)
         finally:
             _end_noting(domain, touched)
 
     async def _ask(self, domain: Domain, clients: set[int]) -> set[int]:
-        """Has clients look and report. Those that do not."""
+        """Has clients look and report, and returns those that do not."""
         concerned = [s for s in sessions_of(domain) if s.number in clients and s.state is State.ACTIVE]
         asked = [(session, domain.looks.ask_one(session)) for session in concerned]
         self._findings.summary.looks += len(asked)
@@ -152,11 +150,11 @@ class PageAudit:
     # What is told
 
     def _tell_first(self, process: Process, domain: Domain, survey: Survey) -> None:
-        """What one survey is enough for."""
+        """Tells what one survey is enough for."""
         self._findings.summary.pages += survey.pages
         self._findings.summary.references += survey.references
         for session, number in survey.unplaced:
-            text = f"where {session} maps segment {number} is not known: it does not say, and has no page of it"
+            text = f"where {session} maps segment {number} is unknown: it gave no address, and maps no page of it"
             self._find(domain, pb.FINDING_KIND_UNREADABLE, text, session, segment=number)
         if survey.writable:
             text = f"process {process.pid} maps frames of domain {domain} shared and writable, and can change them"
@@ -166,12 +164,14 @@ class PageAudit:
         for difference in sure:
             kind = difference.kind
             where = self._where(process, domain, difference)
-            text = f"{where}: the books have it {difference.booked}, and process {process.pid} maps {difference.mapped}"
+            text = f"{where}: server records {difference.booked}, but process {process.pid} maps {difference.mapped}"
             if difference.place == STRAY:
-                text = f"{where}: process {process.pid} maps {difference.mapped}, and no reference stands for that"
+                text = (
+                    f"{where}: process {process.pid} maps {difference.mapped}, but server records no reference for that"
+                )
             if difference.place[0] in silent:
                 kind = pb.FINDING_KIND_UNANSWERED
-                text += f"; it may be on its way, for the client has not reported within {self._patience:g} s"
+                text += f"; the event may be on its way, for the client has not reported within {self._patience:g} s"
             self._find_pages(domain, kind, text, process, difference)
 
     def _where(self, process: Process, domain: Domain, difference: Difference) -> str:
@@ -246,7 +246,7 @@ def _end_noting(domain: Domain, noted: _Touched) -> None:
 def _untouched(differences: Iterator[Difference], noted: _Touched, silent: set[int]) -> Iterator[Difference]:
     """The parts of which nothing was booked since noting began; those of silent clients as they are.
 
-    Of pages that a forked child may share nobody looks which were written: no report of these is missing.
+    A client does not look which of the pages that a forked child may share were written: no report of these is missing.
     """
     for difference in differences:
         client, segment = difference.place

@@ -1,8 +1,7 @@
 """A survey: how one process maps the views of one domain, beside the domain's books, at about one time.
 
-The process is the client itself, or of its family, or of nobody's that is known. What differs may be an
-event on its way: `pageaudit` makes surveys until it knows. Time is taken in slices, by whoever is asked
-to `breathe`.
+The process is the client itself, or of its family, or unknown. A difference may be an event on its way: `pages` makes
+surveys until it knows. A survey lets the loop go on after each slice (`breathe`).
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from pagefold_server.domains.domain import Domain
 from pagefold_server.engine.interface import Held
 from pagefold_server.engine.pageset import PageSet
 from pagefold_server.engine.states import MAPPED, NO_FRAME, OWNED
-from pagefold_server.procfs.mappings import Key, Mapping, Seen, What, copies, parse, read, read_pagemap, view
+from pagefold_server.procfs.mappings import Key, Mapping, Seen, What, copies, describe_view, parse, read, read_pagemap
 from pagefold_server.procfs.processes import Process
 from pagefold_server.sessions.session import Session, State
 
@@ -45,14 +44,14 @@ class Survey:
 
     Args:
         process: to look at.
-        domain: whose books.
-        breathe: lets others go on, if it has been long.
+        domain: to compare it with.
+        breathe: lets the loop go on, if it has been held for a slice.
 
     Attributes:
         differences: what was found.
         pages: of the views of which the process is the client.
         references: of these, by the books.
-        unplaced: segments that the process has as a client, and nobody knows where.
+        unplaced: segments that the process has as a client, at unknown addresses.
         writable: it maps the pool so that it can change frames.
     """
 
@@ -66,10 +65,10 @@ class Survey:
         self._breathe = breathe
 
     async def run(self) -> Survey:
-        """Looks once.
+        """Makes the survey.
 
         Raises:
-            OSError: the process has ended, or this one may not look at it.
+            OSError: the process has ended, or the server may not read its /proc.
         """
         if not is_open(self._domain):
             return self
@@ -84,7 +83,7 @@ class Survey:
         placed, own = PageSet(), PageSet()
         for found in sorted(self._views(mappings), key=lambda found: not found.whole):
             seen = []
-            for run in view(mappings, found.base, found.pages, found.key, pool):
+            for run in describe_view(mappings, found.base, found.pages, found.key, pool):
                 seen.append(run)
                 await self._breathe()
             if found.whole:
@@ -136,7 +135,7 @@ class Survey:
                 self.differences.append(Difference(STRAY, first, pages, OWNED, NO_FRAME, What.FRAME, frame))
 
     async def _told_apart(self, found: View, seen: list[Seen]) -> list[Seen]:
-        """Says of frames which are copies by now, unless a forked child may share them: nobody looks then."""
+        """Tells of frames which are copies by now, unless a forked child may share them: clients do not look then."""
         if found.session.gauges.shared_pages:
             return seen
         fd = os.open(f"/proc/{self._process.pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)

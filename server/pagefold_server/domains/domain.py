@@ -38,7 +38,7 @@ class Domain:
     """See the head of this file.
 
     Args:
-        tenant: whose processes are in it.
+        tenant: the user.
         label: narrows it further.
         engine: which one.
         options: for it.
@@ -88,13 +88,13 @@ class Domain:
 
     @property
     def uid(self) -> int:
-        """Whose processes are in it."""
+        """Of the user."""
         return self.tenant.uid
 
     # Scanning
 
     def next_slice(self, now: float) -> float:
-        """When to scan the next slice. A pass for somebody who waits has to wait for what clients find."""
+        """When to scan the next slice. A pass for a settle() begins when all clients have looked."""
         schedule = self.schedule
         if (
             self.settlers
@@ -162,7 +162,7 @@ class Domain:
             self.schedule.wake()
 
     def fail(self, error: Exception) -> None:
-        """The engine has raised something that it never should: this domain is not scanned any more."""
+        """The engine has raised an error of its own: this domain is not scanned any more."""
         self.fault = f"{type(error).__name__}: {error}"
         self._obstacles.engine_failed = True
         self.give_up()
@@ -183,7 +183,7 @@ class Domain:
         return Activity(busy, unanswered, self.full is not None, [obstacle for _, obstacle in self.obstacles()])
 
     def obstacles(self) -> list[Found]:
-        """What keeps pages from merging, with the number of the client whose they are; 0: of all."""
+        """What keeps pages from merging, each with the number of the client that has them; 0: all clients."""
         return self._obstacles.collect(self._common_obstacles())
 
     def obstacles_of(self, client: int) -> list[pb.Obstacle]:
@@ -209,7 +209,7 @@ class Domain:
         return sum(participant.unmerged_pages for participant in self.participants.values())
 
     def _tell_obstacles(self) -> None:
-        """Has all clients call when there are others than before: their stats() say what they were told last."""
+        """Has all clients call if the obstacles have changed: their stats() say what they were told last."""
         if self._obstacles.are_news(self.obstacles()):
             self.ring_all()
 
@@ -236,23 +236,23 @@ class Domain:
         self.schedule.wake()
 
     def _tell_if_settled(self) -> None:
-        """Has all clients call when nobody waits any more: what their stats() say is as old as their last call."""
+        """Has all clients call if none waits any more: what their stats() say is as old as their last call."""
         if not self.settlers:
             self.ring_all()
 
     def give_up(self) -> None:
-        """Tells all who wait that nobody scans."""
+        """Tells all that wait that the domain is not scanned."""
         if self.settlers:
             self.settlers.give_up(self.engine.counters(), self.activity())
 
     def give_up_one(self, key: Hashable) -> None:
-        """Tells one who waits how far it has come."""
+        """Tells one that waits how far the domain has come."""
         self.settlers.give_up_one(key, self.engine.counters(), self.activity())
 
     # The end
 
     def release_unclaimed(self) -> None:
-        """Releases the recovered frames that nobody maps, once all who may map them have resumed, or are gone."""
+        """Releases the recovered frames that no client maps, once all that may map them have resumed, or are gone."""
         if not self.awaiting_resume or self.fault:
             return
         reported = {participant.slot for participant in self.participants.values() if participant.resumed}
@@ -264,10 +264,10 @@ class Domain:
     def close(self, stopping: bool = False) -> None:
         """Lets the pool go. Views that map its frames keep them.
 
-        Its name goes too, unless somebody may map frames for whom the next server is to find it.
+        Its name goes too, unless the next server is to find it for clients that may map frames of it.
 
         Args:
-            stopping: clients live, and do not know that they have to go.
+            stopping: the server ends, and its clients live.
         """
         if not self.closed:
             self.closed = True

@@ -36,7 +36,7 @@ class FrameBound:
         self._engine.configure(options)
 
     def adapt(self, clients: int) -> None:
-        """Looks how much memory there is, for so many clients."""
+        """Adapts the bound to the memory that is free now, for `clients` clients."""
         spare, most = spare_pages(_FRESH), self._options.max_outstanding
         if spare is not None:
             most = max(min(most, spare // max(1, clients)), min(most, _LEAST))

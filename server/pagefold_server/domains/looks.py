@@ -1,7 +1,7 @@
 """Looks: what clients are asked for when a pass is to say for certain that nothing is left to merge.
 
 A client that is asked looks which pages were written since, and reports them. Looks have numbers; a client says by the
-number which one it has made. Those that do not answer are not waited for.
+number which one it has made. A client that does not answer is not waited for.
 """
 
 from __future__ import annotations

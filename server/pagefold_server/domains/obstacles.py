@@ -1,4 +1,4 @@
-"""What keeps pages of a domain from merging: which clients' pages, and who is to be told.
+"""What keeps pages of a domain from merging, and in which client's memory.
 
 The words for each kind are in `pagefold_proto.obstacle_table`.
 """
@@ -19,7 +19,7 @@ from pagefold_server.engine.interface import Engine
 _SPEECHLESS: Final = (pb.OBSTACLE_KIND_SILENT, pb.OBSTACLE_KIND_EXCLUDED)
 
 Found = tuple[int, pb.Obstacle]
-"""The number of the client whose pages they are, 0: of all, and what keeps them."""
+"""The number of the client that has the pages (0: all clients), and what keeps them from merging."""
 
 
 class Obstacles:
@@ -53,12 +53,12 @@ class Obstacles:
         return found
 
     def concerning(self, client: int, common: Iterable[pb.Obstacle]) -> list[pb.Obstacle]:
-        """What one client is told: its own, and, as of the last pass, the memory of clients that do not speak."""
+        """What one client is told: its own, and, as of the last pass, those of clients that are silent or excluded."""
         others = (obstacle for owner, obstacle in self._speechless if owner != client)
         return obstacle_table.summed((*common, *self._in(client), *others))
 
     def are_news(self, found: Iterable[Found]) -> bool:
-        """Whether there are others than when this was asked last: then clients are to be told."""
+        """Whether there are others than at the last call: then clients are to be told."""
         kinds = frozenset((client, obstacle.kind) for client, obstacle in found)
         before, self._told = self._told, kinds
         return kinds != before

@@ -1,16 +1,15 @@
-"""When to scan: which domain, how much of it, and how much of the processor for it.
+"""Pacing: which domain is scanned next, how many pages at a time, and with how much of the processor.
 
     slice (pages_to_scan)  = [ sub-slice <= 2 ms ] calls are answered [ sub-slice ] calls are answered ...
-    pause                  = what keeps the domain's share, and sleep_millisecs at least
+    pause                  = what keeps the domain's ceiling, and sleep_millisecs at least
 
-Of the domains that are due, the one comes first whose tenant has had least of the processor; of several domains of that
-tenant, the one that has had least (`shares`). A slice ends early for one that has had less. So what a domain costs, and
-how often it is due, decides nothing about the others' part.
+Of the domains that are due, the first is one of the tenant that has had least of the processor; of that tenant's
+domains, the one that has had least (see `fair_queue`). A slice ends early for a domain that has had less. So the cost
+of a domain, and how often it is due, take nothing from the others' part.
 
-Everyday passes get what makes them last `target_merge_seconds` (see `advisor`), each domain for itself, and all of
-them together no more than a ceiling; those for which somebody waits in settle() have a ceiling of their own, and above
-100 % read with several threads, unless somebody else is due. A domain in which a pass finds nothing new is left alone
-for 1, 2, 4, ... 16 seconds, until something wakes it.
+An everyday pass gets what makes it last `target_merge_seconds` (see `advisor`), and all of them together no more than a
+ceiling. A pass for which a client waits in settle() has a ceiling of its own; above 100 % it is read with several
+threads, unless another tenant wants something. A domain in which a pass finds nothing new rests (see `schedule`).
 """
 
 from __future__ import annotations
@@ -34,7 +33,9 @@ from pagefold_server.tenants.throttle import CpuMeter, Throttle
 _TARGET: Final = 0.001  # seconds that a sub-slice aims at; half of what it may take
 _FEWEST: Final = 16  # pages in a sub-slice
 _MOST: Final = 4096
-_QUANTUM: Final = 0.005  # seconds of a slice before somebody else may have the next, and by how much he must be behind
+_QUANTUM: Final = (
+    0.005  # seconds of a slice after which another domain may be next, and by how much that must be behind
+)
 _UNMERGE_SECONDS: Final = 1.0  # between looks at pages whose adoption failed, while unmerging
 _QUIET_POLLS: Final = 1.2  # looks of its client that a page must not have been found written in
 
@@ -42,11 +43,11 @@ _log = structlog.get_logger("pagefold.pacing")
 
 
 class Pacer:
-    """Scans all domains, for as long as `run` is awaited.
+    """Scans all domains while `run` is awaited.
 
     Args:
         domains: to scan.
-        tenants: whose they are.
+        tenants: users, who have them.
         configuration: asked anew for every slice.
     """
 
@@ -60,7 +61,7 @@ class Pacer:
         self._meter = CpuMeter(time.monotonic())
 
     def wake(self) -> None:
-        """Something has become due earlier than it was."""
+        """A domain is due earlier than it was."""
         self._wakened.set()
 
     def cpu_percent(self) -> float:
@@ -80,7 +81,7 @@ class Pacer:
                 await asyncio.wait_for(self._wakened.wait(), timeout)
 
     def _choose(self, now: float) -> tuple[Domain | None, float]:
-        """Who is next, and when. Of those that are due, who has had least of the processor."""
+        """The next domain, and when it is due. Of several that are due, the one that has had least of the processor."""
         due, first, at = [], None, math.inf
         for domain in self._domains:
             when = self._when(domain, now)
@@ -107,7 +108,7 @@ class Pacer:
         return max(domain.next_slice(now), throttle.free_at, domain.tenant.throttle.free_at, own)
 
     def _is_overtaken(self, domain: Domain) -> bool:
-        """Whether another one is due that has had much less of the processor: it does not wait for a slice's end."""
+        """Whether a domain is due that has had much less of the processor: it does not wait for the slice's end."""
         other, at = self._choose(time.monotonic())
         if other is None or other is domain or at > time.monotonic():
             return False
@@ -154,7 +155,7 @@ class Pacer:
             if unlooked >= _QUANTUM:
                 unlooked = 0.0
                 if self._is_overtaken(domain):
-                    pause = 0.0  # it goes on as soon as it is its turn
+                    pause = 0.0  # it goes on in its next turn
                     break
         now = time.monotonic()
         self._meter.add(spent, now)
@@ -170,7 +171,7 @@ class Pacer:
         await asyncio.sleep(0)
 
     def _advise(self, domain: Domain, settings: Settings) -> float:
-        """The share of a core with which the pass is done in time, as it looks now. What is late is not dropped."""
+        """The percentage of a core with which the pass is done in time, as it looks now. A late pass is not dropped."""
         target = settings.target_merge_seconds
         elapsed = 0.0 if domain.schedule.between_passes else time.monotonic() - domain.schedule.began
         left = max(target - elapsed, target / 10)
@@ -186,12 +187,12 @@ class Pacer:
 
 
 async def every(seconds: Callable[[], float], work: Callable[[], Awaitable[None] | None], name: str) -> None:
-    """Does something again and again, first now. What it raises is logged, and does not end it."""
+    """Does some work now, and again after each pause. An exception is logged, and does not end it."""
     while True:
         try:
             doing = work()
             if doing is not None:
                 await doing
-        except Exception:  # it is the only one of its kind: leases and names are tended by nobody else
+        except Exception:  # leases and names are tended by nothing else
             _log.exception("periodic work failed", work=name)
         await asyncio.sleep(seconds())

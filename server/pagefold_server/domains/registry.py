@@ -36,7 +36,7 @@ class Domains:
 
     Attributes:
         address: of the server, which finds its predecessor's pools by it.
-        orphans: these pools, once somebody has looked for them.
+        orphans: these pools, once `Orphans.list_names` was called.
     """
 
     def __init__(self) -> None:
@@ -73,7 +73,9 @@ class Domains:
                 orphan = self.orphans.find(uid, tag)
                 domain = Domain(tenant, label, settings.engine, settings.engine_options, tag, orphan)
             except OSError as error:
-                raise LimitReached(f"no frame pool can be made: {error.strerror}") from error
+                raise LimitReached(
+                    f"the server cannot make a frame pool in /dev/shm ({error.strerror}): make room there"
+                ) from error
             domain.change_mode(RunMode(settings.run))
             self._domains[uid, label] = domain
             _log.info("domain opened", uid=uid, label=label, pool=domain.pool.name)

@@ -1,10 +1,10 @@
-"""Settling: who waits for it, and when there is nothing left to wait for (docs/design.md, "settle()").
+"""Settling: what waits for it, and when there is nothing left to wait for (docs/design.md, "settle()").
 
 This counts passes; it knows neither time nor scanning. A pass counts for a request if it began after all clients had
 looked for written pages at that request. Looks have numbers.
 
-    pass found    nothing proposed, fresh or in backlog, nobody busy  -> settled
-                  no merges, three passes in a row, nobody busy       -> settled: what is left keeps changing
+    pass found    nothing proposed, fresh or in backlog, none busy  -> settled
+                  no merges, three passes in a row, none busy       -> settled: what is left keeps changing
 
 What was merged has to be so still: after a merge one more look is waited for. And it is settled only if no obstacle
 keeps a page from merging (`Activity.obstacles`); else the same is the end of waiting, with the reasons.
@@ -120,7 +120,7 @@ class Settlers:
                 self._finish(key, activity.certain, counters, activity)
 
     def give_up(self, counters: EngineCounters, activity: Activity) -> None:
-        """Tells all that it will not settle: nobody scans."""
+        """Tells all that it will not settle, for the domain is not scanned."""
         for key in list(self._waiting):
             self._finish(key, False, counters, activity)
 

@@ -1,4 +1,4 @@
-"""Which engine a domain gets, by name, and the pool that goes with it."""
+"""Makes a domain's engine, by name, and the pool that goes with it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def make(
 
     Args:
         name: "native" or "reference".
-        uid: whose processes are to map the frames.
+        uid: of the processes that are to map the frames.
         options: to begin with.
         tag: of the pool's name, by which the next server finds it.
-        orphan: the pool of a server that is gone, whose clients live.
+        orphan: a pool whose server is gone, and whose clients live.
 
     Returns:
         Pool, engine, and whether frames were taken over: then `Engine.release_unclaimed` is to be called in the end.

@@ -1,8 +1,8 @@
 """What an engine is: one domain's page tables, digests, two trees and frames.
 
 An engine reads segments, decides which pages ought to share a frame, and keeps the books that say which view maps
-which frame. It knows nothing of gRPC, names, users or time. There are two: `native` (Rust, the default) and `reference`
-(pure Python, the description of the algorithm); both make the same decisions, and a test compares them.
+which frame. It knows nothing of gRPC, names, users or time. There are two: `native` (Rust) and
+`reference` (pure Python, for tests and readers); both make the same decisions, and a test compares them.
 
 It is driven from one thread, in slices: `scan` looks at a bounded number of pages and returns. Nothing here blocks
 for longer than that.
@@ -199,7 +199,7 @@ class FrameFault(IntEnum):
 
 
 class Miscount(NamedTuple):
-    """A frame whose users are other than the books have it."""
+    """A frame of which the books have other numbers of users than the page tables."""
 
     frame: int
     references: int
@@ -334,4 +334,4 @@ class Engine(Protocol):
         """Recounts everything and raises AssertionError at the first difference. For tests and audits."""
 
     def close(self) -> None:
-        """Closes the engine's own descriptors at once, whoever still refers to it. Nothing else works afterwards."""
+        """Closes the engine's own descriptors at once, even if it is referred to. Nothing else works afterwards."""

@@ -1,4 +1,4 @@
-"""The engine in Rust, as the server uses it. What it promises is in `engine`, what it decides in `reference`.
+"""The production engine, in Rust. What it promises is in `interface`, what it decides in `reference`.
 
 It reads, digests and keeps its books with the GIL released, takes at most 12 bytes a page and some 17 for each page in
 a tree, and allocates the frames of its pool itself.
@@ -34,12 +34,12 @@ _MOST: Final = 2**32 - 1  # the options are of any size, and mean the same from 
 
 
 class NativeEngine(Engine):
-    """Implements `Engine`; see there for what the public methods promise.
+    """Turns the tuples of `pagefold_core.Engine` into the classes of `interface`, and its errors into the server's.
 
     Args:
-        pool: where frames live. Nobody else allocates in it; its descriptor is duplicated.
+        pool: where frames live. Only this engine allocates in it; its descriptor is duplicated.
         options: to begin with.
-        seed: of the digests. Random, so that nobody can prepare collisions; given only by tests.
+        seed: of the digests. Random, so that no client can prepare collisions; given only by tests.
         limit: most frames, used or not.
         number: of the pool, in events.
     """

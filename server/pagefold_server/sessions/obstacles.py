@@ -49,7 +49,7 @@ class ClientObstacles:
             silent: pages that wait because it does not answer.
             off: its barrier is "off".
             idle: it was told nothing that it has not done.
-            unread: of so many pages that a child shares, those that the server has not read before the fork.
+            unread: of a number of pages that a child shares, counts those that the server did not read before the fork.
         """
         pages: Counter[obstacle_table.Kind] = Counter()
         pages[pb.OBSTACLE_KIND_SILENT] = silent

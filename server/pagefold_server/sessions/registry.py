@@ -1,39 +1,32 @@
-"""All sessions: who may open one, what each may say, and when it is over.
+"""All sessions: which clients may open one, what they may say in it, and when it is over.
 
-What holds: nothing here awaits, so every call finds and leaves the books whole; a client that says something
-impossible is excluded and nobody else notices; references go when the lease is free, never before (I3).
+What holds: nothing here awaits, so every call finds and leaves the books whole. A client that reports something
+impossible is excluded, and no other client notices. References go when the lease is free, never before (I3).
 """
 
 from __future__ import annotations
 
-import hmac
 import itertools
-import os
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, TypeVar
 
 import structlog
-from pagefold_proto import pool_slots, shm_names
-from pagefold_proto.limits import MAX_LABEL, PAGE, PROTOCOL
 from pagefold_proto.v1 import memory_pb2 as pb
 
 from pagefold_server.domains.registry import Domains
 from pagefold_server.engine.interface import Columns, Instructions
 from pagefold_server.errors import (
-    BadName,
     LimitReached,
-    PageSizeMismatch,
-    ProtocolMismatch,
     ProtocolViolation,
     SegmentInUse,
     ServerError,
     ShuttingDown,
     UnknownSession,
-    WrongOwner,
 )
 from pagefold_server.procfs.mappings import most_mappings
+from pagefold_server.sessions import admission
 from pagefold_server.sessions.doorbell import Bells
 from pagefold_server.sessions.objects import Holder, Lease, Segment
 from pagefold_server.sessions.obstacles import believable
@@ -42,9 +35,6 @@ from pagefold_server.sessions.session import Session, State
 from pagefold_server.settings import Configuration, RunMode
 from pagefold_server.tenants.quotas import Quotas
 from pagefold_server.tenants.tenants import STRANGERS, Tenant, Tenants
-
-MAX_PROGRAM: Final = 255
-MAX_VERSION: Final = 64
 
 _log = structlog.get_logger("pagefold.sessions")
 _Message = TypeVar("_Message", pb.HelloRequest, pb.Gauges)
@@ -56,7 +46,7 @@ class Sessions:
 
     Args:
         domains: in which the sessions are.
-        tenants: whose they are.
+        tenants: users, who have them.
         configuration: limits, asked anew every time.
         wake: called when a domain is to be scanned earlier than planned.
     """
@@ -85,30 +75,23 @@ class Sessions:
     # What clients call
 
     def admit(self, said: pb.HelloRequest) -> Lease:
-        """Finds out whose a Hello is: the first half of it, which costs little whoever sends it.
+        """Finds out which user says Hello: the first half of it, which costs little even if it is refused.
 
         Raises:
-            ServerError: nobody's who may open a session.
+            ServerError: no user that may open a session.
         """
         self._check_open()
-        _check_hello(said)
-        lease = Lease(said.lease, None if os.geteuid() == 0 else os.geteuid())
-        try:
-            _check_proof(lease, said)
-        except BaseException:
-            lease.close()
-            raise
-        return lease
+        return admission.lease_of(said)
 
     def _check_open(self) -> None:
         if self.closing:
-            raise ShuttingDown("the server is stopping; connect again")
+            raise ShuttingDown("the server is stopping; memory stays as it is: connect again")
 
     def hello(self, said: pb.HelloRequest, lease: Lease) -> Session:
-        """Opens a session. The lease, from `admit`, is the session's then; it is closed if there is none.
+        """Opens a session. The lease, from `admit`, belongs to the session; it is closed if none is opened.
 
         Raises:
-            ServerError: it may not; see the table in errors.py.
+            ServerError: the user may not; see the table in errors.py.
         """
         settings = self._configuration.now
         tenant = self._tenants.get(lease.uid)
@@ -181,10 +164,15 @@ class Sessions:
                 return
             raise self._excluded(session, ProtocolViolation(f"segment {number} is {known.name}, not {name[:80]!r}"))
         if len(session.segments) >= settings.max_segments:
-            raise LimitReached(f"{settings.max_segments} segments are a session's limit: raise max_segments")
+            raise LimitReached(
+                f"the session has {settings.max_segments} segments, its limit: free buffers, or raise max_segments"
+            )
         together = session.segment_pages + pages
         if pages <= settings.max_segment_pages < together:  # a segment that is too large alone is another error
-            raise LimitReached(f"{settings.max_segment_pages} pages are a session's limit: raise max_segment_pages")
+            raise LimitReached(
+                f"the session would have {together} pages in segments, and its limit is {settings.max_segment_pages}: "
+                "free buffers, or raise max_segment_pages"
+            )
         tenant = session.domain.tenant
         if pages <= settings.max_segment_pages:
             self._quotas.check_segment(tenant, pages)
@@ -274,12 +262,12 @@ class Sessions:
         return reply
 
     def pid_of(self, client: int) -> int:
-        """Which process says that it is that client; 0: none."""
+        """The PID that a client gave; 0: there is no such client."""
         session = self._by_number.get(client)
         return session.hello.pid if session else 0
 
     def tenant_of(self, token: bytes) -> Tenant:
-        """Whose session has that token."""
+        """The user whose session has that token."""
         session = self._by_token.get(token)
         return self._tenants.get(STRANGERS) if session is None else session.domain.tenant
 
@@ -294,7 +282,7 @@ class Sessions:
     # What time does
 
     def reap(self) -> None:
-        """Looks for families that are dead, for clients that wait to be rung again, and for silence."""
+        """Looks for families that are dead, for clients to be rung again, and for silent ones."""
         for session in self:
             if session.lease.is_free():
                 session.unlink()
@@ -306,10 +294,10 @@ class Sessions:
             domain.ring()
             if domain.stale:
                 domain.ring_all()
-        self._wake()  # a pass may have waited for somebody who is silent, or gone, by now
+        self._wake()  # a pass may have waited for a client that is silent, or gone, by now
 
     def close(self) -> None:
-        """Lets all go. The clients go on with plain memory."""
+        """Closes all. The clients' memory stays as it is."""
         self.closing = True
         for session in self:
             session.close()
@@ -321,18 +309,18 @@ class Sessions:
     def _find(self, token: bytes, excluded_too: bool = False) -> Session:
         session = self._by_token.get(token)
         if session is None:
-            raise UnknownSession("no session has this token: say Hello")
+            raise UnknownSession("the server has no session with this token (it was restarted, say): say Hello")
         session.responsiveness.call(time.monotonic())
         if session.state is State.EXCLUDED and not excluded_too:
-            raise ProtocolViolation("this session was excluded because of what it said before")
+            raise ProtocolViolation("this session was excluded for an earlier report; its memory stays as it is")
         if self.closing:
-            raise ShuttingDown("the server is stopping; connect again")
+            raise ShuttingDown("the server is stopping; memory stays as it is: connect again")
         return session
 
     def _check_room(self, tenant: Tenant, label: str) -> None:
         most = self._configuration.now.max_sessions
         if len(self._by_number) >= most:
-            raise LimitReached(f"there are {most} sessions already: raise max_sessions")
+            raise LimitReached(f"the server has {most} sessions, its limit: close some, or raise max_sessions")
         self._quotas.check_session(tenant)
         if self._domains.find(tenant.uid, label) is None:
             self._quotas.check_domain(tenant, len(self._domains.of(tenant)))
@@ -390,7 +378,7 @@ class Sessions:
         return error
 
     def _depart(self, session: Session, state: State) -> None:
-        """It takes no further part: nothing is proposed to it, nobody waits for it."""
+        """It takes no further part: nothing is proposed to it, and nothing waits for it."""
         session.depart(state)
         session.domain.settlers.stop(session)
         self._wake()
@@ -398,7 +386,7 @@ class Sessions:
         session.domain.stale = True
 
     def _remove(self, session: Session, why: str) -> None:
-        """It is over: nothing of it maps anything."""
+        """It is over: no process of it maps a frame."""
         domain = session.domain
         self._by_token.pop(session.token, None)
         del self._by_number[session.number]
@@ -420,14 +408,14 @@ class Sessions:
             self.empty_since = time.monotonic()
 
     def _drop_unused(self, lease: Lease) -> None:
-        """A Hello whose answer was lost is said again; nobody has used the session that it opened."""
+        """A client whose Hello was answered in vain says it again; the session that it opened was never used."""
         for session in self:
             if not session.responsiveness.called and session.lease.is_same(lease):
                 self._remove(session, "said Hello again")
 
 
 def kept(said: _Message) -> _Message:
-    """A copy of a message, field by field, for keeping: what is not in the .proto would stay with it as long."""
+    """A copy of a message, field by field: unknown fields, which take memory too, are left out."""
     return type(said)(**{field.name: getattr(said, field.name) for field in said.DESCRIPTOR.fields})
 
 
@@ -436,31 +424,3 @@ def _book_mappings(session: Session) -> None:
     counted = min(session.gauges.mappings, session.segment_pages, most_mappings())
     session.domain.tenant.holdings.mappings += counted - session.mappings
     session.mappings = counted
-
-
-def _check_proof(lease: Lease, said: pb.HelloRequest) -> None:
-    # The names of others' leases can be read in /dev/shm, and what they hold cannot.
-    if not hmac.compare_digest(os.pread(lease.fd, shm_names.PROOF_BYTES, 0), said.proof) or not any(said.proof):
-        raise WrongOwner(f"{said.lease} is somebody else's lease: the proof is not what it holds")
-
-
-def _check_hello(said: pb.HelloRequest) -> None:
-    if said.protocol != PROTOCOL:
-        raise ProtocolMismatch(
-            f"this server speaks protocol {PROTOCOL}, the client {said.protocol}: use the same version of pagefold"
-        )
-    if said.page_size != PAGE:
-        raise PageSizeMismatch(f"a page has {PAGE} bytes here, not {said.page_size}")
-    for what, text, most in (
-        ("program", said.program, MAX_PROGRAM),
-        ("version", said.version, MAX_VERSION),
-        ("label", said.label, MAX_LABEL),
-    ):
-        if len(text) > most:
-            raise LimitReached(f"the {what} has {len(text)} characters; {most} are the most")
-    if said.slot and not pool_slots.is_slot(said.slot):
-        raise LimitReached(f"{said.slot} is not the number of a slot: it is below 2**62")
-    if not shm_names.is_name(shm_names.LEASE, said.lease):
-        raise BadName(f"{said.lease[:80]!r} is not the name of a lease")
-    if said.doorbell != shm_names.doorbell_for(said.lease):
-        raise BadName(f"{said.doorbell[:80]!r} is not the doorbell of {said.lease}")

@@ -55,7 +55,7 @@ class LookRequest:
             self.made, self.since = min(number, self.wanted), now
 
     def drop(self) -> None:
-        """Nobody waits for it any more."""
+        """It is not waited for any more."""
         self.made = self.wanted
 
 
@@ -104,7 +104,7 @@ class Responsiveness:
         return last is None or now - last >= _RING_AGAIN
 
     def is_silent(self, now: float, patience: float, look: LookRequest) -> bool:
-        """Whether the client has had work for so long that nobody waits for it any more.
+        """Whether the client has had work for longer than it is waited for.
 
         Args:
             now: the time.

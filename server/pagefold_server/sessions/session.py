@@ -154,14 +154,14 @@ class Session(Participant):
         off, done = self.hello.tier == pb.TIER_OFF, idle and not self.is_working()
         silent = 0
         if self.is_silent(now):
-            unread = self.tracked and self.looking  # nobody knows what it has written, merged pages included
+            unread = self.tracked and self.looking  # what it has written is unknown, merged pages included
             silent = max(proposed, self._pages() if unread else 0)
         return self.known_obstacles.collect(
             left, self.gauges, silent, off, done, lambda frozen: self._unread(frozen, apart)
         )
 
     def is_silent(self, now: float) -> bool:
-        """Whether it has had work for so long that nobody waits for it any more."""
+        """Whether it has had work for longer than it is waited for."""
         return self.responsiveness.is_silent(now, self.configuration.now.silent_seconds, self.look)
 
     def _unread(self, frozen: int, apart: Callable[[], int]) -> int:
@@ -196,7 +196,7 @@ class Session(Participant):
             self.responsiveness.waiting = now if self.is_working() or reply.more else None
 
     def depart(self, state: State) -> None:
-        """It takes no further part: nobody waits for it."""
+        """It takes no further part, and nothing waits for it."""
         self.state = state
         self.settle.number = 0
         self.responsiveness.waiting = None

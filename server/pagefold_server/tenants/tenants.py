@@ -58,7 +58,7 @@ class Tenant:
         wanted_at: when it stopped wanting something.
         scanned: seconds of processor time for scanning.
         answered: the same, for calls.
-        delayed: calls that had to wait, because others had had less of the processor.
+        delayed: calls that had to wait, because other tenants had had less of the processor.
         holdings: what it holds, for quotas.
     """
 

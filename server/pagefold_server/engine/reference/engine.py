@@ -52,7 +52,7 @@ class ReferenceEngine(Engine):
     Args:
         store: where frames live.
         options: to begin with.
-        seed: of the digests. Random, so that nobody can prepare collisions; given only by tests.
+        seed: of the digests. Random, so that no client can prepare collisions; given only by tests.
         number: of the pool, in events.
 
     Attributes:

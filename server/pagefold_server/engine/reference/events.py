@@ -202,7 +202,7 @@ class EventHandler:
 
     def _not_adopted(self, event: Event) -> None:
         if not event.member.answer_adopt(event.table, event.first, event.count):
-            return  # nobody asked: there is nothing to ask for again
+            return  # it was not asked for: there is nothing to ask for again
         self._ledger.calendar.add(event.table, event.first, event.count, COPIED, RETRY_PASSES)
 
     def _excluded(self, event: Event) -> None:

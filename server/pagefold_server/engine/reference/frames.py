@@ -1,4 +1,4 @@
-"""The frames of a domain: who uses them, and the stable tree by which they are found.
+"""The frames of a domain: their users, and the stable tree by which they are found.
 
 A frame has references (pages that map it, or are copies of it) and reservations (proposals that name it). It
 is made with its bytes already in the store, enters the stable tree at once, and leaves tree and store with
@@ -42,11 +42,11 @@ class Frames:
         self.duplicates = 0
 
     def create(self, digest: int, content: bytes, near: int) -> int:
-        """Makes a frame that nobody uses yet: reserve it before anything else happens.
+        """Makes a frame without users: reserve it before anything else happens.
 
         Args:
             digest: of the content.
-            content: a page that nobody can change any more.
+            content: a copy that no program can change.
             near: the number that would be best.
 
         Raises:
@@ -91,7 +91,7 @@ class Frames:
         self.commit(frame)
 
     def is_used(self, frame: int) -> bool:
-        """Whether a page may map it: somebody has it, and its bytes stay."""
+        """Whether a page may map it: it has users, so its bytes stay."""
         return 0 <= frame < len(self._digests) and self.users(frame) > 0
 
     def read(self, frame: int) -> bytes:

@@ -1,7 +1,7 @@
 """The books of a domain: its clients, the page tables of their segments, and who holds which frame.
 
 A page that is proposed has a reservation on its frame, and a page that maps the frame has a reference (M1, M8). Both go
-only with what proves that nobody needs them (I3): an answer, a release, or the death of the client's whole family.
+only with what proves that they are not needed (I3): an answer, a release, or the death of the client's whole family.
 
 Pages that must rest (they keep breaking, or the client declined them) leave the scan by their state, and stand in a
 calendar. What events do to the books is in `events`, what scanning does is in `scan` and `matching`.
@@ -168,7 +168,7 @@ class Ledger:
         table.own(first, count)
 
     def release_unclaimed(self) -> None:
-        """I3: everybody who mapped frames of the pool that was taken over has reported them, or is gone."""
+        """I3: all clients that mapped frames of the recovered pool have reported them, or are gone."""
         for frame in self.frames.take_unclaimed():
             self.frames.cancel(frame)
             self._offer(frame)

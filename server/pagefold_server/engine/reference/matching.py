@@ -103,7 +103,7 @@ class Matcher:
             self._postpone(found, other, twin)
             return
         try:
-            # M1: nobody can change this copy any more.
+            # M1: no program can change this copy.
             frame = ledger.frames.create(digest, content, self._near(table, page, other, twin))
         except OSError as error:  # no room for frames: both stay as they are
             self.refusal = error

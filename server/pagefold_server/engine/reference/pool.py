@@ -44,7 +44,7 @@ class Pool(PoolFile, FrameStore):
     """Implements `FrameStore` on a POSIX shared-memory object that this process creates and holds.
 
     Args:
-        uid: of the domain, whose processes must be able to open the pool. A server that is root gives it to them.
+        uid: of the domain; its processes must be able to open the pool. A server of root's makes them its owner.
         limit: most frames, used or not.
         tag, orphan: see `PoolFile`.
 

@@ -2,7 +2,7 @@
 
 A page without tracker is read in every pass, and settled if its digest is that of the pass before. Where the client
 reports which pages were written ("tracked"), a page is read once, in the pass after the first in which it was quiet.
-At the end of a pass the unstable tree forgets the pages that nobody reports the writes of.
+At the end of a pass the unstable tree forgets the pages whose writes no client reports.
 """
 
 from __future__ import annotations
