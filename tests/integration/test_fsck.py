@@ -352,7 +352,7 @@ def test_a_process_that_may_not_be_read_is_said_to_be_that(tmp_path: Path, monke
             assert "may not read its /proc entry" in finding.text
             monkeypatch.undo()
             monkeypatch.setattr(survey, "read", read)  # it has given up its rights since it was found
-            assert "cannot be looked at" in only(pair.audit(), "UNREADABLE").text
+            assert "cannot be read" in only(pair.audit(), "UNREADABLE").text
         finally:
             pair.close()
 
@@ -430,7 +430,7 @@ def test_a_client_that_is_no_process_here_is_said_to_be_unseen(server: Server) -
         raw.hello()
         raw.give(noise(3))
         finding = only(audit(server), "UNREADABLE")
-        assert "cannot be seen" in finding.text
+        assert "cannot be read" in finding.text
 
 
 def test_audits_come_one_after_the_other_and_end_with_their_caller_or_server(server: Server) -> None:

@@ -122,7 +122,7 @@ class Fsck:
                 self._findings.find(pb.FsckFinding(kind=pb.FINDING_KIND_NAME_OPEN, name=entry.name, text=text))
             old = before.get(file)
             if entry.held is False and old is not None and old.held is False and old.key == entry.key:
-                text = f"no process holds {entry.name} (uid {entry.uid}): the next sweep removes it"
+                text = f"{entry.name} (uid {entry.uid}) has no holder: the next sweep removes it"
                 self._findings.find(pb.FsckFinding(kind=pb.FINDING_KIND_GARBAGE, name=entry.name, text=text))
             await self._findings.breathe()
 
