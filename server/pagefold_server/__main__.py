@@ -1,4 +1,4 @@
-"""`python -m pagefold_server`: the server without the command line's other subcommands. A flag for every setting."""
+"""`python -m pagefold_server`: the server alone, without the command line's other commands. It has a flag a setting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can go wrong in the server, and how callers are told.
+"""What can go wrong in the server, and what callers are told.
 
     Exception
      |-- ProtocolViolation                PROTOCOL_VIOLATION    the caller's session takes no further part
@@ -126,7 +126,7 @@ class WrongOwner(ForeignObjectError):
 
 
 class LeaseNotHeld(ForeignObjectError):
-    """Nobody holds the lease's lock."""
+    """No process holds the lease's lock."""
 
 
 TABLE: dict[type[Exception], tuple[StatusCode, pb.Reason]] = {
@@ -148,8 +148,8 @@ TABLE: dict[type[Exception], tuple[StatusCode, pb.Reason]] = {
 }
 
 
-def told(error: Exception) -> tuple[StatusCode, str, str]:
-    """How a caller is told of an error: status, reason, text. Texts of unexpected errors stay here."""
+def status_of(error: Exception) -> tuple[StatusCode, str, str]:
+    """What a caller is told of an error: status, reason, text. Texts of unexpected errors stay in the log."""
     for kind in type(error).__mro__:
         if kind in TABLE:
             status, reason = TABLE[kind]
@@ -158,13 +158,13 @@ def told(error: Exception) -> tuple[StatusCode, str, str]:
     return (
         status,
         pb.Reason.Name(reason),
-        f"{type(error).__name__}: a fault of the server's; see its log",
+        f"{type(error).__name__}: a fault of the server's. Memory stays as it is; report what its log says",
     )
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception) -> None:
     """Ends a call with an error from the table. Never returns."""
-    status, reason, text = told(error)
+    status, reason, text = status_of(error)
     await context.abort(status, text, trailing_metadata=((REASON_KEY, reason),))
 
 
@@ -174,8 +174,8 @@ _Reply = TypeVar("_Reply")
 _Method = Callable[[_Servicer, _Request, grpc.aio.ServicerContext[Any, Any]], Awaitable[_Reply]]
 
 
-def answered(method: _Method[_Servicer, _Request, _Reply]) -> _Method[_Servicer, _Request, _Reply]:
-    """Makes every exception of a servicer's method an answer, so that none of them ends the server."""
+def reports_errors(method: _Method[_Servicer, _Request, _Reply]) -> _Method[_Servicer, _Request, _Reply]:
+    """Turns every exception of a servicer's method into an error of the call, so that none ends the server."""
 
     @wraps(method)
     async def wrapper(self: _Servicer, request: _Request, context: grpc.aio.ServicerContext[Any, Any]) -> _Reply:
@@ -183,10 +183,10 @@ def answered(method: _Method[_Servicer, _Request, _Reply]) -> _Method[_Servicer,
             return await method(self, request, context)
         except Exception as error:
             name = getattr(method, "__name__", "?")
-            if told(error)[0] is StatusCode.INTERNAL:
+            if status_of(error)[0] is StatusCode.INTERNAL:
                 _log.exception("call failed", method=name)
             else:
-                _log.info("call refused", method=name, reason=told(error)[1], detail=str(error)[:500])
+                _log.info("call refused", method=name, reason=status_of(error)[1], detail=str(error)[:500])
             await abort(context, error)
             raise  # not reached: abort raises
 

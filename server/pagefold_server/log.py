@@ -1,8 +1,8 @@
-"""The server's log: what is told, of whom how much, and where it goes. Nothing depends on a line.
+"""The server's log: which lines are written, how many about each user, and where to. Nothing depends on a line.
 
     line --level--> Limit, for each user --form: people on a terminal, else JSON--> Sink: a file, or stderr
 
-Lines are for people and machines: names of strangers are escaped in both forms.
+Lines are for people and machines. Names that clients chose are escaped in both forms.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from pagefold_server.settings import Settings
 
-_OTHERS: Final = -1  # as the strangers in `tenants`
+_OTHERS: Final = -1  # as `STRANGERS` in `tenants`
 _STDERR: Final = 2
 _STANDARD: Final = (0, 1, _STDERR)
 _KEPT: Final = re.compile(r"(\x1b\[[0-9;]*m|\n)")  # in a line: colours, and the breaks of a traceback
 _OTHERS_WRITE: Final = 0o022
-_AT_ONCE: Final = select.PIPE_BUF  # so many bytes go into a pipe that has room for any, without waiting
+_AT_ONCE: Final = select.PIPE_BUF  # bytes that a pipe with room for any takes without waiting
 
 
 class Limit:
-    """Bounds the lines about each user: users can make as many as they like, and a log is somebody's disk.
+    """Bounds the lines about each user: a user can cause any number of them, and they fill the operator's disk.
 
-    A line is about a user if it has a `uid`; in a call, `gate` gives it one. Each user has a bound of his own: nobody's
-    flood hides what is told of another. What is left out is counted; `left_out` tells it.
+    A line is about a user if it has a `uid`; in a call, `turns` gives it one. Each user has a bound of its own, so that
+    no flood hides what is told of another user. Lines left out are counted; `left_out` returns the counts.
 
     Args:
         most: lines in a second.
-        users: that are told apart. Those who come when there are so many share one bound.
+        users: with a bound of their own. All users beyond that number share one.
         clock: the time in seconds.
     """
 
@@ -62,7 +62,7 @@ class Limit:
         return event
 
     def left_out(self) -> dict[int, int]:
-        """How many lines of whom were left out since this was asked last, in seconds that are over."""
+        """Lines left out since the last call, by user, of seconds that are over."""
         second = int(self._clock())
         found = {uid: told.left_out for uid, told in self._told.items() if told.second != second and told.left_out}
         for uid in found:
@@ -90,13 +90,13 @@ class _Told:
 class Sink:
     """Where lines go: a file, or stderr.
 
-    To write neither raises nor waits. A line that cannot be written (the disk is full, the reader of a pipe is gone, or
-    reads no more) is lost, and counted. The file is bounded: beyond `most` bytes it becomes FILE.1, in place of the one
+    Writing neither raises nor waits. A line that cannot be written (the disk is full, the reader of a pipe is gone, or
+    does not read) is lost, and counted. The file is bounded: beyond `most` bytes it becomes FILE.1, in place of the one
     before. It may be renamed or removed at any time, as logrotate does: the next line goes into a new one.
 
     Attributes:
         lost: lines.
-        why: the last of them was lost.
+        why: the reason for which the last one was lost.
     """
 
     def __init__(self) -> None:
@@ -111,19 +111,19 @@ class Sink:
         return "stderr" if self._path is None else printable(str(self._path))
 
     def set(self, path: Path | None, most: int) -> None:
-        """Says where lines go, None: to stderr, and looks whether they can."""
+        """Says where lines go (None: to stderr), and tries it."""
         self._path, self._most = path, most
         try:
             self._ready(0)
         except OSError as error:
-            say(f"the log {self} cannot be opened, lines are lost until it can: {error.strerror}")
+            say(f"the log {self} cannot be opened, and lines are lost until it can: {error.strerror}")
 
     def closed(self) -> None:
         """There is no stderr."""
         self._fd = -1
 
     def msg(self, line: str) -> None:
-        """Writes a line. Whatever is in it, a terminal sees nothing but colours."""
+        """Writes a line. Of control characters a terminal gets those for colours only."""
         parts = _KEPT.split(("\n" if self._cut else "") + line)
         text = "".join(part if n % 2 else printable(part) for n, part in enumerate(parts)) + "\n"
         data = text.encode(errors="backslashreplace")
@@ -142,7 +142,7 @@ class Sink:
     debug = info = warning = error = critical = msg
 
     def _ready(self, more: int) -> None:
-        """Opens the file, or the next one if it has gone, or is full."""
+        """Opens the file; the next one, if it is gone or full."""
         if self._path is None:
             return
         before, old = self._opened, self._fd
@@ -157,7 +157,7 @@ class Sink:
         self._fd = _opened(self._path, make_directory=before is not None)
         self._opened = os.fstat(self._fd)
         if before is not None:
-            # What others write to stderr (grpc's own messages, say) goes along, or the old file would grow.
+            # stderr and stdout go along (grpc writes messages of its own there), or the old file would grow.
             for fd in (1, _STDERR):
                 if os.path.samestat(before, os.fstat(fd)):
                     os.dup2(self._fd, fd)
@@ -228,7 +228,7 @@ def claim_standard_descriptors() -> None:
 
 
 def say(text: str) -> None:
-    """A line for whoever started this process, on stderr; lost if nobody is there."""
+    """Writes a line to stderr, for the user that started the server; without stderr it is lost."""
     with contextlib.suppress(OSError):
         os.write(_STDERR, f"pagefold: {printable(text)}\n".encode(errors="backslashreplace"))
 
@@ -256,7 +256,7 @@ def configure(settings: Settings) -> None:
 
 
 def _escaped(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-    """What JSON does by itself."""
+    """Escapes names, which JSON does by itself."""
     return {key: printable(value) if isinstance(value, str) else value for key, value in event.items()}
 
 

@@ -1,9 +1,9 @@
-"""The server as a whole: what it is made of, how it starts, and how it ends.
+"""The server as a whole: its parts, how it starts, and how it ends.
 
     start   address taken -> pools from before listed -> calls answered, names swept -> health SERVING -> ready
     drain   health NOT_SERVING -> calls in flight finish -> pools unlinked -> socket and pid file removed
 
-One asyncio loop owns all of it. Clients survive every end, this one included: their mappings go on living.
+One asyncio loop owns all of it. Clients survive every end of a server: their mappings stay.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from pagefold_server.api.auth import TokenInterceptor, read_token
 from pagefold_server.api.listen import Listener, address_of
 from pagefold_server.api.memory import MAX_MESSAGE_BYTES, MemoryServicer
 from pagefold_server.api.status import Observer
-from pagefold_server.domains.domain import Domains
 from pagefold_server.domains.pacing import Pacer, every
+from pagefold_server.domains.registry import Domains
 from pagefold_server.errors import AddressRefused, AlreadyRunning, BadConfig, StartError
 from pagefold_server.sessions.registry import Sessions
 from pagefold_server.sessions.sweep import sweep, sweep_gently
@@ -53,13 +53,13 @@ _log = structlog.get_logger("pagefold.service")
 
 
 class _Entrance:
-    """One address, and the grpc server that answers there: another one, if the socket has gone.
+    """One address, and the grpc server that answers there. A new one is made if the socket is removed.
 
     Args:
         settings: for the address.
         address: where to listen.
         add: gives a grpc server its services.
-        shared: users other than ours are to reach it.
+        shared: other users are to reach it.
 
     Raises:
         StartError: the address cannot be had.
@@ -77,12 +77,12 @@ class _Entrance:
         self._stopping = False
 
     async def start(self) -> None:
-        """Answers calls from now on."""
+        """Answers calls from here on."""
         self._add(self.server)
         await self.server.start()
 
     async def keep(self) -> None:
-        """Makes again what somebody removed of directory, pid file and socket.
+        """Makes the directory, the pid file and the socket again, if they were removed.
 
         Raises:
             AlreadyRunning: another server has the address by now.
@@ -99,14 +99,14 @@ class _Entrance:
         except AlreadyRunning:
             if not self.listener.is_reachable:
                 raise
-            # Somebody is just finding out that this server is there.
+            # Another server is just finding out that this one is there.
         except (OSError, RuntimeError, AddressRefused) as error:
             if str(error) != self._trouble:
                 _log.error("the address is lost, and cannot be had again yet", address=self.address, why=str(error))
             self._trouble = str(error)
 
     async def stop(self) -> None:
-        """Answers nobody new, and waits for calls in flight."""
+        """Takes no more calls, and waits for those in flight."""
         self._stopping = True
         await self.server.stop(_GRACE)
 
@@ -115,19 +115,19 @@ class _Entrance:
         self.listener.listen(fresh)
         self.server = fresh
         await self.start()
-        _log.warning("somebody removed the socket; it is there again", address=self.address)
+        _log.warning("the socket was removed, and is made again", address=self.address)
         ending = asyncio.create_task(before.stop(_GRACE))  # clients that are connected come in by the new one
         self._ending.add(ending)
         ending.add_done_callback(self._ending.discard)
 
     @property
     def address(self) -> str:
-        """Where it is; with TCP, with the port that it really has."""
+        """Where it listens; over TCP, with the port that it really has."""
         return str(self.listener.address)
 
 
 class Server:
-    """A server in this process. Use `run`, unless the loop is yours.
+    """A server in this process. Use `run`, unless you have a loop of your own.
 
     Args:
         settings: from `settings.load`.
@@ -150,10 +150,10 @@ class Server:
         return self._entrances[0].address
 
     async def start(self) -> None:
-        """Takes the address and answers calls from then on.
+        """Takes the address, and answers calls from then on.
 
         Raises:
-            StartError: it cannot; nothing is left behind.
+            StartError: the address cannot be had; nothing is left behind.
         """
         settings = self.configuration.now
         _raise_descriptor_limit()
@@ -172,9 +172,9 @@ class Server:
         self._domains.address = self.address
         observer = Observer(self.address, self._sessions, self._domains, self._tenants, self._pacer, self.configuration)
         self._admin = AdminServicer(observer, self.configuration, self._sessions, self._domains, self._pacer, self.end)
-        if settings.tenants_address:  # nothing is there that is for operators, who see everybody and change everything
+        if settings.tenants_address:  # without what is for operators, who see all users and change all settings
             self._entrances.append(_Entrance(settings, parse(settings.tenants_address), add, shared=True))
-        await asyncio.to_thread(self._domains.orphans.look)
+        await asyncio.to_thread(self._domains.orphans.list_names)
         for entrance in self._entrances:
             await entrance.start()
         self._tasks = [
@@ -196,7 +196,7 @@ class Server:
         return self._entrances[1].address if len(self._entrances) > 1 else ""
 
     def end(self) -> None:
-        """Makes `serve` return."""
+        """Has `serve` return."""
         self._ended.set()
 
     async def serve(self) -> None:
@@ -220,19 +220,19 @@ class Server:
         _log.info("ended")
 
     def let_go(self) -> None:
-        """Gives back all that outlives a process. Nothing works any more afterwards."""
+        """Gives back all that outlives a process. Nothing works afterwards."""
         self._sessions.close()
         self._domains.close()
-        sweep()  # names that were kept for clients that have gone; as long as it takes, for nobody is served any more
+        sweep()  # names that were kept for clients that are gone; it may take long, for no call is served any more
         for entrance in reversed(self._entrances):
             entrance.listener.close()
 
     def reload(self) -> None:
-        """Reads file and environment again (SIGHUP)."""
+        """Reads the file and the environment again (SIGHUP)."""
         try:
             restart = self.configuration.reload()
         except BadConfig as error:
-            _log.error("not reloaded, all settings stay as they are", why=str(error))
+            _log.error("not reloaded: all settings stay as they are", why=str(error))
             return
         _log.info("reloaded")
         if restart:
@@ -250,7 +250,7 @@ class Server:
         self._pacer.wake()
 
     def _tend(self) -> None:
-        """What is due about twice a second."""
+        """Does what is due about twice a second."""
         for uid, lines in log.limit.left_out().items():
             _log.warning("lines left out", uid=uid, lines=lines)
         self._sessions.reap()
@@ -258,7 +258,7 @@ class Server:
             domain.engine.flush()
         limit, since = self.configuration.now.idle_exit_seconds, self._sessions.empty_since
         if limit and since is not None and time.monotonic() - since >= limit:
-            _log.info("nobody has been here for long, ending", seconds=limit)
+            _log.info("no session for long: the server ends", seconds=limit)
             self.end()
 
     async def _keep_addresses(self) -> None:
@@ -266,16 +266,16 @@ class Server:
             try:
                 await entrance.keep()
             except AlreadyRunning as error:
-                # The next one takes over the frames, and the clients come to it, once this one is gone.
-                _log.error("another server has the address by now: this one ends", why=str(error))
+                # The other server takes over the frames, and the clients come to it, once this one is gone.
+                _log.error("another server has the address: this one ends, and memory stays as it is", why=str(error))
                 self.end()
 
     async def _scan(self) -> None:
         while True:
             try:
                 await self._pacer.run()
-            except Exception:  # without it nothing would be merged any more, in no domain
-                _log.exception("the pacer failed; it starts again")
+            except Exception:  # without it nothing would be merged in any domain
+                _log.exception("scanning failed, and starts again; memory stays as it is")
                 await asyncio.sleep(1)
 
 
@@ -327,7 +327,7 @@ def _grpc_server(settings: Settings, address: Address) -> grpc.aio.Server:
         options=(
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_concurrent_streams", _STREAMS),
-            ("grpc.so_reuseport", 0),  # else a second server shares a TCP port in silence
+            ("grpc.so_reuseport", 0),  # else a second server could share the TCP port unnoticed
         ),
     )
 
@@ -336,15 +336,15 @@ def _interceptors(settings: Settings, address: Address) -> list[TokenInterceptor
     if settings.token_file is None:
         return []
     if address.scheme == "unix":
-        _log.warning("token_file is not used: a Unix socket's directory says who may connect")
+        _log.warning("token_file is not used: for a Unix socket the permissions of its directory decide")
         return []
     if settings.tls_cert is None:
-        _log.warning("without tls_cert the token travels in the clear: use that on this machine only")
+        _log.warning("without tls_cert the token is sent unencrypted: use that on this machine only")
     return [TokenInterceptor(read_token(settings.token_file))]
 
 
 def _raise_descriptor_limit() -> None:
-    """Two descriptors a segment add up: take all that we may have."""
+    """Raises the limit of descriptors as far as it may go: each segment takes two."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,4 +1,4 @@
-"""The server's settings: what there is to set, where values come from, and which can change while it runs.
+"""The server's settings: their defaults, where values come from, and which can change while the server runs.
 
     default  <  TOML file  <  environment (PAGEFOLD_*)  <  flags  <  live (Admin.SetConfig)
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,13 +32,22 @@ from pagefold_server.errors import BadConfig
 
 ENV_PREFIX = "PAGEFOLD_"
 
+
+class RunMode(IntEnum):
+    """What domains are for, by the setting `run`; the numbers are KSM's."""
+
+    STOPPED = 0
+    SCANNING = 1
+    UNMERGING = 2
+
+
 Origin = Literal["default", "file", "environment", "flag", "live"]
 
 _LIVE: JsonDict = {"live": True}
 
 
 class Settings(BaseSettings):
-    """Every setting with its default. Make one with `load`, which knows where values come from."""
+    """Every setting with its default. Made by `load`, which knows where each value comes from."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
@@ -48,128 +58,148 @@ class Settings(BaseSettings):
         env_ignore_empty=True,
     )
 
-    address: str = Field("", description="where to listen: unix:/path or tcp:HOST:PORT; empty: per user")
+    address: str = Field(
+        "", description="address to listen on: unix:/path or tcp:HOST:PORT; empty: the user's own socket"
+    )
     tenants_address: str = Field(
         "",
-        description="where clients of other users connect too: unix:/path or tcp:HOST:PORT. They reach nothing that is "
-        "for operators there; empty: nowhere",
+        description="second address, for clients of other users: unix:/path or tcp:HOST:PORT. It serves no calls for "
+        "operators; empty: none",
     )
     tenants_group: str = Field(
-        "", description="group whose members may connect to a Unix socket for other users; empty: everybody"
+        "", description="group that may connect to the Unix socket of tenants_address; empty: all users"
     )
-    token_file: Path | None = Field(None, description="file with the bearer token that TCP callers must show")
+    token_file: Path | None = Field(None, description="file with the bearer token that callers over TCP must send")
     tls_cert: Path | None = Field(None, description="file with the certificate chain (PEM) for TCP")
     tls_key: Path | None = Field(None, description="file with the certificate's private key (PEM)")
-    engine: Literal["native", "reference"] = Field("native", description="which engine finds identical pages")
+    engine: Literal["native", "reference"] = Field(
+        "native", description="engine that finds identical pages. reference is for tests: slow, and large in memory"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="least severe messages to log", json_schema_extra=_LIVE
+        "info", description="lowest level of messages to log", json_schema_extra=_LIVE
     )
     log_format: Literal["auto", "console", "json"] = Field(
-        "auto", description="auto: console on a terminal, else JSON lines"
+        "auto", description="form of log lines; auto: console on a terminal, else JSON"
     )
-    log_file: Path | None = Field(None, description="file for the log; empty: stderr")
+    log_file: Path | None = Field(None, description="file to log to; empty: stderr")
     log_max_bytes: int = Field(
         8 << 20,
         ge=1 << 12,
-        description="size of that file from which on it is renamed to FILE.1, in place of the one before",
+        description="size at which log_file is renamed to FILE.1, replacing the previous FILE.1",
         json_schema_extra=_LIVE,
     )
-    ready_fd: int = Field(-1, ge=-1, description="descriptor that gets a line once the server answers; -1: none")
+    ready_fd: int = Field(-1, ge=-1, description="descriptor to write a line to once the server answers; -1: none")
     idle_exit_seconds: float = Field(
-        0, ge=0, description="exit after so long without any session; 0: never", json_schema_extra=_LIVE
+        0,
+        ge=0,
+        description="seconds without any session after which the server exits; 0: never",
+        json_schema_extra=_LIVE,
     )
 
-    run: int = Field(1, ge=0, le=2, description="0: no scanning, 1: scanning, 2: unmerge all", json_schema_extra=_LIVE)
+    run: int = Field(
+        1, ge=0, le=2, description="0: stop scanning, 1: scan, 2: unmerge all pages", json_schema_extra=_LIVE
+    )
     pages_to_scan: int = Field(
-        32768, ge=1, le=1 << 24, description="pages in a slice of scanning", json_schema_extra=_LIVE
+        32768, ge=1, le=1 << 24, description="pages scanned in one slice", json_schema_extra=_LIVE
     )
     sleep_millisecs: int = Field(
         10,
         ge=0,
         le=60_000,
-        description="least pause between slices and between passes",
+        description="shortest pause between slices and between passes",
         json_schema_extra=_LIVE,
     )
     cpu_ceiling_percent: float = Field(
-        70, gt=0, le=100, description="most of one core to spend on scanning", json_schema_extra=_LIVE
+        70, gt=0, le=100, description="ceiling of scanning, in percent of one core", json_schema_extra=_LIVE
     )
     target_merge_seconds: float = Field(
         0.5,
         gt=0,
         le=3600,
-        description="time that a pass over what was written is to take, as far as the ceiling allows",
+        description="target duration of a pass over modified pages, as far as cpu_ceiling_percent allows",
         json_schema_extra=_LIVE,
     )
     settle_cpu_percent: float = Field(
         200,
         gt=0,
         le=6400,
-        description="the ceiling while a client waits in settle(); above 100: as many threads read",
+        description="ceiling of scanning while a client waits in settle(); 200: two threads read",
         json_schema_extra=_LIVE,
     )
     use_zero_pages: bool = Field(
         True, description="merge pages of zeros with the kernel's zero page", json_schema_extra=_LIVE
     )
     max_page_sharing: int = Field(
-        256, ge=2, le=1 << 20, description="most pages that one frame serves", json_schema_extra=_LIVE
+        256, ge=2, le=1 << 20, description="highest number of pages that share one frame", json_schema_extra=_LIVE
     )
     smart_scan: bool = Field(
         True,
-        description="leave pages alone for longer and longer that break after they were merged",
+        description="skip pages that keep being written after a merge, for more passes each time",
         json_schema_extra=_LIVE,
     )
     max_outstanding: int = Field(
         65536,
         ge=1,
         le=1 << 20,
-        description="most unanswered proposals to a client, in pages",
+        description="highest number of pages proposed to a client and not yet answered",
         json_schema_extra=_LIVE,
     )
 
-    max_sessions: int = Field(4096, ge=1, description="most sessions", json_schema_extra=_LIVE)
-    max_segments: int = Field(4096, ge=1, description="most segments in a session", json_schema_extra=_LIVE)
+    max_sessions: int = Field(4096, ge=1, description="highest number of sessions", json_schema_extra=_LIVE)
+    max_segments: int = Field(
+        4096, ge=1, description="highest number of segments of one session", json_schema_extra=_LIVE
+    )
     max_segment_pages: int = Field(
-        1 << 28, ge=1, le=1 << 32, description="most pages in a session's segments together", json_schema_extra=_LIVE
+        1 << 28,
+        ge=1,
+        le=1 << 32,
+        description="highest number of pages in all segments of one session",
+        json_schema_extra=_LIVE,
     )
     tenant_max_sessions: int = Field(
-        1024, ge=0, description="most sessions of one user; 0: no quota", json_schema_extra=_LIVE
+        1024, ge=0, description="quota of sessions for each user; 0: none", json_schema_extra=_LIVE
     )
     tenant_max_domains: int = Field(
-        64, ge=0, description="most labels that one user's sessions have; 0: no quota", json_schema_extra=_LIVE
+        64, ge=0, description="quota of labels (domains) for each user; 0: none", json_schema_extra=_LIVE
     )
     tenant_max_segments: int = Field(
-        16384, ge=0, description="most segments of one user; 0: no quota", json_schema_extra=_LIVE
+        16384, ge=0, description="quota of segments for each user; 0: none", json_schema_extra=_LIVE
     )
     tenant_max_bytes: int = Field(
-        1 << 42, ge=0, description="most bytes of one user's segments together; 0: no quota", json_schema_extra=_LIVE
+        1 << 42, ge=0, description="quota of bytes in all segments of each user; 0: none", json_schema_extra=_LIVE
     )
     tenant_max_mappings: int = Field(
         1 << 20,
         ge=0,
-        description="mappings of one user's clients together from which on nothing is added; 0: no quota",
+        description="quota of mappings in all clients of each user; 0: none. At the quota no session or segment is "
+        "added",
         json_schema_extra=_LIVE,
     )
     tenant_cpu_percent: float = Field(
         0,
         ge=0,
         le=6400,
-        description="most of one core to spend on scanning for one user; 0: what is fair",
+        description="ceiling of scanning for each user, in percent of one core; 0: a fair share",
         json_schema_extra=_LIVE,
     )
     max_batch_pages: int = Field(
         16384,
         ge=1,
         le=1 << 15,
-        description="most pages that a reply proposes to merge",
+        description="highest number of pages that one reply proposes to merge",
         json_schema_extra=_LIVE,
     )
     poll_millisecs: int = Field(
-        250, ge=10, le=60_000, description="how often clients look for written pages", json_schema_extra=_LIVE
+        250,
+        ge=10,
+        le=60_000,
+        description="pause between two looks of a client for written pages",
+        json_schema_extra=_LIVE,
     )
     silent_seconds: float = Field(
         3,
         gt=0,
-        description="a silent client's work is waited for so long",
+        description="seconds after which a client that does not answer is no longer waited for",
         json_schema_extra=_LIVE,
     )
     sweep_seconds: float = Field(
@@ -189,7 +219,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what `load` hands over: it asks the sources itself, to know which value is whose."""
+        """Only what `load` hands over: it reads the sources itself, so that it knows where each value comes from."""
         return (init_settings,)
 
     @field_validator("address", "tenants_address")
@@ -212,7 +242,7 @@ class Settings(BaseSettings):
 
     @property
     def engine_options(self) -> EngineOptions:
-        """What the engines are told."""
+        """The options of every engine."""
         return EngineOptions(
             use_zero_pages=self.use_zero_pages,
             max_page_sharing=self.max_page_sharing,
@@ -314,7 +344,7 @@ def load(overrides: Mapping[str, object] | None = None, config_file: Path | None
 
 
 class Configuration:
-    """The settings as they are now, and who wants to know when they change."""
+    """The settings as they are now, and the functions to call when they change."""
 
     def __init__(self, settings: Settings) -> None:
         self.now = settings

@@ -11,7 +11,7 @@ from typing import Literal
 import pytest
 from pagefold import Buffer
 from pagefold._options import backings
-from pagefold_core import Arena, Space, make_object, memory_room, spare_pages
+from pagefold_core import Arena, Space, make_object, memory_room, punch_hole, spare_pages
 from pagefold_proto import shm_names
 from support import kernel
 from support.faults import Room, pretend_room
@@ -44,8 +44,6 @@ def test_a_memfds_size_is_fixed_and_its_pages_can_be_given_back() -> None:
     with pytest.raises(PermissionError):  # somebody else who opens it could stop us from punching holes with that
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, 0x10)
     os.pwrite(fd, b"x" * 4 * PAGE, 0)
-    from pagefold_server.engine.reference.fallocate import punch_hole
-
     punch_hole(fd, PAGE, 2 * PAGE)
     assert os.fstat(fd).st_blocks * 512 == 2 * PAGE
     assert os.pread(fd, 4 * PAGE, 0) == b"x" * PAGE + bytes(2 * PAGE) + b"x" * PAGE

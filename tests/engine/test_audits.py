@@ -6,11 +6,11 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from pagefold_core import punch_hole
 from pagefold_server.engine import factory
 from pagefold_server.engine.interface import Engine, EngineOptions, FrameFault, Held, Miscount
 from pagefold_server.engine.pool_file import PoolFile
 from pagefold_server.engine.reference.engine import ReferenceEngine
-from pagefold_server.engine.reference.fallocate import punch_hole
 from pagefold_server.engine.states import COPIED, MERGED, PROPOSED, QUEUED, ZERO
 from support.engine_world import COPIED as COPIED_EVENT
 from support.engine_world import MERGED as MERGED_EVENT
@@ -123,8 +123,8 @@ def test_users_are_counted_again(world: World) -> None:
     assert world.engine.recount() == []
     if isinstance(world.engine, ReferenceEngine):  # the native one's books are poked by its own test
         frame = frame_at(world, 2)
-        world.engine._frames._references[frame] += 1
+        world.engine.ledger.frames._references[frame] += 1
         assert world.engine.recount() == [Miscount(frame, 2, 1, 1, 1)]
-        world.engine._frames._references[frame] -= 1
-        del world.engine._frames.stable[world.engine._frames.digest(frame)]
+        world.engine.ledger.frames._references[frame] -= 1
+        del world.engine.ledger.frames.stable[world.engine.ledger.frames.digest(frame)]
         assert world.engine.audit(0, 1 << 20) == [(frame, FrameFault.UNLISTED)]

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pagefold_core import punch_hole
 from pagefold_proto import shm_names
 from pagefold_server.engine.reference import pool as pool_module
-from pagefold_server.engine.reference.fallocate import punch_hole
 from pagefold_server.engine.reference.pool import Pool
 
 PAGE = mmap.PAGESIZE

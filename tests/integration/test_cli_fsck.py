@@ -75,7 +75,7 @@ def test_what_could_not_be_looked_at_is_2(server: Server) -> None:
         raw.hello()
         raw.give(noise(1))
         (finding,) = told(server.address, 2)["findings"]
-        assert "cannot be seen" in finding["text"]
+        assert "cannot be read" in finding["text"]
         ended = run(server.address)
         assert ended.returncode == 2
         assert "could not look: 1 unreadable" in ended.stdout

@@ -302,7 +302,7 @@ def test_a_reference_that_the_engine_has_dropped(tmp_path: Path) -> None:
             assert pair.audit().kinds == {}
 
             def drop(domain: Domain) -> tuple[int, int, int]:
-                segment = next(iter(domain.members[client].segments))  # type: ignore[attr-defined]
+                segment = next(iter(domain.participants[client].segments))  # type: ignore[attr-defined]
                 held = domain.engine.held(client, segment, 0, 1 << 20)
                 run = next(run for run in held if run.state == MERGED)
                 domain.engine.apply(client, columns((RELEASED, segment, run.first, 1, 0, 0, 0)))
@@ -352,7 +352,7 @@ def test_a_process_that_may_not_be_read_is_said_to_be_that(tmp_path: Path, monke
             assert "may not read its /proc entry" in finding.text
             monkeypatch.undo()
             monkeypatch.setattr(survey, "read", read)  # it has given up its rights since it was found
-            assert "cannot be looked at" in only(pair.audit(), "UNREADABLE").text
+            assert "cannot be read" in only(pair.audit(), "UNREADABLE").text
         finally:
             pair.close()
 
@@ -430,7 +430,7 @@ def test_a_client_that_is_no_process_here_is_said_to_be_unseen(server: Server) -
         raw.hello()
         raw.give(noise(3))
         finding = only(audit(server), "UNREADABLE")
-        assert "cannot be seen" in finding.text
+        assert "cannot be read" in finding.text
 
 
 def test_audits_come_one_after_the_other_and_end_with_their_caller_or_server(server: Server) -> None:

@@ -390,7 +390,7 @@ def test_what_a_client_saves_is_not_what_one_saved_that_has_ended(serve: Callabl
 
 
 def test_obstacles_that_a_client_reports_are_believed_as_far_as_it_can_know_them() -> None:
-    from pagefold_server.sessions.registry import believable
+    from pagefold_server.sessions.obstacles import believable
 
     told = [
         pb.Obstacle(kind=pb.OBSTACLE_KIND_LOCKED, pages=2**64 - 1, error=2**32 - 1, detail="\x1b[31m"),

@@ -29,7 +29,7 @@ class Oracle(EngineMachine):
 
     def __init__(self) -> None:
         self.strangers: list[FakeClient] = []  # of whom the server has not heard since it was started anew
-        self.bury_past = False
+        self.unclaimed = False
         super().__init__()
 
     def make(self) -> tuple[LockstepStore, Lockstep]:
@@ -48,7 +48,7 @@ class Oracle(EngineMachine):
         self.engine.configure(self.options)
         self.strangers += self.departed
         self.departed = []
-        self.bury_past = True
+        self.unclaimed = True
         for client in self.clients:
             client.resume()
         self.lose_strangers(())
@@ -59,9 +59,9 @@ class Oracle(EngineMachine):
         for pick in dead:
             if self.strangers:
                 self.strangers.pop(pick % len(self.strangers)).end()
-        if self.bury_past and not self.strangers:
-            self.bury_past = False
-            self.lockstep.bury()
+        if self.unclaimed and not self.strangers:
+            self.unclaimed = False
+            self.lockstep.release_unclaimed()
 
     @invariant()
     def I3_strangers_have_their_frames(self) -> None:

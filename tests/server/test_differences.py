@@ -13,8 +13,8 @@ from pagefold_server.engine.interface import Columns, Held, Instructions
 from pagefold_server.engine.pageset import PageSet
 from pagefold_server.engine.states import COPIED, MERGED, NO_FRAME, OWNED, PROPOSED, QUEUED, ZERO
 from pagefold_server.procfs import processes
-from pagefold_server.procfs.mappings import Mapping, Seen, What, copies, parse, view
-from pagefold_server.sessions.watch import Watch
+from pagefold_server.procfs.mappings import Mapping, Seen, What, copies, describe_view, parse
+from pagefold_server.sessions.touched_pages import TouchedPages
 
 SEGMENT, POOL, OTHER, NONE = (26, 11), (26, 12), (8, 13), (0, 0)
 HERE = (3, 1)
@@ -153,19 +153,19 @@ def test_a_set_that_is_given_the_same_pages_again_and_again_does_not_grow() -> N
     assert sum(count for _, count in pages.inside("a", 0, 5000)) == 1000
 
 
-def test_a_watch_sees_what_changes_a_mapping_and_nothing_else() -> None:
-    watch = Watch()
+def test_pages_are_touched_by_what_changes_a_mapping_and_by_nothing_else() -> None:
+    touched = TouchedPages()
     kinds = range(1, 10)  # merged, declined, copied, released, not adopted, excluded, included, written, and a new one
     one = [1] * len(kinds)
     pages = [10 * kind for kind in kinds]
-    watch.saw(
+    touched.note(
         Columns(list(kinds), one, pages, one, one, one, one), Instructions([(1, 200, 2, 5)], [(1, 300, 1)]), False
     )
-    assert list(watch.touched.inside(1, 0, 1000)) == [(10, 1), (20, 1), (30, 1), (40, 1), (90, 1), (200, 2), (300, 1)]
-    assert not watch.shared
+    assert list(touched.pages.inside(1, 0, 1000)) == [(10, 1), (20, 1), (30, 1), (40, 1), (90, 1), (200, 2), (300, 1)]
+    assert not touched.shared
     for shared in (True, False):
-        watch.saw(Columns([], [], [], [], [], [], []), Instructions(), shared)
-    assert watch.shared, "at any time"
+        touched.note(Columns([], [], [], [], [], [], []), Instructions(), shared)
+    assert touched.shared, "at any time"
 
 
 def test_lines_of_maps() -> None:
@@ -201,7 +201,7 @@ def test_a_view_is_what_its_mappings_make_of_it() -> None:
         at(10, 1, SEGMENT, 11),
         at(11, 9, OTHER, 3),  # and goes on behind it
     ]
-    assert list(view(mappings, base, 13, SEGMENT, POOL)) == [
+    assert list(describe_view(mappings, base, 13, SEGMENT, POOL)) == [
         Seen(0, 2, What.ANONYMOUS, 0),
         Seen(2, 2, What.OWN, 2),
         Seen(4, 1, What.OWN, 4),
@@ -211,7 +211,7 @@ def test_a_view_is_what_its_mappings_make_of_it() -> None:
         Seen(10, 1, What.ELSEWHERE, 11),
         Seen(11, 2, What.STRANGER, OTHER[1]),
     ]
-    assert list(view([], base, 4, SEGMENT, POOL)) == [Seen(0, 4, What.NOTHING, 0)]
+    assert list(describe_view([], base, 4, SEGMENT, POOL)) == [Seen(0, 4, What.NOTHING, 0)]
 
 
 def test_copies_are_told_by_flags() -> None:

@@ -7,7 +7,7 @@ import os
 
 import pytest
 from pagefold_server import settings
-from pagefold_server.domains.domain import Domains
+from pagefold_server.domains.registry import Domains
 from pagefold_server.tenants.tenants import Tenant
 
 

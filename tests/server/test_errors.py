@@ -32,8 +32,8 @@ def test_each_refusal_is_in_the_table_and_in_the_tree() -> None:
 
 
 def test_what_callers_are_told() -> None:
-    assert errors.told(errors.BadName("x")) == (StatusCode.INVALID_ARGUMENT, "REASON_BAD_NAME", "x")
-    status, reason, text = errors.told(ZeroDivisionError("a secret"))
+    assert errors.status_of(errors.BadName("x")) == (StatusCode.INVALID_ARGUMENT, "REASON_BAD_NAME", "x")
+    status, reason, text = errors.status_of(ZeroDivisionError("a secret"))
     assert (status, reason) == (StatusCode.INTERNAL, "REASON_INTERNAL")
     assert "secret" not in text
 

@@ -1,4 +1,4 @@
-"""Whose turn it is: shares of the processor by time, and who counts as waiting for it."""
+"""Whose turn it is: queue of the processor by time, and who counts as waiting for it."""
 
 from __future__ import annotations
 
@@ -7,49 +7,49 @@ import random
 
 import pytest
 from pagefold_server.api import turns
-from pagefold_server.api.turns import Gate
+from pagefold_server.api.turns import Turns
 from pagefold_server.tenants import tenants
-from pagefold_server.tenants.fair_queue import Share, Shares
+from pagefold_server.tenants.fair_queue import FairQueue, Share
 from pagefold_server.tenants.tenants import STRANGERS, Tenants
 
 
 @pytest.mark.parametrize("pieces", [(1.0, 1.0), (0.1, 7.0), (5.0, 0.01)])
 def test_those_who_always_want_something_get_the_same_however_they_cut_it(pieces: tuple[float, float]) -> None:
-    shares, both = Shares(), (Share(), Share())
+    queue, both = FairQueue(), (Share(), Share())
     for share in both:
-        shares.want(share)
+        queue.want(share)
     for _ in range(20000):
         turn = min((0, 1), key=lambda n: both[n].clock)
-        shares.book(both[turn], pieces[turn])
+        queue.charge(both[turn], pieces[turn])
     assert abs(both[0].used - both[1].used) <= max(pieces)
 
 
 def test_time_that_was_not_used_is_not_saved_up() -> None:
-    shares, busy, idle = Shares(), Share(), Share()
-    shares.want(busy)
+    queue, busy, idle = FairQueue(), Share(), Share()
+    queue.want(busy)
     for _ in range(100):
-        shares.book(busy, 1.0)
-    shares.want(idle)
+        queue.charge(busy, 1.0)
+    queue.want(idle)
     assert busy.clock - idle.clock <= 1.0
 
 
 def test_many_tenants_get_the_same_whenever_each_comes_and_goes() -> None:
-    chance, shares = random.Random(5), Shares()
+    chance, queue = random.Random(5), FairQueue()
     always, others = [Share() for _ in range(3)], [Share() for _ in range(5)]
     for share in always:
-        shares.want(share)
+        queue.want(share)
     for _ in range(30000):
         for share in others:
             if chance.random() < 0.1:
-                (shares.rest if share.wants else shares.want)(share)
-        shares.book(min((s for s in (*always, *others) if s.wants), key=lambda s: s.clock), chance.random())
+                (queue.rest if share.wants else queue.want)(share)
+        queue.charge(min((s for s in (*always, *others) if s.wants), key=lambda s: s.clock), chance.random())
     assert max(s.used for s in always) - min(s.used for s in always) <= 1.0
     assert all(share.used <= max(s.used for s in always) + 1.0 for share in others)
 
 
 def served(tenants_: Tenants, uid: int, cpu: float) -> None:
     tenant = tenants_.get(uid)
-    tenants_.scanned(tenant, Share(), cpu)
+    tenants_.charge_scan(tenant, Share(), cpu)
 
 
 def test_who_wanted_something_a_moment_ago_still_counts_and_only_if_asked_for() -> None:
@@ -72,7 +72,7 @@ def test_a_call_waits_while_another_is_behind_and_wants_something() -> None:
     done: list[int] = []
 
     async def call(uid: int) -> None:
-        async with Gate(all_).turn(all_.get(uid), 0):
+        async with Turns(all_).turn(all_.get(uid), 0):
             done.append(uid)
 
     async def story() -> None:
@@ -105,7 +105,7 @@ def test_who_wants_nothing_any_more_is_waited_for_no_longer_than_he_is_behind(mo
         other.due = 0
         all_.note(other)
         for _ in range(2):
-            async with Gate(all_).turn(all_.get(1), 0):
+            async with Turns(all_).turn(all_.get(1), 0):
                 pass
 
     asyncio.run(asyncio.wait_for(story(), 30))

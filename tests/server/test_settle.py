@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from pagefold_proto import obstacle_table
 from pagefold_proto.v1 import memory_pb2 as pb
-from pagefold_server.domains.settle import Look, Settlers
+from pagefold_server.domains.settle import Activity, Settlers
 from pagefold_server.engine.interface import EngineCounters, PassReport
 
-QUIET = Look(busy=False, unanswered=0, full=False)
-BUSY = Look(busy=True, unanswered=0, full=False)
+QUIET = Activity(busy=False, unanswered=0, full=False)
+BUSY = Activity(busy=True, unanswered=0, full=False)
 
 
 class Waiting:
@@ -22,7 +22,7 @@ class Waiting:
         self.passes = 0
         self.settlers.start("me", 7, look, self.books, self.reports.append)
 
-    def passed(self, look: Look = QUIET, **found: int) -> bool:
+    def passed(self, look: Activity = QUIET, **found: int) -> bool:
         self.passes += 1
         fields = dict.fromkeys(PassReport.__slots__, 0) | found | {"number": self.passes}
         self.settlers.passed(PassReport(**fields), self.books, look, self.passes, self.passes)
@@ -80,7 +80,7 @@ def test_what_was_merged_is_to_be_seen_merged_by_one_more_look() -> None:
 def test_it_is_not_settled_while_an_obstacle_concerns_a_page(kind: pb.ObstacleKind) -> None:
     for pages in (0, 9):
         waiting = Waiting()
-        assert waiting.passed(Look(False, 0, False, [pb.Obstacle(kind=kind, pages=pages)] * 2))
+        assert waiting.passed(Activity(False, 0, False, [pb.Obstacle(kind=kind, pages=pages)] * 2))
         (report,) = waiting.reports
         assert report.settled == (pages == 0)
         assert [(each.kind, each.pages) for each in report.obstacles] == [(kind, 2 * pages)]
@@ -89,7 +89,7 @@ def test_it_is_not_settled_while_an_obstacle_concerns_a_page(kind: pb.ObstacleKi
 @pytest.mark.parametrize("kind", [kind for kind, words in obstacle_table.TABLE.items() if not words.blocks])
 def test_a_programs_own_wish_is_told_and_blocks_nothing(kind: pb.ObstacleKind) -> None:
     waiting = Waiting()
-    assert waiting.passed(Look(False, 0, False, [pb.Obstacle(kind=kind, pages=9)]))
+    assert waiting.passed(Activity(False, 0, False, [pb.Obstacle(kind=kind, pages=9)]))
     assert waiting.reports[0].settled
     assert waiting.reports[0].obstacles
 
@@ -121,7 +121,7 @@ def test_quick_passes_while_a_client_works_are_not_quiet() -> None:
 
 def test_no_room_is_not_settled() -> None:
     waiting = Waiting()
-    assert waiting.passed(Look(busy=False, unanswered=3, full=True))
+    assert waiting.passed(Activity(busy=False, unanswered=3, full=True))
     assert not waiting.reports[0].settled
     assert waiting.reports[0].pages_refused == 3
 

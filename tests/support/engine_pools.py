@@ -140,10 +140,10 @@ class Lockstep:
             old.close(unlink=False)
         self.pool, self.file = Pool(os.geteuid(), self.limit, orphan=pool), PoolFile(os.geteuid(), orphan=file)
         self._begin()
-        self._both("inherit")
+        self._both("recover")
 
-    def bury(self) -> None:
-        self._both("bury")
+    def release_unclaimed(self) -> None:
+        self._both("release_unclaimed")
 
     def close(self) -> None:
         self.pool.close(unlink=True)
@@ -237,11 +237,11 @@ class Lockstep:
         self.queued()
         self.outstanding()
         self.remaining()
-        for client, book in self.reference._clients.items():
+        for client, member in self.reference.ledger.members.items():
             self.merged_pages(client)
             self.left(client)
             self.apart(client)
-            for segment in book.segments:
+            for segment in member.segments:
                 self.segment_counts(client, segment)
                 self.held(client, segment, 0, 1 << 20)
         assert self.recount() == []
@@ -251,7 +251,7 @@ class Lockstep:
             assert os.pread(self.file.fd, PAGE, frame * PAGE) == self.pool.read(frame), f"frame {frame}"
 
     def _frames(self) -> list[int]:
-        return sorted(frame for twins in self.reference._frames.stable.values() for frame in twins)
+        return sorted(frame for twins in self.reference.ledger.frames.stable.values() for frame in twins)
 
     def _both(self, method: str, *arguments: object) -> Any:
         outcomes = [_outcome(engine, method, arguments) for engine in (self.reference, self.native)]

@@ -15,14 +15,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pagefold_server.engine.interface import Columns, Engine, FrameLook
-from pagefold_server.engine.reference.fallocate import punch_hole
+from pagefold_core import punch_hole
+from pagefold_proto.v1 import memory_pb2 as pb
+from pagefold_server.engine.interface import Columns, Engine
+from pagefold_server.engine.reference.store import StoredFrame
 
 PAGE = mmap.PAGESIZE
 ZEROS = bytes(PAGE)
 
-MERGED, DECLINED, COPIED, RELEASED, NOT_ADOPTED, EXCLUDED, INCLUDED, WRITTEN, RESUMED = range(1, 10)
-CHANGED, BUDGET, PINNED, STATE, FAILED, FORKED = range(1, 7)
+MERGED, DECLINED, COPIED = pb.EVENT_KIND_MERGED, pb.EVENT_KIND_DECLINED, pb.EVENT_KIND_COPIED
+RELEASED, NOT_ADOPTED = pb.EVENT_KIND_RELEASED, pb.EVENT_KIND_NOT_ADOPTED
+EXCLUDED, INCLUDED = pb.EVENT_KIND_EXCLUDED, pb.EVENT_KIND_INCLUDED
+WRITTEN, RESUMED = pb.EVENT_KIND_WRITTEN, pb.EVENT_KIND_RESUMED
+CHANGED, BUDGET, PINNED = pb.DECLINE_REASON_CHANGED, pb.DECLINE_REASON_BUDGET, pb.DECLINE_REASON_PINNED
+STATE, FAILED, FORKED = pb.DECLINE_REASON_STATE, pb.DECLINE_REASON_FAILED, pb.DECLINE_REASON_FORKED
 
 Event = tuple[int, int, int, int, int, int, int]  # kind, segment, first, count, pool, frame, detail
 
@@ -72,8 +78,8 @@ class FakeStore:
         assert page is not None, "a frame is read that was never written"
         return page
 
-    def look(self, frame: int) -> FrameLook:
-        return FrameLook(frame in self.pages, frame not in self.pages, self.pages.get(frame))
+    def inspect(self, frame: int) -> StoredFrame:
+        return StoredFrame(frame in self.pages, frame not in self.pages, self.pages.get(frame))
 
     def release(self, frame: int) -> None:
         for client in self.clients:

@@ -363,6 +363,15 @@ def spare_pages(age_seconds: float = 0.0) -> int | None:
 def make_object(place: Literal["shm", "memfd"], nbytes: int) -> tuple[str, int]:
     """A shared-memory object as segments are: its name, and its descriptor, which is the caller's."""
 
+def punch_hole(fd: int, offset: int, length: int) -> None:
+    """Gives a file's bytes back to the kernel; the range reads as zeros and the file keeps its size.
+
+    Args:
+        fd: open for writing.
+        offset: first byte.
+        length: bytes. Whole pages of the range are freed, parts of pages are zeroed.
+    """
+
 @final
 class WindowStats:
     """The windows opened so far."""

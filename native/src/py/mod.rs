@@ -11,6 +11,7 @@ mod engine;
 #[cfg(feature = "faults")]
 mod faults;
 mod features;
+mod files;
 mod fork;
 mod handle;
 mod settles;
@@ -39,6 +40,8 @@ mod _native {
     use super::faults::{arm_fault, disarm_faults, fault_points, faults_passed};
     #[pymodule_export]
     use super::features::{Features, probe};
+    #[pymodule_export]
+    use super::files::punch_hole;
     #[pymodule_export]
     use super::fork::{
         Turn, after_fork_in_parent, before_fork, can_attach, fork_troubles, hold_signals_over_forks, is_inherited,

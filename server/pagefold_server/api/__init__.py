@@ -1,1 +1,1 @@
-"""The two gRPC services, who may call them, where they listen, and whose turn it is."""
+"""The two gRPC services: what they do, which callers they let in, where they listen, and in which order they serve."""

@@ -1,4 +1,4 @@
-"""The Admin service: what operators ask and change. Takes requests apart and puts replies together."""
+"""The Admin service: what operators ask and change. It takes requests apart and puts replies together."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from pagefold_proto.v1 import admin_pb2_grpc, memory_pb2
 
 from pagefold_server.api.status import Observer
 from pagefold_server.audit.fsck import Fsck
-from pagefold_server.domains.domain import Domains
 from pagefold_server.domains.pacing import Pacer
-from pagefold_server.errors import ShuttingDown, abort, answered
+from pagefold_server.domains.registry import Domains
+from pagefold_server.errors import ShuttingDown, abort, reports_errors
 from pagefold_server.sessions.registry import Sessions
-from pagefold_server.settings import Configuration, Explained
+from pagefold_server.settings import Configuration, Explained, RunMode
 
 _SCAN_SECONDS: Final = 60.0
 _WATCH_SECONDS: Final = 1.0
@@ -34,8 +34,8 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
     """See admin.proto.
 
     Args:
-        observer: reads everything.
-        configuration: to look at and to change.
+        observer: for what is only read.
+        configuration: to read and to change.
         sessions: to audit.
         domains: to scan now, and to audit.
         pacer: to wake for that.
@@ -64,45 +64,45 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
         """Ends the streams."""
         self._stopping.set()
 
-    @answered
+    @reports_errors
     async def GetStatus(self, request: pb.GetStatusRequest, context: _Context) -> pb.Status:  # noqa: N802
-        """One look at everything."""
+        """The whole server, in numbers."""
         return self._observer.status()
 
-    @answered
+    @reports_errors
     async def ListClients(self, request: pb.ListClientsRequest, context: _Context) -> pb.ListClientsReply:  # noqa: N802
         """The sessions, oldest first."""
         return pb.ListClientsReply(clients=self._observer.clients())
 
-    @answered
+    @reports_errors
     async def ListSegments(  # noqa: N802
         self, request: pb.ListSegmentsRequest, context: _Context
     ) -> pb.ListSegmentsReply:
         """The segments of one session, or of all."""
         return pb.ListSegmentsReply(segments=self._observer.segments(request.client))
 
-    @answered
+    @reports_errors
     async def ListDomains(self, request: pb.ListDomainsRequest, context: _Context) -> pb.ListDomainsReply:  # noqa: N802
         """The domains, each with its counters."""
         return pb.ListDomainsReply(domains=self._observer.domains(), tenants=self._observer.tenants())
 
-    @answered
+    @reports_errors
     async def GetConfig(self, request: pb.GetConfigRequest, context: _Context) -> pb.GetConfigReply:  # noqa: N802
         """Every setting."""
         return pb.GetConfigReply(settings=map(_setting, self._configuration.now.explain()))
 
-    @answered
+    @reports_errors
     async def SetConfig(self, request: pb.SetConfigRequest, context: _Context) -> pb.SetConfigReply:  # noqa: N802
         """Changes settings, all or none."""
         self._configuration.set(dict(request.values))
         now = self._configuration.now
         return pb.SetConfigReply(settings=[_setting(now.explain_one(key)) for key in request.values])
 
-    @answered
+    @reports_errors
     async def ScanNow(self, request: pb.ScanNowRequest, context: _Context) -> pb.ScanNowReply:  # noqa: N802
         """Merges at full speed until nothing is left to merge, or until the deadline."""
         key, reports, missing = object(), [], asyncio.Event()
-        domains = [domain for domain in self._domains if domain.members]
+        domains = [domain for domain in self._domains if domain.participants]
 
         def done(report: memory_pb2.SettleReport) -> None:
             reports.append(report)
@@ -112,7 +112,7 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
         try:
             for domain in domains:
                 domain.settle(key, 0, done)
-                if self._configuration.now.run != 1 or domain.fault:
+                if domain.mode is not RunMode.SCANNING or domain.fault:
                     domain.give_up_one(key)
             self._pacer.wake()
             if domains:
@@ -123,7 +123,7 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
                 domain.give_up_one(key)
         return pb.ScanNowReply(report=_sum(reports))
 
-    @answered
+    @reports_errors
     async def Stop(self, request: pb.StopRequest, context: _Context) -> pb.StopReply:  # noqa: N802
         """Ends the server, once this is answered."""
         _log.info("an operator ends the server")
@@ -143,7 +143,7 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
     async def Fsck(  # noqa: N802
         self, request: pb.FsckRequest, context: _Context
     ) -> AsyncIterator[pb.FsckNews]:
-        """Audits everything; the news as they come."""
+        """Audits everything, and sends progress and findings as they come."""
         async with self._auditing:
             news: asyncio.Queue[pb.FsckNews | None] = asyncio.Queue()
             audit = asyncio.create_task(Fsck(self._sessions, self._domains, request, news.put_nowait).run())
@@ -177,7 +177,7 @@ def _setting(told: Explained) -> pb.Setting:
 
 
 def _sum(reports: list[memory_pb2.SettleReport]) -> memory_pb2.SettleReport:
-    """One report for all domains: sums of pages, most of passes, settled if all are."""
+    """One report for all domains: pages summed, the highest number of passes, settled if all are."""
     total = memory_pb2.SettleReport(settled=True)
     for report in reports:
         for entry, value in report.ListFields():

@@ -1,4 +1,4 @@
-"""The bearer token of TCP callers. Over a Unix socket the directory's permissions decide, and nothing is asked."""
+"""The bearer token of callers over TCP. Over a Unix socket there is none: the directory's permissions decide."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def read_token(path: Path) -> bytes:
     """Reads the token that callers must show: the file's content without surrounding white space.
 
     Raises:
-        AddressRefused: there is none, it is too short, or others may read it.
+        AddressRefused: there is none, it is too short, or other users may read it.
     """
     try:
         mode = path.stat().st_mode
         token = path.read_bytes().strip()
     except OSError as error:
-        raise AddressRefused(f"token_file {path}: {error.strerror}") from error
+        raise AddressRefused(f"token_file {path} cannot be read: {error.strerror}") from error
     if mode & 0o077:
-        raise AddressRefused(f"token_file {path} is open to others: chmod 600 {path}")
+        raise AddressRefused(f"token_file {path} is open to other users: chmod 600 {path}")
     if len(token) < _LEAST:
         raise AddressRefused(f"token_file {path} has fewer than {_LEAST} characters: openssl rand -hex 32 > {path}")
     try:
@@ -65,8 +65,8 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  #
 
 
 _WANTED: Final = (
-    "show the token that is in the server's token_file: connect(token=...) or $PAGEFOLD_TOKEN; without the library, "
-    "metadata `authorization: Bearer TOKEN`"
+    "the call has no valid token. Show the one in the server's token_file: connect(token=...) or $PAGEFOLD_TOKEN; "
+    "without the library, metadata `authorization: Bearer TOKEN`"
 )
 
 
@@ -75,7 +75,7 @@ async def _refuse(_: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
 
 
 def _refusal(handler: _Handler | None) -> _Handler:
-    """A handler of the same kind that refuses, whatever is asked."""
+    """A handler of the same kind that refuses every call."""
     if handler is not None and handler.request_streaming:
         if handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(_refuse)

@@ -1,18 +1,18 @@
-"""Taking an address, and keeping it: the directory, the lock that makes this the only server there, the socket.
+"""Taking an address, and keeping it: the directory, the lock that keeps other servers out, and the socket.
 
-    DIR/               0700, ours, no link
+    DIR/               0700, of the server's user, no link
     DIR/server.pid     flock(LOCK_EX) by the server, whose pid it holds
     DIR/server.sock    made with umask 0077
 
-An address for other users is the same, but for what they need to come in: they may search DIR (0755), which nobody but
-us may write to, and connect to the socket (0666, or 0660 and a group of its own).
+An address for other users differs in its modes: they may search DIR (0755), which only the server's user may write to,
+and connect to the socket (0666, or 0660 and a group of its own).
 
-What holds: a server takes no socket at which somebody answers. A file that somebody removed (cleaners of /tmp do) is
-made again, by whoever had it. Nobody unlinks a file that is another's: files are told apart by inode, not by name.
+What holds: a server takes no socket at which another server answers. If a file is removed (cleaners of /tmp do that),
+the server that had it makes it again. No server unlinks another's file: files are told apart by inode, not by name.
 
-grpc unlinks whatever is at the path that it is told, when it begins and when it ends. So it is told a name of its own,
-in the directory by its descriptor (which also is short, and has nothing in it that a URI would change), and the socket
-gets its name from us.
+grpc unlinks any file at the path that it is told, when it begins and when it ends. So it is told a random name, in the
+directory by its descriptor (which is short, and has nothing in it that a URI would change), and the server renames the
+socket.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ class PidFile:
 
     @property
     def is_there(self) -> bool:
-        """Whether the file still is this one, and so tells others."""
+        """Whether the file is still there, and is this one."""
         return _is_at(self._path, os.fstat(self._fd))
 
     def take(self, socket: Path) -> None:
-        """Makes the file and locks it; again, if it has gone. Raises as the class does, and then keeps what it had."""
+        """Makes the file and locks it; again, if it is gone. If it raises, as the class does, it keeps what it had."""
         fd = self._locked(socket)
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
@@ -83,7 +83,7 @@ class PidFile:
             os.close(fd)  # its last owner unlinked it between our open and our lock
 
     def close(self) -> None:
-        """Removes the file, if it is there, and lets the lock go. Closing twice is fine."""
+        """Removes the file and releases the lock. Closing twice is fine."""
         if self._fd >= 0:
             if self.is_there:
                 self._path.unlink(missing_ok=True)
@@ -98,11 +98,11 @@ class Listener:
         server: not yet started.
         settings: certificate, key, and who else may connect.
         address: where to listen.
-        shared: users other than ours are to reach it.
+        shared: other users are to reach it.
 
     Raises:
         AlreadyRunning: another server has it.
-        AddressRefused: it cannot be had, or only at the price of safety.
+        AddressRefused: it cannot be had, or not safely.
     """
 
     def __init__(self, server: grpc.aio.Server, settings: Settings, address: Address, shared: bool = False) -> None:
@@ -116,7 +116,7 @@ class Listener:
             if self.address.scheme == "unix":
                 self._check_free()
                 self.claim()
-                self._check_free()  # by somebody whose pid file was removed
+                self._check_free()  # by a server whose pid file was removed
                 self.listen(server)
             else:
                 self._listen_tcp(server)
@@ -129,7 +129,7 @@ class Listener:
 
     @property
     def is_claimed(self) -> bool:
-        """Whether the file whose lock keeps others from the address is there."""
+        """Whether the pid file is there, whose lock keeps other servers from the address."""
         return self._pid_file is None or self._pid_file.is_there
 
     @property
@@ -147,11 +147,11 @@ class Listener:
                     os.utime(path, follow_symlinks=False)
 
     def claim(self) -> None:
-        """Makes directory and pid file, or what of them has gone.
+        """Makes the directory and the pid file, as far as they are not there.
 
         Raises:
             AlreadyRunning: another server has the address now.
-            AddressRefused: the directory is not ours alone.
+            AddressRefused: other users may write to the directory.
             OSError: they cannot be made.
         """
         if self._shared:
@@ -165,10 +165,10 @@ class Listener:
                 self._pid_file.take(self._path)
 
     def listen(self, server: grpc.aio.Server) -> None:
-        """Makes the socket, of a grpc server that has not started. The address has to be claimed.
+        """Makes the socket of a grpc server that has not started. Call `claim` first.
 
         Raises:
-            AddressRefused: something that is no socket has its name.
+            AddressRefused: a file that is no socket has its name.
             OSError, RuntimeError: it cannot be made.
         """
         with contextlib.suppress(FileNotFoundError):
@@ -191,7 +191,7 @@ class Listener:
             raise
 
     def close(self) -> None:
-        """Removes socket and pid file, in this order, as far as they are ours. Closing twice is fine."""
+        """Removes the socket and then the pid file, if they are this server's. Closing twice is fine."""
         if self._socket is not None and self.is_reachable:
             self._path.unlink(missing_ok=True)
         self._socket = None
@@ -223,8 +223,8 @@ class Listener:
             port = server.add_insecure_port(self.address.grpc_target)
         else:
             raise AddressRefused(
-                f"{self.address}: anybody could connect. Give tls_cert and tls_key, or a token_file, "
-                "or listen on a Unix socket"
+                f"{self.address}: every program that reaches it could connect. Give tls_cert and tls_key, or a "
+                "token_file, or listen on a Unix socket"
             )
         self.address = Address("tcp", host=self.address.host, port=port)
 
@@ -266,7 +266,7 @@ def address_of(settings: Settings) -> Address:
 
 
 def _prepare_directory(directory: Path) -> None:
-    """Makes the socket's directory if need be, and makes sure that it is ours alone."""
+    """Makes the socket's directory if need be. Raises AddressRefused if other users may write to it."""
     make_directory(str(directory))
     try:
         verify_directory(str(directory))
@@ -275,20 +275,20 @@ def _prepare_directory(directory: Path) -> None:
 
 
 def _prepare_shared_directory(directory: Path) -> None:
-    """Makes the directory of a socket for others if need be, and makes sure that nobody else can put one there."""
+    """Makes the directory of a socket for other users if need be. Raises AddressRefused if they may write to it."""
     with contextlib.suppress(FileExistsError):
         directory.mkdir(mode=0o755)
-        directory.chmod(0o755)  # whatever the umask
+        directory.chmod(0o755)  # umask may have narrowed it
     found = directory.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & _OTHERS_WRITE:
         raise AddressRefused(
-            f"{directory} must be a directory of uid {os.geteuid()} that nobody else may write to, or others could put "
-            f"a socket of theirs there: chown {os.geteuid()} {directory}; chmod 755 {directory}"
+            f"{directory} must be a directory of uid {os.geteuid()} that no other user may write to, for a socket of "
+            f"theirs could be put there: chown {os.geteuid()} {directory}; chmod 755 {directory}"
         )
 
 
 def _open_to_others(path: Path, group: str) -> None:
-    """Lets the members of a group connect, or everybody. The directory is ours, so the path is the socket's."""
+    """Lets a group connect, or all users. Only this user writes to the directory, so the path is the socket's."""
     if not group:
         path.chmod(0o666)
         return

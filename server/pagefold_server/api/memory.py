@@ -1,4 +1,4 @@
-"""The Memory service: takes requests apart, asks `sessions`, puts replies together. Decides nothing."""
+"""The Memory service: it takes requests apart, calls `sessions`, and puts replies together. It decides nothing."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from pagefold_proto.v1 import memory_pb2 as pb
 from pagefold_proto.v1 import memory_pb2_grpc
 from pagefold_proto.version import __version__
 
-from pagefold_server.api.turns import Gate
+from pagefold_server.api.turns import Turns
 from pagefold_server.engine.interface import Columns
-from pagefold_server.errors import ProtocolViolation, ServerError, answered
+from pagefold_server.errors import ProtocolViolation, ServerError, reports_errors
 from pagefold_server.sessions.objects import Holder, Lease
 from pagefold_server.sessions.registry import Sessions
 from pagefold_server.settings import Configuration
 from pagefold_server.tenants.tenants import STRANGERS, Tenants
 
 MAX_MESSAGE_BYTES = 1 << 18
-"""Of a request; larger ones are refused by grpc, unread. Clients are told, and cut what they report.."""
+"""Of a request. grpc refuses larger ones unread. Clients are told this number, and cut what they report."""
 
 MAX_EVENTS = 1 << 13
-"""In one Exchange: more than clients put into a message of that size. To book so many takes some 4 ms, in which nobody
-else is served."""
+"""In one Exchange: more than clients put into a message of that size. Booking them takes some 4 ms, in
+which no other call is served."""
 
 MAX_EVENT_PAGES = 1 << 20
-"""In one Exchange, all events together: their cost is in pages. It is 4 GiB; clients cut what they report."""
+"""In all events of one Exchange together, for their cost is in pages: 4 GiB. Clients cut what they report."""
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 _InSession = pb.AddSegmentRequest | pb.ExchangeRequest | pb.DropSegmentRequest | pb.ByeRequest
@@ -37,20 +37,20 @@ class MemoryServicer(memory_pb2_grpc.MemoryServicer):
     """See memory.proto.
 
     Args:
-        sessions: where everything happens.
-        tenants: whose calls take turns.
+        sessions: that the calls are about.
+        tenants: users, whose calls take turns.
         configuration: what clients are told of it at Hello.
-        instance: 16 bytes that no other start of a server has.
+        instance: 16 random bytes, different for every start of a server.
     """
 
     def __init__(self, sessions: Sessions, tenants: Tenants, configuration: Configuration, instance: bytes) -> None:
         self._sessions = sessions
         self._tenants = tenants
-        self._gate = Gate(tenants)
+        self._turns = Turns(tenants)
         self._configuration = configuration
         self._instance = instance
 
-    @answered
+    @reports_errors
     async def Hello(self, request: pb.HelloRequest, context: _Context) -> pb.HelloReply:  # noqa: N802
         """Opens a session."""
         async with self._hello_turn(request) as lease:
@@ -66,7 +66,7 @@ class MemoryServicer(memory_pb2_grpc.MemoryServicer):
             pool=session.domain.pool.name,
         )
 
-    @answered
+    @reports_errors
     async def AddSegment(self, request: pb.AddSegmentRequest, context: _Context) -> pb.AddSegmentReply:  # noqa: N802
         """Makes a segment known."""
         holder = Holder(request.pid, request.descriptor) if request.backing == pb.BACKING_MEMFD else None
@@ -82,7 +82,7 @@ class MemoryServicer(memory_pb2_grpc.MemoryServicer):
             )
         return pb.AddSegmentReply()
 
-    @answered
+    @reports_errors
     async def Exchange(self, request: pb.ExchangeRequest, context: _Context) -> pb.ExchangeReply:  # noqa: N802
         """Events go up, instructions come down."""
         gauges = request.gauges if request.HasField("gauges") else None
@@ -98,14 +98,14 @@ class MemoryServicer(memory_pb2_grpc.MemoryServicer):
                 request.obstacles,
             )
 
-    @answered
+    @reports_errors
     async def DropSegment(self, request: pb.DropSegmentRequest, context: _Context) -> pb.DropSegmentReply:  # noqa: N802
         """Forgets a segment."""
         async with self._turn(request):
             self._sessions.drop_segment(request.session, request.segment)
         return pb.DropSegmentReply()
 
-    @answered
+    @reports_errors
     async def Bye(self, request: pb.ByeRequest, context: _Context) -> pb.ByeReply:  # noqa: N802
         """Ends a session."""
         async with self._turn(request):
@@ -113,18 +113,18 @@ class MemoryServicer(memory_pb2_grpc.MemoryServicer):
         return pb.ByeReply()
 
     def _turn(self, request: _InSession) -> AbstractAsyncContextManager[None]:
-        return self._gate.turn(self._sessions.tenant_of(request.session), request.ByteSize())
+        return self._turns.turn(self._sessions.tenant_of(request.session), request.ByteSize())
 
     @asynccontextmanager
     async def _hello_turn(self, request: pb.HelloRequest) -> AsyncIterator[Lease]:
-        """The turn of whoever can prove who he is. The others wait for one too, to be refused."""
+        """The turn of the user that the lease proves. A Hello without proof waits for a turn too, and is refused."""
         try:
             lease = self._sessions.admit(request)
         except ServerError:
-            async with self._gate.turn(self._tenants.get(STRANGERS), request.ByteSize()):
+            async with self._turns.turn(self._tenants.get(STRANGERS), request.ByteSize()):
                 raise
         try:
-            async with self._gate.turn(self._tenants.get(lease.uid), request.ByteSize()):
+            async with self._turns.turn(self._tenants.get(lease.uid), request.ByteSize()):
                 yield lease
         except BaseException:  # the caller may have hung up while it waited
             lease.close()

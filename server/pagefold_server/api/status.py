@@ -1,4 +1,4 @@
-"""What operators are told: counters, sessions, domains, and what holds merging up. Reads, and changes nothing."""
+"""What operators are told: counters, sessions, domains, and what keeps pages from merging. It changes nothing."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from pagefold_proto.v1 import memory_pb2
 from pagefold_proto.version import __version__
 
 from pagefold_server import log
-from pagefold_server.domains.domain import Domain, Domains
+from pagefold_server.domains.domain import Domain
 from pagefold_server.domains.pacing import Pacer
+from pagefold_server.domains.registry import Domains
 from pagefold_server.engine.interface import EngineCounters
 from pagefold_server.sessions.registry import Sessions
-from pagefold_server.sessions.session import Session
-from pagefold_server.settings import Configuration
+from pagefold_server.sessions.session import Session, State
+from pagefold_server.settings import Configuration, RunMode
 from pagefold_server.tenants.tenants import Tenant, Tenants
 
 
@@ -28,10 +29,10 @@ class Observer:
 
     Args:
         address: at which it listens.
-        sessions: that it has.
-        domains: that it has.
-        tenants: whose they are.
-        pacer: that scans them.
+        sessions: of the server.
+        domains: of the server.
+        tenants: of the server.
+        pacer: that scans the domains.
         configuration: as it is now.
     """
 
@@ -53,10 +54,10 @@ class Observer:
         self._started = time.monotonic()
 
     def status(self) -> pb.Status:
-        """One look at everything."""
-        books = self._domains.counters()
+        """The whole server, in numbers."""
+        total = self._domains.counters()
         sessions, troubles = list(self._sessions), self.troubles()
-        departed = sum(session.state == "departed" for session in sessions)
+        departed = sum(session.state is State.DEPARTED for session in sessions)
         return pb.Status(
             version=__version__,
             protocol=PROTOCOL,
@@ -70,8 +71,8 @@ class Observer:
             departed=departed,
             segments=sum(len(session.segments) for session in sessions),
             domains=len(self._domains),
-            counters=counters(books),
-            saved_bytes=(books.pages_sharing + books.zero_pages) * PAGE,
+            counters=counters(total),
+            saved_bytes=(total.pages_sharing + total.zero_pages) * PAGE,
             pool_bytes=sum(domain.pool.bytes_allocated() for domain in self._domains),
             cpu_seconds=time.process_time(),
             scan_cpu_percent=self._pacer.cpu_percent(),
@@ -92,7 +93,7 @@ class Observer:
         """The segments of one session; of all with 0."""
         found: list[pb.SegmentInfo] = []
         for session in self._sessions:
-            if client in (0, session.client):
+            if client in (0, session.number):
                 found += _segments(session)
         return found
 
@@ -103,28 +104,28 @@ class Observer:
     def tenants(self) -> list[pb.TenantInfo]:
         """The users that hold something, by uid."""
         found = sorted(self._tenants, key=lambda tenant: tenant.uid)
-        return [self._tenant(tenant) for tenant in found if tenant.sessions]
+        return [self._tenant(tenant) for tenant in found if tenant.holdings.sessions]
 
     def _client(self, session: Session) -> pb.ClientInfo:
         now = time.monotonic()
-        merged, proposed = session.domain.engine.merged_pages(session.client)
-        silent = session.state == "active" and session.is_silent(now)
+        merged, proposed = session.domain.engine.merged_pages(session.number)
+        silent = session.state is State.ACTIVE and session.is_silent(now)
         return pb.ClientInfo(
-            client=session.client,
+            client=session.number,
             pid=session.hello.pid,
             program=session.hello.program,
             uid=session.lease.uid,
             label=session.hello.label,
             tier=session.hello.tier,
             tracker=session.hello.tracker,
-            state="silent" if silent else session.state,
+            state="silent" if silent else session.state.value,
             segments=len(session.segments),
-            bytes=sum(segment.pages for segment in session.segments.values()) * PAGE,
+            bytes=session.segment_pages * PAGE,
             gauges=session.gauges,
             pages_merged=merged,
             pages_proposed=proposed,
             age_seconds=now - session.opened,
-            silent_seconds=now - session.heard,
+            silent_seconds=now - session.responsiveness.heard,
             version=session.hello.version,
             memfd_segments=_memfd_segments(session),
         )
@@ -139,18 +140,18 @@ class Observer:
             counters=counters(domain.engine.counters()),
             pool=domain.pool.name,
             pool_bytes=domain.pool.bytes_allocated(),
-            cpu_seconds=domain.share.used,
+            cpu_seconds=domain.pace.share.used,
         )
 
     def _tenant(self, tenant: Tenant) -> pb.TenantInfo:
         domains = self._domains.of(tenant)
         return pb.TenantInfo(
             uid=tenant.uid,
-            sessions=tenant.sessions,
+            sessions=tenant.holdings.sessions,
             domains=len(domains),
-            segments=tenant.segments,
-            bytes=tenant.pages * PAGE,
-            mappings=tenant.mappings,
+            segments=tenant.holdings.segments,
+            bytes=tenant.holdings.pages * PAGE,
+            mappings=tenant.holdings.mappings,
             scan_cpu_seconds=tenant.scanned,
             call_cpu_seconds=tenant.answered,
             calls_delayed=tenant.delayed,
@@ -158,11 +159,12 @@ class Observer:
         )
 
     def troubles(self) -> list[pb.Trouble]:
-        """What keeps pages from merging, in whose memory; what blocks comes first."""
+        """What keeps pages from merging, and in which client's memory; what blocks settling comes first."""
         found = [self._trouble(each, domain) for domain in self._domains for each in domain.obstacles()]
-        run = self._configuration.now.run
-        if run != 1 and not found:  # there is no domain to say so
-            kind = memory_pb2.OBSTACLE_KIND_UNMERGING if run else memory_pb2.OBSTACLE_KIND_STOPPED
+        mode = RunMode(self._configuration.now.run)
+        if mode is not RunMode.SCANNING and not found:  # there is no domain to say so
+            unmerging = mode is RunMode.UNMERGING
+            kind = memory_pb2.OBSTACLE_KIND_UNMERGING if unmerging else memory_pb2.OBSTACLE_KIND_STOPPED
             found = [self._trouble((0, memory_pb2.Obstacle(kind=kind)))]
         return sorted(found, key=lambda each: not each.blocks)
 
@@ -181,39 +183,39 @@ class Observer:
 
 
 def _words(trouble: pb.Trouble) -> str:
-    whose = f"client {trouble.client} (pid {trouble.pid})" if trouble.client else f"user {trouble.uid}"
-    return f"{whose}: {trouble.text}"
+    owner = f"client {trouble.client} (pid {trouble.pid})" if trouble.client else f"user {trouble.uid}"
+    return f"{owner}: {trouble.text}"
 
 
-def counters(books: EngineCounters) -> pb.Counters:
-    """The books in the words of admin.proto."""
-    saved = (books.pages_sharing + books.zero_pages) * PAGE
+def counters(found: EngineCounters) -> pb.Counters:
+    """An engine's counters in the words of admin.proto."""
+    saved = (found.pages_sharing + found.zero_pages) * PAGE
     return pb.Counters(
-        pages_shared=books.pages_shared,
-        pages_sharing=books.pages_sharing,
-        pages_unshared=books.pages_unshared,
-        pages_volatile=books.pages_volatile,
-        pages_skipped=books.pages_skipped,
-        pages_scanned=books.pages_scanned,
-        full_scans=books.full_scans,
-        zero_pages=books.zero_pages,
-        stable_node_dups=books.stable_node_dups,
-        pages_merged=books.pages_merged,
-        pages_broken=books.pages_broken,
-        pages_declined=books.pages_declined,
-        pages_over_budget=books.pages_over_budget,
-        general_profit=saved - books.bookkeeping_bytes,
-        bookkeeping_bytes=books.bookkeeping_bytes,
-        pages_proposed=books.pages_proposed,
-        pages_unplaced=books.pages_unplaced,
+        pages_shared=found.pages_shared,
+        pages_sharing=found.pages_sharing,
+        pages_unshared=found.pages_unshared,
+        pages_volatile=found.pages_volatile,
+        pages_skipped=found.pages_skipped,
+        pages_scanned=found.pages_scanned,
+        full_scans=found.full_scans,
+        zero_pages=found.zero_pages,
+        stable_node_dups=found.stable_node_dups,
+        pages_merged=found.pages_merged,
+        pages_broken=found.pages_broken,
+        pages_declined=found.pages_declined,
+        pages_over_budget=found.pages_over_budget,
+        general_profit=saved - found.bookkeeping_bytes,
+        bookkeeping_bytes=found.bookkeeping_bytes,
+        pages_proposed=found.pages_proposed,
+        pages_unplaced=found.pages_unplaced,
     )
 
 
 def _segments(session: Session) -> Iterator[pb.SegmentInfo]:
     for number, segment in session.segments.items():
-        counted = session.domain.engine.segment_counts(session.client, number)
+        counted = session.domain.engine.segment_counts(session.number, number)
         yield pb.SegmentInfo(
-            client=session.client,
+            client=session.number,
             segment=number,
             name=segment.name,
             pages=segment.pages,

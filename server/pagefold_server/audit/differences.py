@@ -1,4 +1,4 @@
-"""The books of a segment beside what a view maps: where they differ, and what two looks have in common.
+"""The books of a segment beside what a view maps: where they differ, and what two surveys have in common.
 
 What a page is to map follows from its state in the books:
 
@@ -7,8 +7,7 @@ What a page is to map follows from its state in the books:
     merged, copied          the frame; merged pages are no copies as far as was reported, copied ones are
     on the zero page        anonymous memory
 
-Pure: it knows no process and no clock. Whether a difference is one, or an event on its way, is for `fsck`
-to find out.
+Pure: it knows no process and no clock. `fsck` finds out whether a difference is one, or an event on its way.
 """
 
 from __future__ import annotations
@@ -43,13 +42,13 @@ _STATES: Final = {
 
 
 class Difference(NamedTuple):
-    """Neighbouring pages of which the books say one thing, and the process another.
+    """Neighbouring pages for which the books and the process disagree.
 
     Attributes:
-        place: whose they are.
+        place: client and segment.
         first: page.
         pages: how many.
-        state: by the books, as in `tables`; OWNED for all that hold no frame.
+        state: by the books, as in `states`; OWNED for all that hold no frame.
         frame: of the first page, by the books.
         what: the process maps.
         number: of the first page, of that.
@@ -80,9 +79,9 @@ class Difference(NamedTuple):
 
     @property
     def kind(self) -> pb.FindingKind:
-        """What it is, if it is one."""
+        """Its kind, if it is confirmed."""
         same = self.what in FRAMES and self.frame == self.number
-        if self.what in FRAMES and (not same or self.state == QUEUED):  # of that, nobody has been told
+        if self.what in FRAMES and (not same or self.state == QUEUED):  # no client was told of that
             return pb.FINDING_KIND_UNHELD_MAPPING
         if same and self.state == MERGED:
             return pb.FINDING_KIND_UNREPORTED_COPY
@@ -120,7 +119,7 @@ def compare(
     """Where a view is not as the books have it.
 
     Args:
-        place: whose they are.
+        place: client and segment.
         held: the pages that hold frames, in order.
         seen: what pages map, in order; not necessarily all.
         whole: the process is the client itself, so that every reference has its mapping here. Otherwise (a forked
@@ -164,7 +163,7 @@ def _fits(state: int, frame: int, what: What, number: int, whole: bool) -> bool:
 
 
 def common(before: list[Difference], after: list[Difference]) -> Iterator[Difference]:
-    """What two looks have found alike: the same pages, with the same on both sides."""
+    """What two surveys have found alike: the same pages, with the same on both sides."""
     places: dict[Place, list[Difference]] = {}
     for difference in sorted(before):
         places.setdefault(difference.place, []).append(difference)

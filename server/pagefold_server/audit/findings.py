@@ -1,6 +1,6 @@
-"""What an audit has found so far: told as it comes, counted, and given at the end.
+"""What an audit has found so far: told as it comes, counted, and summed up at the end.
 
-The server waits for nobody meanwhile: the parts of an audit let its loop go on after each slice.
+The parts of an audit let the server's loop go on after each slice.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Final
 from pagefold_proto.v1 import admin_pb2 as pb
 
 _SLICE: Final = 0.001  # seconds on the loop between two awaits
-_PAUSE: Final = 0.001  # seconds for others then: a call takes the loop a few rounds
+_PAUSE: Final = 0.001  # seconds for calls then: one takes the loop a few rounds
 _PROGRESS: Final = 0.1  # seconds between two news of it
 
 
 class Findings:
-    """Where all parts of an audit tell what they see.
+    """All parts of an audit tell here what they find.
 
     Args:
         tell: called with progress, findings and names as they come.
@@ -60,7 +60,7 @@ class Findings:
             self.tell(pb.FsckNews(finding=finding))
 
     def close(self, seconds: float) -> pb.FsckSummary:
-        """The summary, after so many seconds."""
+        """The summary of an audit that took `seconds`."""
         self.summary.seconds = seconds
         for kind, count in sorted(self._tallies.items()):
             self.summary.tallies.add(kind=kind, count=count)

@@ -1,18 +1,17 @@
-"""An audit of the running server: what the books say, beside what the kernel says. Changes nothing.
+"""An audit of the running server: it compares the books with what the kernel says, and changes nothing.
 
     names       every name in /dev/shm against its lock, at the beginning and once more at the end
-    processes   who maps anything of ours; /proc is read in threads, so that the loop goes on
+    processes   those that map memory of pagefold's; /proc is read in threads, so that the loop goes on
     frames      counted again; each against its digest, holes where they belong
     pages       every reference against the mapping that it stands for, and every mapping against its reference
 
-Clients go on while they are looked at: a page may be merged by now, and the event on its way. So a
-difference counts only if two looks in a row find the same, the client has looked and reported what it did
-between the two, and nothing at all was booked of the page from before the first look on (`watch`). Then
-the books were, at the first look, a replay of everything that the client had done to the page; there is
-nothing that could still be on its way.
+Clients go on meanwhile: a page may be merged by now, and the event on its way. So a difference counts only if two
+surveys in a row find the same, the client has looked and reported between the two, and nothing was booked of the page
+from before the first survey on (`touched_pages`). Then the books were, at the first survey, a replay of everything that
+the client had done to the page, and no event can be on its way.
 
-All on the server's one thread, about a millisecond at a time. How the kernel is asked is in `mappings`,
-what is to be mapped in `comparison`; what to do about a difference is for people to decide.
+It runs on the server's one thread, about a millisecond at a time. `procfs.mappings` reads what is mapped, `differences`
+knows what is to be mapped. What to do about a difference is for people to decide.
 """
 
 from __future__ import annotations
@@ -29,24 +28,29 @@ from pagefold_proto.v1 import admin_pb2 as pb
 from pagefold_server.audit import inventory
 from pagefold_server.audit.findings import Findings
 from pagefold_server.audit.pages import PageAudit
-from pagefold_server.domains.domain import Domain, Domains
+from pagefold_server.domains.domain import Domain
+from pagefold_server.domains.registry import Domains
 from pagefold_server.engine.interface import FrameFault
 from pagefold_server.procfs.mappings import Key, parse
 from pagefold_server.procfs.processes import Process, find, pids
 from pagefold_server.sessions.registry import Sessions
+from pagefold_server.sessions.session import State
 
 PATIENCE: Final = 10.0
-"""Seconds for which a client is waited for, unless told otherwise."""
+"""Seconds for which a client is waited for, by default."""
 
 _FRAMES: Final = 256  # read in one go: 0.15 ms
 _PROCESSES: Final = 8  # looked at by a thread in one go
 _GARBAGE_AGE: Final = 1.0  # seconds between two looks at a name: it may be just being made, or just being removed
 
 _FAULTS: Final = {
-    FrameFault.CHANGED: (pb.FINDING_KIND_FRAME_CHANGED, "its bytes are not those that it was made with"),
-    FrameFault.HOLE: (pb.FINDING_KIND_FRAME_HOLE, "the books have it in use, and in the pool it is a hole"),
-    FrameFault.LEFT: (pb.FINDING_KIND_FRAME_LEFT, "the books have it free, and in the pool there is memory behind it"),
-    FrameFault.UNLISTED: (pb.FINDING_KIND_FRAME_UNLISTED, "the books have it in use, and the stable tree does not"),
+    FrameFault.CHANGED: (pb.FINDING_KIND_FRAME_CHANGED, "its bytes have changed since it was made"),
+    FrameFault.HOLE: (pb.FINDING_KIND_FRAME_HOLE, "the server records it as used, but the pool has a hole there"),
+    FrameFault.LEFT: (pb.FINDING_KIND_FRAME_LEFT, "the server records it as free, but the pool has memory there"),
+    FrameFault.UNLISTED: (
+        pb.FINDING_KIND_FRAME_UNLISTED,
+        "the server records it as used, but the stable tree does not have it",
+    ),
 }
 
 
@@ -56,7 +60,7 @@ class Fsck:
     Args:
         sessions: to look at.
         domains: to look at.
-        request: what is wanted.
+        request: what to look at, and how.
         tell: called with progress, findings and names as they come.
     """
 
@@ -69,7 +73,7 @@ class Fsck:
         self._findings = Findings(tell)
 
     async def run(self) -> pb.FsckSummary:
-        """Looks at everything."""
+        """Audits everything."""
         began = time.monotonic()
         names = await self._names()
         scanned = time.monotonic()
@@ -118,38 +122,38 @@ class Fsck:
                 self._findings.find(pb.FsckFinding(kind=pb.FINDING_KIND_NAME_OPEN, name=entry.name, text=text))
             old = before.get(file)
             if entry.held is False and old is not None and old.held is False and old.key == entry.key:
-                text = f"{entry.name} (uid {entry.uid}) is held by nobody: the next sweep removes it"
+                text = f"{entry.name} (uid {entry.uid}) has no holder: the next sweep removes it"
                 self._findings.find(pb.FsckFinding(kind=pb.FINDING_KIND_GARBAGE, name=entry.name, text=text))
             await self._findings.breathe()
 
     def _known_names(self) -> dict[str, str]:
-        """Whose the names are that this server knows."""
+        """The holders of the names that this server knows."""
         known = {domain.pool.name: f"this server: pool of domain {domain}" for domain in self._domains}
         for session in self._sessions:
-            whose = str(session)
-            known[session.lease.name] = known[session.hello.doorbell] = whose
-            known.update((segment.name, whose) for segment in session.segments.values())
+            holder = str(session)
+            known[session.lease.name] = known[session.hello.doorbell] = holder
+            known.update((segment.name, holder) for segment in session.segments.values())
         return known
 
     def _holder(self, entry: inventory.Entry, known: dict[str, str], takers: dict[Key, int]) -> str:
         if entry.name in known:
             return known[entry.name]
         if entry.held is None:
-            return f"unknown: it is uid {entry.uid}'s, and this server may not look"
+            return f"unknown: it belongs to uid {entry.uid}, and this server may not open it"
         if not entry.held:
             return "nobody"
         if entry.doorbell:
             return "the holder of the lease"
         taker = takers.get(entry.key)
-        return "somebody, of another PID namespace" if taker is None else f"process {taker}, or a child of it"
+        return "a process in another PID namespace" if taker is None else f"process {taker}, or a child of it"
 
     def _lost_names(self) -> dict[str, str]:
-        """Objects of clients, and pools, that are not to be found by their names."""
+        """Objects of clients, and pools, that are not found by their names, and what is wrong."""
         lost = {}
         device = os.stat(SHM).st_dev
         held = [(domain.pool.name, domain.pool.fd, f"the pool of domain {domain}") for domain in self._domains]
         for session in self._sessions:
-            if session.state == "active":
+            if session.state is State.ACTIVE:
                 held.append((session.lease.name, session.lease.fd, f"the lease of {session}"))
                 held += [(s.name, s.fd, f"segment {n} of {session}") for n, s in session.segments.items()]
         for name, fd, what in held:
@@ -192,8 +196,8 @@ class Fsck:
         engine = domain.engine
         for miscount in engine.recount():
             text = (
-                f"frame {miscount.frame} of domain {domain}: the books count {miscount.references} references and "
-                f"{miscount.reservations} reservations, the page tables have {miscount.counted_references} and "
+                f"frame {miscount.frame} of domain {domain}: the server records {miscount.references} references and "
+                f"{miscount.reservations} reservations, but the page tables have {miscount.counted_references} and "
                 f"{miscount.counted_reservations}"
             )
             self._findings.find(self._about(domain, pb.FINDING_KIND_MISCOUNT, text, frame=miscount.frame))

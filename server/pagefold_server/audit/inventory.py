@@ -1,7 +1,7 @@
-"""Every name of pagefold's in /dev/shm, and who holds it. Looks, and removes nothing: that is `sweep`'s.
+"""Every name of pagefold's in /dev/shm, and whether a process holds it. It removes nothing; `sweep` does.
 
-Whether an object is held is asked of its lock, on a descriptor of our own, as the sweep does. A doorbell
-has no lock: it is held by whoever has its lease, or is about to have it.
+An object is held if its lock is, tried on a descriptor of our own, as the sweep does. A doorbell has no lock: the
+process that has its lease, or is about to have it, holds it.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Entry:
         name: of the object, with its leading slash.
         key: of the object that has it now.
         uid: the object's owner.
-        held: somebody holds it; None: this user may not ask.
+        held: a process holds it; None: this user may not try.
         open: other users may open it.
-        doorbell: it is one.
+        doorbell: it is a doorbell.
     """
 
     name: str
@@ -46,15 +46,15 @@ class Entry:
 
 
 def entries() -> list[str]:
-    """What may be ours, to be handed to `entry`. Takes long where others have many names: not for the loop.
+    """Names that may be pagefold's, for `entry`. It takes long where other users have many names: not for the loop.
 
-    In no order: sorting would be one step that nobody interrupts.
+    In no order: sorting would be one long step.
     """
     return [name for name in os.listdir(SHM) if name.removeprefix(_SEMAPHORE).startswith("pagefold-")]
 
 
 def entry(file: str) -> Entry | None:
-    """What there is to know of a file in /dev/shm; None if it is none of ours, or gone."""
+    """A file of /dev/shm; None if it is not pagefold's, or gone."""
     name = "/" + file.removeprefix(_SEMAPHORE)
     doorbell = file.startswith(_SEMAPHORE) and shm_names.is_name(shm_names.DOORBELL, name)
     if not doorbell and (file.startswith(_SEMAPHORE) or not any(shm_names.is_name(kind, name) for kind in _LOCKED)):
@@ -87,9 +87,9 @@ def _is_held(name: str) -> bool | None:
 
 
 def lock_takers() -> dict[Key, int]:
-    """Who took the locks that are held, where this PID namespace shows it; children may have them by now.
+    """The processes that took the locks that are held, as far as this PID namespace shows them; children may have them.
 
-    Takes long where others have many locks: not for the loop.
+    It takes long where other users have many locks: not for the loop.
     """
     return dict(_lock_takers())
 

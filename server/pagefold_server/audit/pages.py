@@ -1,11 +1,10 @@
-"""The part of an audit that compares books and mappings, process by process; `fsck` says why it is right.
+"""The part of an audit that compares books and mappings, process by process. `fsck` says why it is right.
 
-    a survey   watches begin -> /proc/<pid>/maps and the books are read -> differences
+    a survey   noting begins -> /proc/<pid>/maps and the books are read -> differences
     between    the clients concerned look, and report
-    the next   what both surveys have found alike, and nothing was booked of in between, is a difference
+    the next   pages with the same finding in both surveys, and no event in between, are a difference
 
-What changed in between is looked at again, and again, until nothing is left or it has changed in every
-round.
+Pages that changed in between are looked at again, until none is left or the rounds are over.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ from pagefold_server.audit.survey import Survey, is_family, key_of, sessions_of
 from pagefold_server.domains.domain import Domain
 from pagefold_server.procfs.mappings import Key, What
 from pagefold_server.procfs.processes import Process
-from pagefold_server.sessions.session import Session
-from pagefold_server.sessions.watch import Watch
+from pagefold_server.sessions.session import Session, State
+from pagefold_server.sessions.touched_pages import TouchedPages
 
 _ROUNDS: Final = 16
 """With a client that writes and merges as fast as it can, nine differences in ten are gone in the second."""
 
-_LOOK_SECONDS: Final = 0.01  # between two looks whether a client has answered; nothing else tells of that
+_LOOK_SECONDS: Final = 0.01  # between two checks whether a client has answered
 
-_Watches = dict[int, Watch]  # by client
+_Touched = dict[int, TouchedPages]  # by client
 
 
 class PageAudit:
@@ -42,8 +41,8 @@ class PageAudit:
         findings: of the audit that this is a part of.
         patience: seconds for which a client is waited for.
         domains: to look at.
-        processes: that map anything of ours, or could not be looked at.
-        scanned: when they were looked for, by the monotonic clock.
+        processes: that map memory of pagefold's, or could not be read.
+        scanned: when they were listed, by the monotonic clock.
     """
 
     def __init__(
@@ -62,7 +61,7 @@ class PageAudit:
         todo = []
         keys = {domain: _keys(domain) for domain in self._domains if not domain.closed}
         for process in self._processes:
-            domains = [domain for domain, ours in keys.items() if not ours.isdisjoint(process.keys)]
+            domains = [domain for domain, objects in keys.items() if not objects.isdisjoint(process.keys)]
             todo += [(process, domain) for domain in domains]
             summary.processes += bool(domains)
         for n, (process, domain) in enumerate(todo):
@@ -70,9 +69,8 @@ class PageAudit:
             try:
                 await self._audit(process, domain)
             except PermissionError as error:
-                text = (
-                    f"process {process.pid} maps memory of domain {domain}, and cannot be looked at: {error.strerror}"
-                )
+                where = f"process {process.pid} maps memory of domain {domain}"
+                text = f"{where}, and its /proc cannot be read: {error.strerror}"
                 self._find(domain, pb.FINDING_KIND_UNREADABLE, text, pid=process.pid)
             except OSError:  # it has ended
                 continue
@@ -80,10 +78,10 @@ class PageAudit:
                 text = f"the engine's books of domain {domain}: {error}"
                 self._find(domain, pb.FINDING_KIND_BOOKS, text)
 
-    # Who is there
+    # Processes that cannot be read
 
     def _tell_unreadable(self) -> None:
-        """Clients of which no process can be looked at: that is said, and not taken for a difference."""
+        """Tells of clients of which no process can be read: that is no difference."""
         blind = {number for process in self._processes if not process.readable for number in process.numbers}
         numbered: dict[int, list[Process]] = {}
         for process in self._processes:
@@ -94,7 +92,7 @@ class PageAudit:
             for session in sessions_of(domain):
                 self._findings.summary.clients += 1
                 known.add(session.hello.pid)
-                if session.state != "active" or not session.segments or session.opened > self._scanned:
+                if session.state is not State.ACTIVE or not session.segments or session.opened > self._scanned:
                     continue
                 if any(is_family(session, process.keys) for process in numbered.get(session.hello.pid, ())):
                     continue
@@ -106,7 +104,7 @@ class PageAudit:
                 why = "there is no process here that maps its memory (another PID namespace?)"
                 if hidden:
                     why = "this server's user may not read its /proc entry: run the server as that user or as root"
-                text = f"what {session} maps cannot be seen: {why}"
+                text = f"what {session} maps cannot be read: {why}"
                 self._find(domain, pb.FINDING_KIND_UNREADABLE, text, session, pid=session.hello.pid)
         others = [p for p in self._processes if not p.readable and not p.numbers & known]
         self._findings.summary.unreadable = len(others)
@@ -114,7 +112,7 @@ class PageAudit:
     # Rounds
 
     async def _audit(self, process: Process, domain: Domain) -> None:
-        watches = _watch(domain)
+        touched = _begin_noting(domain)
         try:
             first = await Survey(process, domain, self._findings.breathe).run()
             self._tell_first(process, domain, first)
@@ -123,28 +121,28 @@ class PageAudit:
                 if not before:
                     return
                 silent = await self._ask(domain, {difference.place[0] for difference in before})
-                later = _watch(domain)
+                later = _begin_noting(domain)
                 survey = await Survey(process, domain, self._findings.breathe).run()
                 after = within(survey.differences, pages_of(before))
-                sure = list(_untouched(common(before, after), watches, silent))
+                sure = list(_untouched(common(before, after), touched, silent))
                 self._report(process, domain, sure, silent)
-                _unwatch(domain, watches)
-                before, watches = without(after, pages_of(sure)), later
+                _end_noting(domain, touched)
+                before, touched = without(after, pages_of(sure)), later
             for difference in before:
-                text = f"{self._where(process, domain, difference)} changed between all {_ROUNDS + 1} looks"
+                text = f"{self._where(process, domain, difference)} changed between each two of {_ROUNDS + 1} surveys"
                 self._find_pages(domain, pb.FINDING_KIND_UNSETTLED, text, process, difference)
         finally:
-            _unwatch(domain, watches)
+            _end_noting(domain, touched)
 
     async def _ask(self, domain: Domain, clients: set[int]) -> set[int]:
-        """Has clients look and report. Those that do not."""
-        concerned = [s for s in sessions_of(domain) if s.client in clients and s.state == "active"]
-        asked = [(session, domain.ask_one(session)) for session in concerned]
+        """Has clients look and report, and returns those that do not."""
+        concerned = [s for s in sessions_of(domain) if s.number in clients and s.state is State.ACTIVE]
+        asked = [(session, domain.looks.ask_one(session)) for session in concerned]
         self._findings.summary.looks += len(asked)
         until = time.monotonic() + self._patience
         while True:
-            missing = {s.client for s, look in asked if s.state == "active" and s.looked < look}
-            missing &= domain.members.keys()
+            missing = {s.number for s, look in asked if s.state is State.ACTIVE and s.look.made < look}
+            missing &= domain.participants.keys()
             if not missing or time.monotonic() > until:
                 return missing
             await asyncio.sleep(_LOOK_SECONDS)
@@ -152,11 +150,11 @@ class PageAudit:
     # What is told
 
     def _tell_first(self, process: Process, domain: Domain, survey: Survey) -> None:
-        """What one survey is enough for."""
+        """Tells what one survey is enough for."""
         self._findings.summary.pages += survey.pages
         self._findings.summary.references += survey.references
         for session, number in survey.unplaced:
-            text = f"where {session} maps segment {number} is not known: it does not say, and has no page of it"
+            text = f"where {session} maps segment {number} is unknown: it gave no address, and maps no page of it"
             self._find(domain, pb.FINDING_KIND_UNREADABLE, text, session, segment=number)
         if survey.writable:
             text = f"process {process.pid} maps frames of domain {domain} shared and writable, and can change them"
@@ -166,12 +164,14 @@ class PageAudit:
         for difference in sure:
             kind = difference.kind
             where = self._where(process, domain, difference)
-            text = f"{where}: the books have it {difference.booked}, and process {process.pid} maps {difference.mapped}"
+            text = f"{where}: server records {difference.booked}, but process {process.pid} maps {difference.mapped}"
             if difference.place == STRAY:
-                text = f"{where}: process {process.pid} maps {difference.mapped}, and no reference stands for that"
+                text = (
+                    f"{where}: process {process.pid} maps {difference.mapped}, but server records no reference for that"
+                )
             if difference.place[0] in silent:
                 kind = pb.FINDING_KIND_UNANSWERED
-                text += f"; it may be on its way, for the client has not reported within {self._patience:g} s"
+                text += f"; the event may be on its way, for the client has not reported within {self._patience:g} s"
             self._find_pages(domain, kind, text, process, difference)
 
     def _where(self, process: Process, domain: Domain, difference: Difference) -> str:
@@ -180,7 +180,7 @@ class PageAudit:
             return (
                 f"address {difference.first * PAGE:#x} of process {process.pid} (domain {domain}), outside of all views"
             )
-        session = domain.members.get(client)
+        session = domain.participants.get(client)
         return f"page {difference.first} of segment {segment} of {session or f'client {client}'}"
 
     def _find_pages(
@@ -211,7 +211,7 @@ class PageAudit:
         pid: int = 0,
         segment: int = 0,
     ) -> None:
-        client = session.client if session else 0
+        client = session.number if session else 0
         self._findings.find(
             pb.FsckFinding(
                 kind=kind, text=text, uid=domain.uid, label=domain.label, client=client, pid=pid, segment=segment
@@ -228,31 +228,31 @@ def _keys(domain: Domain) -> set[Key]:
     return keys
 
 
-def _watch(domain: Domain) -> _Watches:
-    watches = {}
+def _begin_noting(domain: Domain) -> _Touched:
+    noted = {}
     for session in sessions_of(domain):
-        watches[session.client] = Watch()
-        session.watches.append(watches[session.client])
-    return watches
+        noted[session.number] = TouchedPages()
+        session.touched.append(noted[session.number])
+    return noted
 
 
-def _unwatch(domain: Domain, watches: _Watches) -> None:
+def _end_noting(domain: Domain, noted: _Touched) -> None:
     for session in sessions_of(domain):
-        watch = watches.get(session.client)
-        if watch in session.watches:
-            session.watches.remove(watch)
+        touched = noted.get(session.number)
+        if touched in session.touched:
+            session.touched.remove(touched)
 
 
-def _untouched(differences: Iterator[Difference], watches: _Watches, silent: set[int]) -> Iterator[Difference]:
-    """The parts of which nothing was booked since the watches began; those of silent clients as they are.
+def _untouched(differences: Iterator[Difference], noted: _Touched, silent: set[int]) -> Iterator[Difference]:
+    """The parts of which nothing was booked since noting began; those of silent clients as they are.
 
-    Of pages that a forked child may share nobody looks which were written: no report of these is missing.
+    A client does not look which of the pages that a forked child may share were written: no report of these is missing.
     """
     for difference in differences:
         client, segment = difference.place
-        watch = watches.get(client)
+        touched = noted.get(client)
         if difference.place == STRAY or client in silent:
             yield difference
-        elif watch is not None and not (watch.shared and difference.kind == pb.FINDING_KIND_UNREPORTED_COPY):
-            for first, count in watch.touched.outside(segment, difference.first, difference.pages):
+        elif touched is not None and not (touched.shared and difference.kind == pb.FINDING_KIND_UNREPORTED_COPY):
+            for first, count in touched.pages.outside(segment, difference.first, difference.pages):
                 yield difference.part(first, count)

@@ -1,8 +1,7 @@
 """A survey: how one process maps the views of one domain, beside the domain's books, at about one time.
 
-The process is the client itself, or of its family, or of nobody's that is known. What differs may be an
-event on its way: `pageaudit` makes surveys until it knows. Time is taken in slices, by whoever is asked
-to `breathe`.
+The process is the client itself, or of its family, or unknown. A difference may be an event on its way: `pages` makes
+surveys until it knows. A survey lets the loop go on after each slice (`breathe`).
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from pagefold_server.domains.domain import Domain
 from pagefold_server.engine.interface import Held
 from pagefold_server.engine.pageset import PageSet
 from pagefold_server.engine.states import MAPPED, NO_FRAME, OWNED
-from pagefold_server.procfs.mappings import Key, Mapping, Seen, What, copies, parse, read, read_pagemap, view
+from pagefold_server.procfs.mappings import Key, Mapping, Seen, What, copies, describe_view, parse, read, read_pagemap
 from pagefold_server.procfs.processes import Process
-from pagefold_server.sessions.session import Session
+from pagefold_server.sessions.session import Session, State
 
 _TABLE_PAGES: Final = 1 << 11  # of the books, read in one go: a millisecond if every page is a run of its own
 _RUNS: Final = 256  # compared in one go
@@ -45,14 +44,14 @@ class Survey:
 
     Args:
         process: to look at.
-        domain: whose books.
-        breathe: lets others go on, if it has been long.
+        domain: to compare it with.
+        breathe: lets the loop go on, if it has been held for a slice.
 
     Attributes:
         differences: what was found.
         pages: of the views of which the process is the client.
         references: of these, by the books.
-        unplaced: segments that the process has as a client, and nobody knows where.
+        unplaced: segments that the process has as a client, at unknown addresses.
         writable: it maps the pool so that it can change frames.
     """
 
@@ -66,10 +65,10 @@ class Survey:
         self._breathe = breathe
 
     async def run(self) -> Survey:
-        """Looks once.
+        """Makes the survey.
 
         Raises:
-            OSError: the process has ended, or this one may not look at it.
+            OSError: the process has ended, or the server may not read its /proc.
         """
         if not is_open(self._domain):
             return self
@@ -84,7 +83,7 @@ class Survey:
         placed, own = PageSet(), PageSet()
         for found in sorted(self._views(mappings), key=lambda found: not found.whole):
             seen = []
-            for run in view(mappings, found.base, found.pages, found.key, pool):
+            for run in describe_view(mappings, found.base, found.pages, found.key, pool):
                 seen.append(run)
                 await self._breathe()
             if found.whole:
@@ -111,9 +110,9 @@ class Survey:
         for session in sessions_of(self._domain):
             if not is_family(session, keys):
                 continue
-            whole = session.state == "active" and session.hello.pid in self._process.numbers
+            whole = session.state is State.ACTIVE and session.hello.pid in self._process.numbers
             for number, segment in session.segments.items():
-                base = session.addresses.get(number) or _base(mappings, segment.identity)
+                base = segment.address or _base(mappings, segment.identity)
                 if base:
                     views.append(View(session, number, base, segment.pages, segment.identity, whole))
                 elif whole:
@@ -122,7 +121,7 @@ class Survey:
 
     def _find_strays(self, mappings: list[Mapping], pool: Key, placed: PageSet) -> None:
         """Frames mapped outside of all views. Shared and read-only is how clients compare: that needs no reference."""
-        if self._domain.past:
+        if self._domain.awaiting_resume:
             return  # they may be of clients that have not come back since a restart: no frame of theirs is released
         for mapping in mappings:
             if mapping.key != pool:
@@ -136,7 +135,7 @@ class Survey:
                 self.differences.append(Difference(STRAY, first, pages, OWNED, NO_FRAME, What.FRAME, frame))
 
     async def _told_apart(self, found: View, seen: list[Seen]) -> list[Seen]:
-        """Says of frames which are copies by now, unless a forked child may share them: nobody looks then."""
+        """Tells of frames which are copies by now, unless a forked child may share them: clients do not look then."""
         if found.session.gauges.shared_pages:
             return seen
         fd = os.open(f"/proc/{self._process.pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
@@ -159,10 +158,10 @@ class Survey:
 
     async def _held(self, found: View) -> list[Held] | None:
         """The pages of a view that hold frames; None if the segment is no more."""
-        client, held = found.session.client, list[Held]()
+        client, held = found.session.number, list[Held]()
         self.pages += found.pages if found.whole else 0
         for first in range(0, found.pages, _TABLE_PAGES):
-            gone = client not in self._domain.members or found.number not in found.session.segments
+            gone = client not in self._domain.participants or found.number not in found.session.segments
             if gone or not is_open(self._domain):
                 return None
             part = self._domain.engine.held(client, found.number, first, _TABLE_PAGES)
@@ -174,8 +173,9 @@ class Survey:
 
     async def _compared(self, found: View, held: list[Held], seen: list[Seen]) -> list[Difference]:
         differences: list[Difference] = []
-        place = (found.session.client, found.number)
-        inherited = found.number in found.session.inherited
+        place = (found.session.number, found.number)
+        segment = found.session.segments.get(found.number)
+        inherited = segment is not None and segment.inherited
         for n in range(0, len(seen), _RUNS):
             differences += compare(place, held, seen[n : n + _RUNS], found.whole, inherited)
             await self._breathe()
@@ -189,7 +189,7 @@ def is_open(domain: Domain) -> bool:
 
 def sessions_of(domain: Domain) -> list[Session]:
     """Its sessions, oldest first."""
-    return [cast(Session, member) for member in domain.members.values()]
+    return [cast(Session, participant) for participant in domain.participants.values()]
 
 
 def key_of(fd: int) -> Key:

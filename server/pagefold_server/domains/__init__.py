@@ -1,1 +1,1 @@
-"""Domains: who shares with whom, when it is scanned, and when it is settled."""
+"""Domains: the clients that may share frames, when a domain is scanned, and when it is settled."""

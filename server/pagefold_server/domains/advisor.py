@@ -1,7 +1,7 @@
 """How much of the processor a pass may take: enough to be done in time, and no more.
 
 In the manner of KSM's scan-time advisor: it learns what a page costs (70 % of what it believed, 30 % of what it has
-just seen), and from that and the pages of a pass it says what share of a core makes the pass last
+just seen), and from that and the pages of a pass it computes which percentage of a core makes the pass last
 `target_merge_seconds`. KSM's aims at 200 s, because its scans read everything each time; a pass here reads what was
 written.
 """
@@ -32,7 +32,7 @@ class Advisor:
             self._cost = _OLD * self._cost + (1 - _OLD) * cpu / pages
 
     def percent(self, pages: int, seconds: float, ceiling: float) -> float:
-        """The share of a core that does so many pages in time.
+        """The percentage of a core that reads `pages` pages in `seconds`.
 
         Args:
             pages: in the pass.

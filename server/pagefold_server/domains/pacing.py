@@ -1,16 +1,15 @@
-"""When to scan: which domain, how much of it, and how much of the processor for it.
+"""Pacing: which domain is scanned next, how many pages at a time, and with how much of the processor.
 
     slice (pages_to_scan)  = [ sub-slice <= 2 ms ] calls are answered [ sub-slice ] calls are answered ...
-    pause                  = what keeps the domain's share, and sleep_millisecs at least
+    pause                  = what keeps the domain's ceiling, and sleep_millisecs at least
 
-Of the domains that are due, the one comes first whose tenant has had least of the processor; of several domains of that
-tenant, the one that has had least (`shares`). A slice ends early for one that has had less. So what a domain costs, and
-how often it is due, decides nothing about the others' part.
+Of the domains that are due, the first is one of the tenant that has had least of the processor; of that tenant's
+domains, the one that has had least (see `fair_queue`). A slice ends early for a domain that has had less. So the cost
+of a domain, and how often it is due, take nothing from the others' part.
 
-Everyday passes get what makes them last `target_merge_seconds` (see `advisor`), each domain for itself, and all of
-them together no more than a ceiling; those for which somebody waits in settle() have a ceiling of their own, and above
-100 % read with several threads, unless somebody else is due. A domain in which a pass finds nothing new is left alone
-for 1, 2, 4, ... 16 seconds, until something wakes it.
+An everyday pass gets what makes it last `target_merge_seconds` (see `advisor`), and all of them together no more than a
+ceiling. A pass for which a client waits in settle() has a ceiling of its own; above 100 % it is read with several
+threads, unless another tenant wants something. A domain in which a pass finds nothing new rests (see `schedule`).
 """
 
 from __future__ import annotations
@@ -25,15 +24,18 @@ from typing import Final
 
 import structlog
 
-from pagefold_server.domains.domain import Domain, Domains
-from pagefold_server.settings import Configuration, Settings
+from pagefold_server.domains.domain import Domain
+from pagefold_server.domains.registry import Domains
+from pagefold_server.settings import Configuration, RunMode, Settings
 from pagefold_server.tenants.tenants import Tenants
 from pagefold_server.tenants.throttle import CpuMeter, Throttle
 
 _TARGET: Final = 0.001  # seconds that a sub-slice aims at; half of what it may take
 _FEWEST: Final = 16  # pages in a sub-slice
 _MOST: Final = 4096
-_QUANTUM: Final = 0.005  # seconds of a slice before somebody else may have the next, and by how much he must be behind
+_QUANTUM: Final = (
+    0.005  # seconds of a slice after which another domain may be next, and by how much that must be behind
+)
 _UNMERGE_SECONDS: Final = 1.0  # between looks at pages whose adoption failed, while unmerging
 _QUIET_POLLS: Final = 1.2  # looks of its client that a page must not have been found written in
 
@@ -41,11 +43,11 @@ _log = structlog.get_logger("pagefold.pacing")
 
 
 class Pacer:
-    """Scans all domains, for as long as `run` is awaited.
+    """Scans all domains while `run` is awaited.
 
     Args:
         domains: to scan.
-        tenants: whose they are.
+        tenants: users, who have them.
         configuration: asked anew for every slice.
     """
 
@@ -59,7 +61,7 @@ class Pacer:
         self._meter = CpuMeter(time.monotonic())
 
     def wake(self) -> None:
-        """Something has become due earlier than it was."""
+        """A domain is due earlier than it was."""
         self._wakened.set()
 
     def cpu_percent(self) -> float:
@@ -79,39 +81,39 @@ class Pacer:
                 await asyncio.wait_for(self._wakened.wait(), timeout)
 
     def _choose(self, now: float) -> tuple[Domain | None, float]:
-        """Who is next, and when. Of those that are due, who has had least of the processor."""
+        """The next domain, and when it is due. Of several that are due, the one that has had least of the processor."""
         due, first, at = [], None, math.inf
         for domain in self._domains:
             when = self._when(domain, now)
-            domain.tenant.due += (when <= now) - domain.is_due
-            domain.is_due = when <= now
-            if domain.is_due:
+            domain.tenant.due += (when <= now) - domain.pace.is_due
+            domain.pace.is_due = when <= now
+            if domain.pace.is_due:
                 due.append(domain)
             elif when < at:
                 first, at = domain, when
         for tenant in self._tenants:
             self._tenants.note(tenant)
         for domain in due:
-            domain.tenant.domains.want(domain.share)
+            domain.tenant.domains.want(domain.pace.share)
         if due:
-            return min(due, key=lambda domain: (domain.tenant.share.clock, domain.share.clock)), now
+            return min(due, key=lambda domain: (domain.tenant.share.clock, domain.pace.share.clock)), now
         return first, at
 
     def _when(self, domain: Domain, now: float) -> float:
         """When a domain is to be scanned, for all that is known now."""
-        if self._configuration.now.run == 0 or domain.fault or not domain.members:
+        if self._configuration.now.run == RunMode.STOPPED or domain.fault or not domain.participants:
             return math.inf
         throttle = self._settling if domain.settlers else self._everyday
-        own = 0.0 if domain.settlers else domain.throttle.free_at
+        own = 0.0 if domain.settlers else domain.pace.throttle.free_at
         return max(domain.next_slice(now), throttle.free_at, domain.tenant.throttle.free_at, own)
 
     def _is_overtaken(self, domain: Domain) -> bool:
-        """Whether another one is due that has had much less of the processor: it does not wait for a slice's end."""
+        """Whether a domain is due that has had much less of the processor: it does not wait for the slice's end."""
         other, at = self._choose(time.monotonic())
         if other is None or other is domain or at > time.monotonic():
             return False
         if other.tenant is domain.tenant:
-            return other.share.clock + _QUANTUM < domain.share.clock
+            return other.pace.share.clock + _QUANTUM < domain.pace.share.clock
         return other.tenant.share.clock + _QUANTUM < domain.tenant.share.clock
 
     def _has_rivals(self, domain: Domain) -> bool:
@@ -130,7 +132,7 @@ class Pacer:
         clock = time.thread_time if threads == 1 else time.process_time  # with calls that are answered meanwhile
         left, spent, unlooked, visited = settings.pages_to_scan, 0.0, 0.0, 0
         while left > 0 and not domain.closed:
-            pages = min(domain.slice_pages, left)
+            pages = min(domain.pace.slice_pages, left)
             cpu, began = clock(), time.monotonic()
             try:
                 step = domain.scan(pages, pause, quiet, threads)
@@ -140,12 +142,12 @@ class Pacer:
                 domain.fail(error)
                 return
             took, cpu = time.monotonic() - began, clock() - cpu
-            self._tenants.scanned(domain.tenant, domain.share, cpu)
+            self._tenants.charge_scan(domain.tenant, domain.pace.share, cpu)
             spent, unlooked, visited = spent + cpu, unlooked + cpu, visited + step.visited
             self._adapt(domain, pages, took)
             left -= pages
-            if domain.unmerging:
-                domain.due = time.monotonic() + _UNMERGE_SECONDS
+            if domain.mode is RunMode.UNMERGING:
+                domain.schedule.due = time.monotonic() + _UNMERGE_SECONDS
                 break
             if step.finished:
                 break
@@ -153,44 +155,44 @@ class Pacer:
             if unlooked >= _QUANTUM:
                 unlooked = 0.0
                 if self._is_overtaken(domain):
-                    pause = 0.0  # it goes on as soon as it is its turn
+                    pause = 0.0  # it goes on in its next turn
                     break
         now = time.monotonic()
         self._meter.add(spent, now)
         if threads == 1:
-            domain.advisor.learn(visited, spent)
+            domain.pace.advisor.learn(visited, spent)
         if settling:
             self._settling.spent(spent, percent, now, 0)
         else:
             self._everyday.spent(spent, settings.cpu_ceiling_percent, now, 0)
-            domain.throttle.spent(spent, percent, now, pause)
+            domain.pace.throttle.spent(spent, percent, now, pause)
         if settings.tenant_cpu_percent:
             domain.tenant.throttle.spent(spent, settings.tenant_cpu_percent, now, 0)
         await asyncio.sleep(0)
 
     def _advise(self, domain: Domain, settings: Settings) -> float:
-        """The share of a core with which the pass is done in time, as it looks now. What is late is not dropped."""
+        """The percentage of a core with which the pass is done in time, as it looks now. A late pass is not dropped."""
         target = settings.target_merge_seconds
-        elapsed = 0.0 if domain.between_passes else time.monotonic() - domain.began
+        elapsed = 0.0 if domain.schedule.between_passes else time.monotonic() - domain.schedule.began
         left = max(target - elapsed, target / 10)
-        return domain.advisor.percent(domain.engine.remaining(), left, settings.cpu_ceiling_percent)
+        return domain.pace.advisor.percent(domain.engine.remaining(), left, settings.cpu_ceiling_percent)
 
     @staticmethod
     def _adapt(domain: Domain, pages: int, took: float) -> None:
         """Makes the next sub-slice last as long as it should; grows carefully, shrinks at once."""
         if took > 2 * _TARGET:
-            domain.slice_pages = max(_FEWEST, int(pages * _TARGET / took))
-        elif took < _TARGET and pages == domain.slice_pages:
-            domain.slice_pages = min(_MOST, domain.slice_pages + domain.slice_pages // 4)
+            domain.pace.slice_pages = max(_FEWEST, int(pages * _TARGET / took))
+        elif took < _TARGET and pages == domain.pace.slice_pages:
+            domain.pace.slice_pages = min(_MOST, domain.pace.slice_pages + domain.pace.slice_pages // 4)
 
 
 async def every(seconds: Callable[[], float], work: Callable[[], Awaitable[None] | None], name: str) -> None:
-    """Does something again and again, first now. What it raises is logged, and does not end it."""
+    """Does some work now, and again after each pause. An exception is logged, and does not end it."""
     while True:
         try:
             doing = work()
             if doing is not None:
                 await doing
-        except Exception:  # it is the only one of its kind: leases and names are tended by nobody else
+        except Exception:  # leases and names are tended by nothing else
             _log.exception("periodic work failed", work=name)
         await asyncio.sleep(seconds())

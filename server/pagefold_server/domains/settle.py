@@ -1,13 +1,13 @@
-"""Who waits for a domain to settle, and when there is nothing left to wait for (docs/design.md, "settle()").
+"""Settling: what waits for it, and when there is nothing left to wait for (docs/design.md, "settle()").
 
-Time and scanning are somebody else's. This counts passes. Those count for a request that began when all clients had
-looked for written pages after it: looks have numbers too.
+This counts passes; it knows neither time nor scanning. A pass counts for a request if it began after all clients had
+looked for written pages at that request. Looks have numbers.
 
-    pass found    nothing proposed, fresh or in backlog, nobody busy  -> settled
-                  no merges, three passes in a row, nobody busy       -> settled: what is left keeps changing
+    pass found    nothing proposed, fresh or in backlog, none busy  -> settled
+                  no merges, three passes in a row, none busy       -> settled: what is left keeps changing
 
 What was merged has to be so still: after a merge one more look is waited for. And it is settled only if no obstacle
-keeps a page from merging (`Look.obstacles`); else the same is the end of waiting, with the reasons.
+keeps a page from merging (`Activity.obstacles`); else the same is the end of waiting, with the reasons.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from pagefold_proto.v1 import memory_pb2 as pb
 from pagefold_server.engine.interface import EngineCounters, PassReport
 
 QUIET_PASSES = 3
-"""So many passes in a row that merged nothing are an answer too."""
+"""Passes in a row that merged nothing and are an answer too."""
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """A look at the domain that the books alone do not give.
+class Activity:
+    """What clients are doing, which the engine's books alone do not tell.
 
     Attributes:
         busy: a client that answers still has something to do.
@@ -58,7 +58,7 @@ class _Settle:
 
 
 class Settlers:
-    """Those who wait in one domain, each under a key of its own."""
+    """Those that wait in one domain, each under a key of its own."""
 
     def __init__(self) -> None:
         self._waiting: dict[Hashable, _Settle] = {}
@@ -78,7 +78,7 @@ class Settlers:
         """Begins to wait. A new request under the same key takes the place of the old one.
 
         Args:
-            key: who waits.
+            key: what waits.
             number: repeated in the report.
             look: number of the look that clients are asked for now.
             counters: the books as they are now.
@@ -87,20 +87,20 @@ class Settlers:
         self._waiting[key] = _Settle(number, look, counters.pages_merged, done, counters.pages_merged)
 
     def stop(self, key: Hashable) -> None:
-        """Forgets whoever waits under that key."""
+        """Forgets what waits under that key."""
         self._waiting.pop(key, None)
 
-    def passed(self, found: PassReport, counters: EngineCounters, look: Look, looked: int, asked: int) -> None:
+    def passed(self, found: PassReport, counters: EngineCounters, activity: Activity, looked: int, asked: int) -> None:
         """Weighs a pass that has just ended.
 
         Args:
             found: by it.
             counters: the books as they are now.
-            look: at the domain now.
+            activity: of the clients now.
             looked: the last look that was complete when the pass began.
             asked: the last that clients were asked for.
         """
-        busy = look.busy
+        busy = activity.busy
         merged_nothing = found.proposed == 0 and counters.pages_merged == self._merged_at_pass and not busy
         self._merged_at_pass = counters.pages_merged
         nothing_left = found.proposed == 0 and found.fresh == 0 and found.backlog == 0
@@ -117,24 +117,24 @@ class Settlers:
             # and may have been quiet ever since: only a second look can tell.
             done = nothing_left and (settle.passes > 1 or found.volatile == 0)
             if not busy and (done or settle.quiet >= QUIET_PASSES):
-                self._finish(key, look.certain, counters, look)
+                self._finish(key, activity.certain, counters, activity)
 
-    def give_up(self, counters: EngineCounters, look: Look) -> None:
-        """Tells all that it will not settle: nobody scans."""
+    def give_up(self, counters: EngineCounters, activity: Activity) -> None:
+        """Tells all that it will not settle, for the domain is not scanned."""
         for key in list(self._waiting):
-            self._finish(key, False, counters, look)
+            self._finish(key, False, counters, activity)
 
-    def give_up_one(self, key: Hashable, counters: EngineCounters, look: Look) -> None:
-        """Tells one how far it has come, who will not wait any longer."""
+    def give_up_one(self, key: Hashable, counters: EngineCounters, activity: Activity) -> None:
+        """Tells one that will not wait any longer how far it has come."""
         if key in self._waiting:
-            self._finish(key, False, counters, look)
+            self._finish(key, False, counters, activity)
 
-    def _finish(self, key: Hashable, settled: bool, counters: EngineCounters, look: Look) -> None:
+    def _finish(self, key: Hashable, settled: bool, counters: EngineCounters, activity: Activity) -> None:
         settle = self._waiting.pop(key)
-        settle.done(_report(settle, settled, counters, look))
+        settle.done(_report(settle, settled, counters, activity))
 
 
-def _report(settle: _Settle, settled: bool, counters: EngineCounters, look: Look) -> pb.SettleReport:
+def _report(settle: _Settle, settled: bool, counters: EngineCounters, activity: Activity) -> pb.SettleReport:
     return pb.SettleReport(
         settling=settle.number,
         settled=settled,
@@ -147,6 +147,6 @@ def _report(settle: _Settle, settled: bool, counters: EngineCounters, look: Look
         pages_volatile=counters.pages_volatile,
         pages_waiting=counters.pages_waiting,
         pages_over_budget=counters.pages_over_budget,
-        pages_refused=counters.pages_refused + look.unanswered,
-        obstacles=obstacle_table.summed(look.obstacles),
+        pages_refused=counters.pages_refused + activity.unanswered,
+        obstacles=obstacle_table.summed(activity.obstacles),
     )

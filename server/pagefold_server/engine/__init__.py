@@ -1,1 +1,1 @@
-"""Engines, which find identical pages: what they do, the production one, and the pool with the frames."""
+"""Engines, which find identical pages: their interface, the production engine, and the pool with the frames."""

@@ -1,4 +1,4 @@
-"""Which engine a domain gets, by name, and the pool that goes with it."""
+"""Makes a domain's engine, by name, and the pool that goes with it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def make(
 
     Args:
         name: "native" or "reference".
-        uid: whose processes are to map the frames.
+        uid: of the processes that are to map the frames.
         options: to begin with.
         tag: of the pool's name, by which the next server finds it.
-        orphan: the pool of a server that is gone, whose clients live.
+        orphan: a pool whose server is gone, and whose clients live.
 
     Returns:
-        Pool, engine, and whether frames were taken over: then `Engine.bury` is to be called when that is over.
+        Pool, engine, and whether frames were taken over: then `Engine.release_unclaimed` is to be called in the end.
 
     Raises:
         OSError: the pool cannot be made.
@@ -56,7 +56,7 @@ def _make(name: str, uid: int, options: EngineOptions, tag: str, orphan: Orphan 
             engine = NativeEngine(made, options, number=made.number)
         if orphan is not None:
             began = time.monotonic()
-            frames = engine.inherit()
+            frames = engine.recover()
             seconds = round(time.monotonic() - began, 3)
             _log.info("pool taken over", pool=made.name, frames=frames, seconds=seconds)
     except BaseException:

@@ -1,8 +1,8 @@
 """What an engine is: one domain's page tables, digests, two trees and frames.
 
 An engine reads segments, decides which pages ought to share a frame, and keeps the books that say which view maps
-which frame. It knows nothing of gRPC, names, users or time. There are two: `native` (Rust, the default) and `reference`
-(pure Python, the description of the algorithm); both make the same decisions, and a test compares them.
+which frame. It knows nothing of gRPC, names, users or time. There are two: `native` (Rust) and
+`reference` (pure Python, for tests and readers); both make the same decisions, and a test compares them.
 
 It is driven from one thread, in slices: `scan` looks at a bounded number of pages and returns. Nothing here blocks
 for longer than that.
@@ -19,7 +19,7 @@ What every engine keeps true:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple, Protocol
@@ -179,7 +179,7 @@ class Held(NamedTuple):
     Attributes:
         first: page.
         pages: how many.
-        state: QUEUED, PROPOSED, MERGED, ZERO or COPIED, by their numbers in `tables`.
+        state: QUEUED, PROPOSED, MERGED, ZERO or COPIED, as in `states`.
         frame: of the first page; -1: the zero page, for all of them.
     """
 
@@ -199,62 +199,13 @@ class FrameFault(IntEnum):
 
 
 class Miscount(NamedTuple):
-    """A frame whose users are other than the books have it."""
+    """A frame of which the books have other numbers of users than the page tables."""
 
     frame: int
     references: int
     reservations: int
     counted_references: int
     counted_reservations: int
-
-
-class FrameLook(NamedTuple):
-    """What a store finds behind a number. One released and not yet punched is neither used nor free."""
-
-    used: bool
-    free: bool
-    page: bytes | None  # None: a hole
-
-
-class FrameStore(Protocol):
-    """Where frames live: the domain's pool. `pagefold_server.engine.reference.pool` has the real one."""
-
-    def allocate(self, near: int) -> int:
-        """Takes a free frame number, `near` itself if that is free: neighbours make long runs.
-
-        Raises:
-            OSError: ENOSPC, when /dev/shm or the pool is full.
-        """
-
-    def write(self, frame: int, page: bytes | memoryview) -> None:
-        """Fills a frame that was allocated and never written.
-
-        Raises:
-            OSError: ENOSPC; the frame is to be released.
-        """
-
-    def inherit(self) -> Iterator[tuple[int, bytes]]:
-        """Takes over what was there before, in an object of a server that is gone. Numbers and bytes, in order.
-
-        Raises:
-            OSError: it is too large, or cannot be read.
-        """
-
-    def read(self, frame: int) -> bytes:
-        """A frame's bytes."""
-
-    def look(self, frame: int) -> FrameLook:
-        """What there is behind a number; for audits. Numbers that never were are free."""
-
-    def release(self, frame: int) -> None:
-        """Gives a frame up; the number may be used again when its memory was given back."""
-
-    def flush(self) -> None:
-        """Gives the memory of released frames back.
-
-        Raises:
-            OSError: that failed; it is tried again the next time.
-        """
 
 
 class Engine(Protocol):
@@ -265,17 +216,20 @@ class Engine(Protocol):
     def configure(self, options: EngineOptions) -> None:
         """Goes on with other options; what was merged under the old ones stays merged."""
 
-    def inherit(self) -> int:
-        """Takes over the frames that the pool holds from before: none is released until `bury`. How many there are.
+    def recover(self) -> int:
+        """Takes over the frames that the pool holds from before, and returns how many there are. Call it first of all.
 
-        To be called first of all.
+        None of them is released until `release_unclaimed`.
 
         Raises:
             OSError: the pool cannot be read, or has more frames than it may have.
         """
 
-    def bury(self) -> None:
-        """All who mapped frames before have said so, or are gone: what nobody claimed is released (I3)."""
+    def release_unclaimed(self) -> None:
+        """Releases the recovered frames that no client has resumed (I3).
+
+        To be called when all clients that mapped frames before have resumed, or are gone.
+        """
 
     def add_client(self, client: int) -> None:
         """Makes a client known, under a number that was never used."""
@@ -380,4 +334,4 @@ class Engine(Protocol):
         """Recounts everything and raises AssertionError at the first difference. For tests and audits."""
 
     def close(self) -> None:
-        """Closes the engine's own descriptors at once, whoever still refers to it. Nothing else works afterwards."""
+        """Closes the engine's own descriptors at once, even if it is referred to. Nothing else works afterwards."""

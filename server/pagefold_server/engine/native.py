@@ -1,4 +1,4 @@
-"""The engine in Rust, as the server uses it. What it promises is in `engine`, what it decides in `reference`.
+"""The production engine, in Rust. What it promises is in `interface`, what it decides in `reference`.
 
 It reads, digests and keeps its books with the GIL released, takes at most 12 bytes a page and some 17 for each page in
 a tree, and allocates the frames of its pool itself.
@@ -11,9 +11,11 @@ import secrets
 from typing import Final
 
 from pagefold_core import Engine as _Engine
+from typing_extensions import override
 
 from pagefold_server.engine.interface import (
     Columns,
+    Engine,
     EngineCounters,
     EngineOptions,
     FrameFault,
@@ -31,13 +33,13 @@ from pagefold_server.errors import LimitReached, ProtocolViolation
 _MOST: Final = 2**32 - 1  # the options are of any size, and mean the same from there on
 
 
-class NativeEngine:
-    """Implements `Engine`; see there for what the public methods promise.
+class NativeEngine(Engine):
+    """Turns the tuples of `pagefold_core.Engine` into the classes of `interface`, and its errors into the server's.
 
     Args:
-        pool: where frames live. Nobody else allocates in it; its descriptor is duplicated.
+        pool: where frames live. Only this engine allocates in it; its descriptor is duplicated.
         options: to begin with.
-        seed: of the digests. Random, so that nobody can prepare collisions; given only by tests.
+        seed: of the digests. Random, so that no client can prepare collisions; given only by tests.
         limit: most frames, used or not.
         number: of the pool, in events.
     """
@@ -55,8 +57,9 @@ class NativeEngine:
         self._engine = _Engine(pool.fd, secrets.randbits(64) if seed is None else seed, limit, number)
         self.configure(options or EngineOptions())
 
+    @override
     def configure(self, options: EngineOptions) -> None:
-        """See `Engine`. Frames that serve more pages than a new `max_page_sharing` go on doing so."""
+        # Frames that serve more pages than a new `max_page_sharing` go on doing so.
         self._engine.configure(
             options.use_zero_pages,
             min(options.max_page_sharing, _MOST),
@@ -64,20 +67,21 @@ class NativeEngine:
             min(options.max_outstanding, _MOST),
         )
 
-    def inherit(self) -> int:
-        """See `Engine`."""
+    @override
+    def recover(self) -> int:
         return self._engine.inherit()
 
-    def bury(self) -> None:
-        """See `Engine`."""
+    @override
+    def release_unclaimed(self) -> None:
         self._engine.bury()
 
     # Clients and segments
 
+    @override
     def add_client(self, client: int) -> None:
-        """See `Engine`."""
         self._engine.add_client(client)
 
+    @override
     def add_segment(self, client: int, segment: int, fd: int, pages: int, tracked: bool = False) -> None:
         """See `Engine`. The descriptor is duplicated; the scan comes to the segment in the next pass.
 
@@ -93,22 +97,22 @@ class NativeEngine:
         except MemoryError as error:
             raise LimitReached(f"{error}: make it smaller, or give the server more memory") from error
 
+    @override
     def drop_segment(self, client: int, segment: int) -> bool:
-        """See `Engine`."""
         return self._engine.drop_segment(client, segment)
 
+    @override
     def depart_client(self, client: int) -> None:
-        """See `Engine`."""
         self._engine.depart_client(client)
 
+    @override
     def remove_client(self, client: int) -> None:
-        """See `Engine`."""
         self._engine.remove_client(client)
 
     # What clients say, and are told
 
+    @override
     def apply(self, client: int, events: Columns) -> None:
-        """See `Engine`."""
         violation = self._engine.apply(
             client,
             events.kind,
@@ -122,62 +126,68 @@ class NativeEngine:
         if violation is not None:
             raise ProtocolViolation(violation)
 
+    @override
     def take(self, client: int, pages: int) -> Instructions:
-        """See `Engine`. Adopts are bounded by `pages` as well."""
+        # Adopts are bounded by `pages` as well.
         return Instructions(*self._engine.take(client, pages))
 
+    @override
     def queued(self) -> set[int]:
-        """See `Engine`."""
         return set(self._engine.queued())
 
+    @override
     def outstanding(self) -> int:
-        """See `Engine`."""
         return self._engine.outstanding()
 
+    @override
     def unmerge(self, on: bool) -> None:
-        """See `Engine`. Adopts that are queued when it ends are still made."""
+        # Adopts that are queued when it ends are still made.
         self._engine.unmerge(on)
 
     # The scan
 
+    @override
     def scan(self, pages: int, threads: int = 1) -> Step:
-        """See `Engine`. What it decides does not depend on `threads`."""
+        # What it decides does not depend on `threads`.
         visited, finished = self._engine.scan(pages, threads)
         return Step(visited, None if finished is None else PassReport(*finished))
 
+    @override
     def remaining(self) -> int:
-        """See `Engine`. Holes count as owned pages do."""
+        # Holes count as owned pages do.
         return self._engine.remaining()
 
+    @override
     def refusal(self) -> OSError | None:
-        """See `Engine`."""
         refusal = self._engine.refusal()
         return None if refusal is None else OSError(refusal, os.strerror(refusal))
 
+    @override
     def flush(self) -> None:
-        """See `Engine`."""
         self._engine.flush()
 
     # Counts
 
+    @override
     def counters(self) -> EngineCounters:
-        """See `Engine`. Copied pages, though they hold a frame, are not counted as sharing it."""
+        # Copied pages, though they hold a frame, are not counted as sharing it.
         return EngineCounters(**self._engine.counters())
 
+    @override
     def segment_counts(self, client: int, segment: int) -> SegmentCounts:
-        """See `Engine`."""
         return SegmentCounts(*self._engine.segment_counts(client, segment))
 
+    @override
     def merged_pages(self, client: int) -> tuple[int, int]:
-        """See `Engine`. Copied pages are not counted: they read their own bytes."""
+        # Copied pages are not counted: they read their own bytes.
         return self._engine.merged_pages(client)
 
+    @override
     def left(self, client: int) -> Left:
-        """See `Engine`."""
         return Left(*self._engine.left(client))
 
+    @override
     def apart(self, client: int) -> int:
-        """See `Engine`."""
         return self._engine.apart(client)
 
     def frames(self) -> list[int]:
@@ -186,22 +196,23 @@ class NativeEngine:
 
     # Audits
 
+    @override
     def held(self, client: int, segment: int, first: int, count: int) -> list[Held]:
-        """See `Engine`."""
         return [Held(*run) for run in self._engine.held(client, segment, first, count)]
 
+    @override
     def audit(self, first: int, count: int) -> list[tuple[int, FrameFault]]:
-        """See `Engine`."""
         return [(frame, FrameFault(fault)) for frame, fault in self._engine.audit(first, count)]
 
+    @override
     def recount(self) -> list[Miscount]:
-        """See `Engine`."""
         return [Miscount(*found) for found in self._engine.recount()]
 
+    @override
     def check(self) -> None:
-        """See `Engine`."""
         self._engine.check()
 
+    @override
     def close(self) -> None:
-        """See `Engine`. Closing twice is fine."""
+        # Closing twice is fine.
         self.__dict__.pop("_engine", None)

@@ -1,7 +1,7 @@
 """A set of pages, as runs by place: which parts of a run are in it, and which are not.
 
-A place is whatever tells one range of pages from another, say (client, segment). Adding is cheap, and the
-runs are put in order when somebody asks.
+A place tells one range of pages from another, say (client, segment). Adding is cheap; runs are put in order when they
+are asked for.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class PageSet:
     def __init__(self, runs: Iterable[tuple[Hashable, int, int]] = ()) -> None:
         self._runs: dict[Hashable, list[Run]] = {}  # (first, end), in any order
         self._joined: dict[Hashable, list[Run]] = {}  # the same, in order and apart; made when it is needed
-        self._most: dict[Hashable, int] = {}  # at so many runs they are joined
+        self._most: dict[Hashable, int] = {}  # at this number of runs they are joined
         for place, first, count in runs:
             self.add(place, first, count)
 

@@ -1,11 +1,11 @@
 """The shared-memory object behind a domain's frames: made, taken over, measured and let go of here.
 
     made --> owned --server stops or dies--> orphan --the next server--> owned
-                                               `---nobody maps it any more--> garbage, swept
+                                               `---no process maps it--> garbage, swept
 
-Clients open it by name, read-only (mode 0400). It never shrinks. What is in it, engines say; whose it is, and who
-may map it, locks on it say (see `pagefold_proto.pool_slots`). Its name ends in a tag that stands for server address,
-user and label, so that the next server finds it.
+Clients open it by name, read-only (mode 0400). It never shrinks. Engines say what is in it; locks on it say which
+server owns it and which clients may map it (see `pagefold_proto.pool_slots`). Its name ends in a tag that stands for
+server address, user and label, so that the next server finds it.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from pagefold_proto.limits import PAGE, SHM
 MOST_FRAMES: Final = 1 << 26
 """Frames that a pool can have, used or not."""
 _CANDIDATES: Final = 64
-"""Pools of a user's with a domain's tag that are opened: there is one, or a few after crashes. Others' do not count."""
+"""Pools of a user's with a domain's tag that are opened: one, or a few after crashes. Other users' are not counted."""
 _LISTED: Final = 1 << 14
 """Pools of one user's that are remembered: names cost nothing to make, and remembering one takes some 300 bytes."""
-# A pool whose size is more than so many times what it holds, and more than so many frames, is not taken over. One
-# of a server that shrank so far is lost by that: its clients take their memory back, and merge anew.
+# A pool with more than _SMALL frames by its size, and more than _SPARSE times what it holds, is not taken over. A pool
+# that was once much larger is lost by that: its clients take their memory back, and merge anew.
 _SPARSE: Final = 256
 _SMALL: Final = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
 class Orphan:
-    """A pool whose server is gone, while clients of it live. It is ours from here on."""
+    """A pool whose server is gone, while its clients live. It belongs to this server from here on."""
 
     name: str
     fd: int
@@ -45,7 +45,7 @@ class PoolFile:
     """A POSIX shared-memory object that this process holds and owns.
 
     Args:
-        uid: of the domain, whose processes must be able to open the pool. A server that is root gives it to them.
+        uid: of the domain; its processes must be able to open the pool. A server of root's makes them its owner.
         tag: see the head of this file.
         orphan: to take over; else a new one is made.
 
@@ -70,15 +70,15 @@ class PoolFile:
         return os.fstat(self.fd).st_blocks * 512
 
     def is_named(self) -> bool:
-        """Whether its name is still there, for clients that come."""
+        """Whether it still has its name, by which new clients open it."""
         return self.fd >= 0 and os.fstat(self.fd).st_nlink > 0
 
     def is_held_only_by(self, slots: set[int]) -> bool:
-        """Whether nobody may map frames but clients with these slots."""
+        """Whether only clients with these slots may map frames."""
         return pool_slots.held(self.fd, len(slots) + 1) <= slots
 
     def is_held(self) -> bool:
-        """Whether anybody may map frames, whether he ever said so here or not."""
+        """Whether any process may map frames, known to this server or not."""
         return pool_slots.is_any_held(self.fd)
 
     def close(self, unlink: bool) -> None:
@@ -92,10 +92,10 @@ class PoolFile:
 
 
 class Orphans:
-    """The pools that were there when this server began, by owner and tag. One that is taken over is among them.
+    """The pools that were there when this server began, by owner and tag; those that it takes over included.
 
-    A pool whose server is gone is older than the server that takes it over, so /dev/shm is listed once. Names that
-    anybody makes later are not looked at. Nothing has to be added: a pool that this server leaves behind for its
+    A pool whose server is gone is older than the server that takes it over, so /dev/shm is listed once. Names
+    that are made later are not looked at. Nothing has to be added: a pool that this server leaves behind for its
     clients while it goes on is one that it had taken over. (A predecessor that lost its address to this server may
     make a pool in its last seconds. That one is not found, and its clients take their memory back out of it.)
     """
@@ -103,8 +103,8 @@ class Orphans:
     def __init__(self) -> None:
         self._names: dict[tuple[int, str], list[str]] = {}
 
-    def look(self) -> None:
-        """Lists them. Takes some 10 us for each name that anybody has in /dev/shm: not for the loop."""
+    def list_names(self) -> None:
+        """Lists them. It takes some 10 us for each name in /dev/shm: not for the loop."""
         listed: Counter[int] = Counter()
         with contextlib.suppress(OSError), os.scandir(SHM) as entries:
             for entry in entries:
@@ -118,15 +118,15 @@ class Orphans:
                         self._names.setdefault((uid, shm_names.tag_in(name)), []).append(name)
 
     def find(self, uid: int, tag: str) -> Orphan | None:
-        """The pool with that tag whose server is gone, if there is one that somebody may map; the largest, if several.
+        """The pool with that tag whose server is gone and that a process may map; the largest, if there are several.
 
         Args:
-            uid: who has to own it.
+            uid: of its owner.
             tag: see the head of this file.
         """
         found: Orphan | None = None
         for name in self._names.get((uid, tag), [])[:_CANDIDATES]:
-            with contextlib.suppress(OSError):  # gone, or not ours to open: as good as not there
+            with contextlib.suppress(OSError):  # gone, or not to be opened by this user: as good as not there
                 fd = _claim(name, uid)
                 if fd is None:
                     continue
@@ -153,13 +153,13 @@ def _make(uid: int, tag: str) -> tuple[str, int]:
 def is_plausible(status: os.stat_result) -> bool:
     """Whether books about it would be of use: they take memory for every frame that its size says, used or not.
 
-    `Store::inherit` in the native engine has the same rule.
+    The native engine has the same rule.
     """
     return status.st_size // PAGE <= _SPARSE * (status.st_blocks * 512 // PAGE) + _SMALL
 
 
 def _claim(name: str, uid: int) -> int | None:
-    """A descriptor that owns the pool, open for writing; None if it is somebody's, or nobody's any more."""
+    """A descriptor that owns the pool, open for writing. None: it has another owner, or no process may map it."""
     look = shm_names.look(name)
     try:
         status = os.fstat(look)
@@ -182,7 +182,7 @@ def _claim(name: str, uid: int) -> int | None:
 
 
 def _open_for_writing(fd: int) -> int:
-    """The same object once more, though its mode says that nobody may write it."""
+    """Opens the same object for writing, though its mode allows that to no user."""
     path = f"/proc/self/fd/{fd}"
     try:
         return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)

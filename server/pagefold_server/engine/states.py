@@ -1,4 +1,7 @@
-"""States of a page in an engine's books, and what stands there for a frame."""
+"""States of a page in an engine's books, and what stands there for a frame.
+
+The native engine has the same numbers; tests/engine/test_numbers.py compares them.
+"""
 
 from __future__ import annotations
 

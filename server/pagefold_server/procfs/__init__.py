@@ -1,1 +1,1 @@
-"""What /proc says of processes and their mappings."""
+"""What /proc says about processes and their mappings."""

@@ -1,11 +1,10 @@
-"""What a process maps, as /proc tells it, and what that makes of a view.
+"""What a process maps, by /proc, and what that means for a view.
 
     /proc/<pid>/maps      which object, at which offset, shared or private: a line a mapping
     /proc/<pid>/pagemap   for pages of frames, whether the process has made a private copy: 8 bytes a page
 
-Objects are told apart by device and inode, never by name: a name may be gone, or be another's. A line is
-true of some moment while the file was read, and so are neighbouring lines, each of its own: whoever
-compares looks again.
+Objects are told apart by device and inode, never by name: a name may be gone, or belong to another object. Each line
+was true at some moment while the file was read, and two lines need not be of the same one: an audit looks twice.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _MOST_MAPPINGS: Final = (1 << 31) - 1  # that max_map_count can be
 _NO_OBJECT: Final = 0  # the inode of anonymous memory
 
 # The upper byte of a page's 8: present (63), swapped (62), page of a file or of shared memory (61). A frame that the
-# process made a copy of is anonymous memory. What is not present says nothing.
+# process made a copy of is anonymous memory. A page that is not present says nothing.
 _PRESENT, _OF_FILE = 0x80, 0x20
 _COPIES: Final = any_of(bytes(value for value in range(256) if value & _PRESENT and not value & _OF_FILE))
 _KEPT: Final = any_of(bytes(value for value in range(256) if value & _PRESENT and value & _OF_FILE))
@@ -76,7 +75,7 @@ def read(pid: int) -> bytes:
     """/proc/<pid>/maps.
 
     Raises:
-        OSError: the process is gone, or this one may not look.
+        OSError: the process is gone, or the server may not read it.
     """
     with open(f"/proc/{pid}/maps", "rb", buffering=0) as file:
         return file.readall()
@@ -100,7 +99,7 @@ def parse(text: bytes) -> Iterator[Mapping]:
         yield Mapping(int(start, 16), int(end, 16), int(offset, 16), key, shared == b"s", write == b"w")
 
 
-def view(mappings: list[Mapping], base: int, pages: int, segment: Key, pool: Key) -> Iterator[Seen]:
+def describe_view(mappings: list[Mapping], base: int, pages: int, segment: Key, pool: Key) -> Iterator[Seen]:
     """What the pages of a view map, in order and without a gap.
 
     Args:

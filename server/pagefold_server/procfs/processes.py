@@ -1,8 +1,8 @@
-"""The processes that map something of pagefold's, by /proc: of whose family each is, and which are hidden.
+"""The processes that map memory of pagefold's, by /proc: to which client each belongs, and which cannot be read.
 
-A process is of a client's family if it maps the client's lease or one of its segments, whatever it calls
-itself: forked children do, and so does a child whose parent is gone. It is the client itself if it has
-the number that the client said in Hello, in whichever PID namespace.
+A process is of a client's family if it maps the client's lease or one of its segments: forked children do, and so does
+a child after its parent has ended. It is the client itself if it has the PID that the client said in Hello, in any of
+its PID namespaces.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final
 
 from pagefold_server.procfs.mappings import Key, read
 
-_MARK: Final = b"pagefold"  # in the name of every object of ours, be it gone or never linked
+_MARK: Final = b"pagefold"  # in the name of every object of pagefold's, even if it is unlinked
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +24,8 @@ class Process:
     Attributes:
         pid: here.
         numbers: its PIDs in all namespaces that it is in.
-        keys: objects that it maps. Empty if it could not be looked at.
-        readable: it could.
+        keys: objects that it maps. Empty if it could not be read.
+        readable: the server may read its /proc.
     """
 
     pid: int
@@ -40,10 +40,10 @@ def pids() -> list[int]:
 
 
 def find(candidates: list[int]) -> list[tuple[Process, bytes]]:
-    """Those that map something of ours, each with its maps, and those that could not be looked at.
+    """Those that map memory of pagefold's, each with its maps, and those that could not be read.
 
-    The kernel takes up to a millisecond for each, or 50 for one with very many mappings: to be called in a thread. What
-    they map is still to be entered into `keys`, which takes as long and needs the GIL: to be done in slices.
+    The kernel takes up to a millisecond for each, or 50 for one with very many mappings: call it in a thread. The
+    caller enters what they map into `keys`, in slices: that takes as long and needs the GIL.
     """
     return list(_find(candidates))
 

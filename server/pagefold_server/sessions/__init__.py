@@ -1,1 +1,1 @@
-"""Sessions: one for each client, with the shared objects that it brought."""
+"""Sessions: one for each client, with the shared objects that it named."""

@@ -1,4 +1,4 @@
-"""Ringing clients. What a ring means, and why it is a futex call, is in docs/design.md, "Names".
+"""Doorbells, by which clients are rung. What a ring means, and why it is a futex call: docs/design.md, "Names".
 
 The native doorbell relies on where glibc keeps a semaphore's value. That is checked once, by ringing one of
 our own; where it fails, the C library rings, and a client that truncates its semaphore could then stop the server.
@@ -31,7 +31,7 @@ _log = structlog.get_logger("pagefold.doorbell")
 
 
 class Bell(Protocol):
-    """Something to ring."""
+    """A doorbell, of either kind."""
 
     def ring(self) -> bool:
         """Wakes the client. False: it cannot be rung any more."""
@@ -44,7 +44,7 @@ class PosixBell:
         fd = os.open(path_of(name), os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             if owner not in (None, os.fstat(fd).st_uid):
-                raise PermissionError(errno.EACCES, "it belongs to somebody else", name)
+                raise PermissionError(errno.EACCES, "it belongs to another user", name)
             self._semaphore = (ctypes.c_char * _SEMAPHORE_BYTES).from_buffer(mmap.mmap(fd, _SEMAPHORE_BYTES))
         except ValueError as error:  # it is shorter than that
             raise OSError(errno.EINVAL, "this is no semaphore", name) from error
@@ -74,7 +74,7 @@ class Bells:
 
         Raises:
             NotASegment: there is no such semaphore.
-            WrongOwner: it is not the session's.
+            WrongOwner: it belongs to another user than the session.
         """
         try:
             found = os.lstat(path_of(name))

@@ -1,14 +1,14 @@
-"""Objects that clients name: opened with suspicion, owned by the server only as far as a descriptor goes.
+"""Objects that clients name. They are opened with suspicion, and the server has a descriptor of each and nothing more.
 
-A name says nothing about what is behind it. So it must have pagefold's form to the letter, nothing is
-followed on the way, and what was opened is looked at through its descriptor: a plain file on /dev/shm's own
-filesystem, of the right owner, and as big as claimed. It is never mapped, written, truncated or punched. Its
-owner may still shrink it at any time; readers get fewer bytes then, and that is all.
+A name says nothing about the object behind it. So the name must have pagefold's form to the letter, no link is
+followed, and the object is checked through its descriptor: a plain file on /dev/shm's own filesystem, of the right
+owner, and as large as claimed. It is never mapped, written, truncated or punched. Its owner may still shrink it at any
+time; readers get fewer bytes then, and nothing worse happens.
 
 A memfd has no name in a filesystem: the client says by which of its descriptors it is found, and /proc leads there.
-What that is may be anything, of anybody whom the server may look at. So it is taken hold of without being opened
-(O_PATH: no device notices), and opened only if it is a memfd, by its filesystem, and was given that very name by
-whoever made it. The rest is looked at as above.
+The file there may be any file of any process that the server may look at. So it is referred to without being opened
+(O_PATH: no device notices), and opened only if its filesystem says that it is a memfd, and it was created under that
+very name. Then it is checked as above.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ _REACH: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who has a memfd open, and as which descriptor; by its own word."""
+    """The process that has a memfd open, and as which descriptor, as the client says."""
 
     pid: int
     descriptor: int
 
 
 class ForeignObject:
-    """A shared-memory object of somebody else's, open for reading. Closing twice is fine.
+    """A shared-memory object of a client's, open for reading. Closing twice is fine.
 
     Args:
         name: with its leading slash.
         kind: which kind of name it has to be.
-        uid: who has to own it. None: anybody.
+        uid: of its owner. None: any.
         holder: of a memfd. None: the object is in /dev/shm.
 
     Attributes:
@@ -53,8 +53,8 @@ class ForeignObject:
 
     Raises:
         BadName: the name has another form.
-        NotASegment: nothing, or nothing plain, has that name.
-        WrongOwner: it belongs to somebody else.
+        NotASegment: no plain shared-memory object has that name.
+        WrongOwner: it belongs to another user.
         LimitReached: the server is out of descriptors.
     """
 
@@ -84,7 +84,7 @@ class ForeignObject:
         return os.fstat(self.fd).st_blocks * 512
 
     def unlink(self) -> None:
-        """Removes the name, if it still is this object's. For objects whose owner is proven dead."""
+        """Removes the name, if it still is this object's. For objects of clients that are proven dead."""
         if self.holder is not None:
             return
         try:
@@ -111,6 +111,10 @@ class Segment(ForeignObject):
         limit: most pages that a segment may have.
         holder: of a memfd. None: the segment is in /dev/shm.
 
+    Attributes:
+        address: where the client maps it, as it says; 0: unknown. For audits.
+        inherited: it is behind memory of a forked client's parent. For audits.
+
     Raises:
         BadSize: it is smaller than that, or the size is out of bounds.
     """
@@ -120,6 +124,8 @@ class Segment(ForeignObject):
             raise BadSize(f"{name[:80]}: a segment has 1 to {limit} pages, not {pages}")
         super().__init__(name, shm_names.SEGMENT, uid, holder)
         self.pages = pages
+        self.address = 0
+        self.inherited = False
         size = os.fstat(self.fd).st_size
         if size < pages * PAGE:
             self.close()
@@ -127,21 +133,21 @@ class Segment(ForeignObject):
 
 
 class Lease(ForeignObject):
-    """The object whose lock says that some process of a client's family is alive.
+    """A client's lease: its lock says that some process of the client's family is alive.
 
     Args:
         name: with its leading slash.
-        uid: who has to own it. None: anybody.
+        uid: of its owner. None: any.
 
     Raises:
-        LeaseNotHeld: nobody holds its lock now.
+        LeaseNotHeld: no process holds its lock now.
     """
 
     def __init__(self, name: str, uid: int | None) -> None:
         super().__init__(name, shm_names.LEASE, uid)
         if self.is_free():
             self.close()
-            raise LeaseNotHeld(f"nobody holds a lock on {name}: take flock(LOCK_SH) on it before Hello")
+            raise LeaseNotHeld(f"no process holds a lock on {name}: take flock(LOCK_SH) on it before Hello")
 
     def is_free(self) -> bool:
         """Whether the family is dead. Once true, it stays true."""
@@ -156,14 +162,14 @@ def _open(name: str) -> int:
     except OSError as error:
         _check_descriptors(error)
         if error.errno in (errno.EACCES, errno.EPERM):
-            raise WrongOwner(f"{name} cannot be opened by the server: it is somebody else's") from error
+            raise WrongOwner(f"the server may not open {name}: it belongs to another user") from error
         raise not_found(name, error) from error
 
 
 def not_found(name: str, error: OSError) -> NotASegment:
-    """What to say of a name in /dev/shm that cannot be opened, to whoever has just made it."""
+    """What to tell a client of a name in /dev/shm that it has just made and the server cannot open."""
     if error.errno != errno.ENOENT:
-        return NotASegment(f"{name} cannot be opened by the server: {error.strerror or error}")
+        return NotASegment(f"the server cannot open {name}: {error.strerror or error}")
     return NotASegment(
         f"the server finds no {name[1:]} in its /dev/shm. If it is gone from this program's too, somebody has removed "
         "it: connect again. If it is there, the two are in "
@@ -175,7 +181,7 @@ def not_found(name: str, error: OSError) -> NotASegment:
 def _open_memfd(name: str, holder: Holder) -> int:
     """Opens a memfd through its holder's /proc.
 
-    Whatever is wrong, the text is the same: a client may name any process and descriptor, and learns nothing of them.
+    Every refusal has the same text: a client may name any process and descriptor, and must learn nothing of them.
     """
     path = f"/proc/{holder.pid}/fd/{holder.descriptor}"
     refused = NotASegment(f"the server finds no memfd {name[1:]} at {path}: {_REACH}")
@@ -201,18 +207,18 @@ def _open_memfd(name: str, holder: Holder) -> int:
 
 
 def file_lease(name: str) -> NotASegment:
-    """What to raise where an open would have had to wait for its owner."""
-    return NotASegment(f"{name} has a file lease on it (F_SETLEASE): release that first")
+    """What to raise where an open would have had to wait for the owner."""
+    return NotASegment(f"{name} has a file lease on it (F_SETLEASE), and the server does not wait for that: release it")
 
 
 def _check_descriptors(error: OSError) -> None:
     if error.errno in (errno.EMFILE, errno.ENFILE):
-        raise LimitReached("the server is out of descriptors: raise its limit (ulimit -n)") from error
+        raise LimitReached("the server is out of descriptors: raise its limit (ulimit -n) and restart it") from error
 
 
 @cache
 def _memfd_device() -> int:
-    """The kernel's own tmpfs, which nobody can mount: all memfd objects are on it, and nothing that has a path."""
+    """The kernel's own tmpfs, which cannot be mounted: all memfd objects are on it, and no file that has a path."""
     fd = os.memfd_create("pagefold-probe", os.MFD_CLOEXEC)
     try:
         return os.fstat(fd).st_dev

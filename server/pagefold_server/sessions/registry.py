@@ -1,55 +1,43 @@
-"""All sessions: who may open one, what each may say, and when it is over.
+"""All sessions: which clients may open one, what they may say in it, and when it is over.
 
-What holds: nothing here awaits, so every call finds and leaves the books whole; a client that says something
-impossible is excluded and nobody else notices; references go when the lease is free, never before (I3).
+What holds: nothing here awaits, so every call finds and leaves the books whole. A client that reports something
+impossible is excluded, and no other client notices. References go when the lease is free, never before (I3).
 """
 
 from __future__ import annotations
 
-import hmac
 import itertools
-import os
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, TypeVar
 
 import structlog
-from pagefold_proto import obstacle_table, pool_slots, shm_names
-from pagefold_proto.limits import MAX_LABEL, PAGE, PROTOCOL
 from pagefold_proto.v1 import memory_pb2 as pb
 
-from pagefold_server.domains.domain import Domains
+from pagefold_server.domains.registry import Domains
 from pagefold_server.engine.interface import Columns, Instructions
 from pagefold_server.errors import (
-    BadName,
     LimitReached,
-    PageSizeMismatch,
-    ProtocolMismatch,
     ProtocolViolation,
     SegmentInUse,
     ServerError,
     ShuttingDown,
     UnknownSession,
-    WrongOwner,
 )
 from pagefold_server.procfs.mappings import most_mappings
+from pagefold_server.sessions import admission
 from pagefold_server.sessions.doorbell import Bells
 from pagefold_server.sessions.objects import Holder, Lease, Segment
-from pagefold_server.sessions.session import Session
-from pagefold_server.settings import Configuration
-from pagefold_server.tenants.tenants import STRANGERS, Quotas, Tenant, Tenants
-
-MAX_PROGRAM: Final = 255
-MAX_VERSION: Final = 64
+from pagefold_server.sessions.obstacles import believable
+from pagefold_server.sessions.responsiveness import Responsiveness
+from pagefold_server.sessions.session import Session, State
+from pagefold_server.settings import Configuration, RunMode
+from pagefold_server.tenants.quotas import Quotas
+from pagefold_server.tenants.tenants import STRANGERS, Tenant, Tenants
 
 _log = structlog.get_logger("pagefold.sessions")
 _Message = TypeVar("_Message", pb.HelloRequest, pb.Gauges)
-
-
-_MOST_ERRNO: Final = 4096
-_MOST_PAGES: Final = 2**52  # of an address space
-
 _ANSWERS: Final = frozenset((pb.EVENT_KIND_MERGED, pb.EVENT_KIND_DECLINED))
 
 
@@ -58,7 +46,7 @@ class Sessions:
 
     Args:
         domains: in which the sessions are.
-        tenants: whose they are.
+        tenants: users, who have them.
         configuration: limits, asked anew every time.
         wake: called when a domain is to be scanned earlier than planned.
     """
@@ -72,45 +60,38 @@ class Sessions:
         self._configuration = configuration
         self._wake = wake
         self._bells = Bells()
-        self._by_client: dict[int, Session] = {}
+        self._by_number: dict[int, Session] = {}
         self._by_token: dict[bytes, Session] = {}
         self._numbers = itertools.count(1)
         self.empty_since: float | None = time.monotonic()
         self.closing = False
 
     def __iter__(self) -> Iterator[Session]:
-        return iter(list(self._by_client.values()))
+        return iter(list(self._by_number.values()))
 
     def __len__(self) -> int:
-        return len(self._by_client)
+        return len(self._by_number)
 
     # What clients call
 
     def admit(self, said: pb.HelloRequest) -> Lease:
-        """Finds out whose a Hello is: the first half of it, which costs little whoever sends it.
+        """Finds out which user says Hello: the first half of it, which costs little even if it is refused.
 
         Raises:
-            ServerError: nobody's who may open a session.
+            ServerError: no user that may open a session.
         """
         self._check_open()
-        _check_hello(said)
-        lease = Lease(said.lease, None if os.geteuid() == 0 else os.geteuid())
-        try:
-            _check_proof(lease, said)
-        except BaseException:
-            lease.close()
-            raise
-        return lease
+        return admission.lease_of(said)
 
     def _check_open(self) -> None:
         if self.closing:
-            raise ShuttingDown("the server is stopping; connect again")
+            raise ShuttingDown("the server is stopping; memory stays as it is: connect again")
 
     def hello(self, said: pb.HelloRequest, lease: Lease) -> Session:
-        """Opens a session. The lease, from `admit`, is the session's then; it is closed if there is none.
+        """Opens a session. The lease, from `admit`, belongs to the session; it is closed if none is opened.
 
         Raises:
-            ServerError: it may not; see the table in errors.py.
+            ServerError: the user may not; see the table in errors.py.
         """
         settings = self._configuration.now
         tenant = self._tenants.get(lease.uid)
@@ -123,10 +104,10 @@ class Sessions:
         except BaseException:
             lease.close()
             raise
-        tenant.sessions += 1
+        tenant.holdings.sessions += 1
         now = time.monotonic()
         session = Session(
-            client=next(self._numbers),
+            number=next(self._numbers),
             token=secrets.token_bytes(16),
             hello=kept(said),
             lease=lease,
@@ -134,14 +115,14 @@ class Sessions:
             domain=domain,
             configuration=self._configuration,
             opened=now,
-            heard=now,
+            responsiveness=Responsiveness(heard=now),
         )
-        domain.engine.add_client(session.client)
-        domain.members[session.client] = session
-        self._by_client[session.client] = session
+        domain.engine.add_client(session.number)
+        domain.participants[session.number] = session
+        self._by_number[session.number] = session
         self._by_token[session.token] = session
         self.empty_since = None
-        _log.info("session opened", uid=lease.uid, client=session.client, pid=said.pid, program=said.program)
+        _log.info("session opened", uid=lease.uid, client=session.number, pid=said.pid, program=said.program)
         return session
 
     def add_segment(
@@ -169,11 +150,11 @@ class Sessions:
         try:
             self._take_segment(session, number, name, pages, holder)
         except ServerError as error:
-            session.refusal = str(error)
+            session.known_obstacles.refusal = str(error)
             raise
-        session.addresses[number] = address
-        if inherited:
-            session.inherited.add(number)
+        segment = session.segments[number]
+        segment.address = address
+        segment.inherited |= inherited
 
     def _take_segment(self, session: Session, number: int, name: str, pages: int, holder: Holder | None) -> None:
         settings = self._configuration.now
@@ -183,23 +164,28 @@ class Sessions:
                 return
             raise self._excluded(session, ProtocolViolation(f"segment {number} is {known.name}, not {name[:80]!r}"))
         if len(session.segments) >= settings.max_segments:
-            raise LimitReached(f"{settings.max_segments} segments are a session's limit: raise max_segments")
-        together = sum(other.pages for other in session.segments.values()) + pages
+            raise LimitReached(
+                f"the session has {settings.max_segments} segments, its limit: free buffers, or raise max_segments"
+            )
+        together = session.segment_pages + pages
         if pages <= settings.max_segment_pages < together:  # a segment that is too large alone is another error
-            raise LimitReached(f"{settings.max_segment_pages} pages are a session's limit: raise max_segment_pages")
+            raise LimitReached(
+                f"the session would have {together} pages in segments, and its limit is {settings.max_segment_pages}: "
+                "free buffers, or raise max_segment_pages"
+            )
         tenant = session.domain.tenant
         if pages <= settings.max_segment_pages:
             self._quotas.check_segment(tenant, pages)
         segment = Segment(name, session.lease.uid, pages, settings.max_segment_pages, holder)
         try:
-            session.domain.engine.add_segment(session.client, number, segment.fd, pages, session.tracked)
+            session.domain.engine.add_segment(session.number, number, segment.fd, pages, session.tracked)
         except BaseException:
             segment.close()
             raise
         session.segments[number] = segment
-        tenant.segments += 1
-        tenant.pages += pages
-        session.domain.stir()
+        tenant.holdings.segments += 1
+        tenant.holdings.pages += pages
+        session.domain.schedule.stir()
         self._wake()
 
     def drop_segment(self, token: bytes, number: int) -> None:
@@ -207,13 +193,11 @@ class Sessions:
         session = self._find(token)
         if number not in session.segments:
             return
-        if not session.domain.engine.drop_segment(session.client, number):
+        if not session.domain.engine.drop_segment(session.number, number):
             raise SegmentInUse(f"pages of segment {number} map frames, or are about to: report them Released first")
         segment = session.segments.pop(number)
-        session.addresses.pop(number, None)
-        session.inherited.discard(number)
-        session.domain.tenant.segments -= 1
-        session.domain.tenant.pages -= segment.pages
+        session.domain.tenant.holdings.segments -= 1
+        session.domain.tenant.holdings.pages -= segment.pages
         _book_mappings(session)
         segment.close()
 
@@ -249,48 +233,48 @@ class Sessions:
         engine, domain = session.domain.engine, session.domain
         try:
             events = read_events()
-            engine.apply(session.client, events)
+            engine.apply(session.number, events)
         except Exception as error:  # the server's own faults too: its books of this client may be half written
             raise self._excluded(session, error) from error
         if gauges is not None:
             session.gauges = kept(gauges)
             _book_mappings(session)
         session.resumed = not resuming
-        session.told = believable(obstacles)
+        session.known_obstacles.told = believable(obstacles)
         if pb.EVENT_KIND_NOT_ADOPTED in events.kind:
-            session.stuck = events.detail[list(events.kind).index(pb.EVENT_KIND_NOT_ADOPTED)]
+            session.known_obstacles.stuck = events.detail[list(events.kind).index(pb.EVENT_KIND_NOT_ADOPTED)]
         answers = any(kind in _ANSWERS for kind in events.kind)
-        session.working = session.owing and not answers
-        session.has_looked(looked, time.monotonic())
+        session.responsiveness.answer(merges=answers)
+        session.look.answer(looked, time.monotonic())
         self._settle(session, settling)
-        told = engine.take(session.client, self._configuration.now.max_batch_pages)
-        for watch in session.watches:
-            watch.saw(events, told, session.gauges.shared_pages > 0)
+        told = engine.take(session.number, self._configuration.now.max_batch_pages)
+        for touched in session.touched:
+            touched.note(events, told, session.gauges.shared_pages > 0)
         reply = self._reply(session, told)
-        session.answered(time.monotonic(), reply, answers, bool(events.kind))
+        session.exchange_done(time.monotonic(), reply, bool(events.kind))
         if events.kind:
-            domain.stir()
+            domain.schedule.stir()
             domain.ring()
         if events.kind or domain.settlers:
             self._wake()
-        if session.report is not None:  # this very call was the answer that was missing
-            reply.settle_report.CopyFrom(session.report)
+        if session.settle.report is not None:  # this very call was the answer that was missing
+            reply.settle_report.CopyFrom(session.settle.report)
         return reply
 
     def pid_of(self, client: int) -> int:
-        """Which process says that it is that client; 0: none."""
-        session = self._by_client.get(client)
+        """The PID that a client gave; 0: there is no such client."""
+        session = self._by_number.get(client)
         return session.hello.pid if session else 0
 
     def tenant_of(self, token: bytes) -> Tenant:
-        """Whose session has that token."""
+        """The user whose session has that token."""
         session = self._by_token.get(token)
         return self._tenants.get(STRANGERS) if session is None else session.domain.tenant
 
     def bye(self, token: bytes) -> None:
         """Ends a session. Its references stay until its lease is free, or go now if there are none."""
         session = self._find(token, excluded_too=True)
-        self._depart(session)
+        self._depart(session, State.DEPARTED)
         del self._by_token[session.token]
         if not session.maps_frames():
             self._remove(session, "left")
@@ -298,26 +282,26 @@ class Sessions:
     # What time does
 
     def reap(self) -> None:
-        """Looks for families that are dead, for clients that wait to be rung again, and for silence."""
+        """Looks for families that are dead, for clients to be rung again, and for silent ones."""
         for session in self:
             if session.lease.is_free():
                 session.unlink()
-                self._remove(session, "died" if session.state == "active" else "is gone")
+                self._remove(session, "died" if session.state is State.ACTIVE else "is gone")
             elif session.looking:
                 session.ring_if_due(time.monotonic())
         for domain in self._domains:
-            domain.bury_past()
+            domain.release_unclaimed()
             domain.ring()
             if domain.stale:
                 domain.ring_all()
-        self._wake()  # a pass may have waited for somebody who is silent, or gone, by now
+        self._wake()  # a pass may have waited for a client that is silent, or gone, by now
 
     def close(self) -> None:
-        """Lets all go. The clients go on with plain memory."""
+        """Closes all. The clients' memory stays as it is."""
         self.closing = True
         for session in self:
             session.close()
-        self._by_client.clear()
+        self._by_number.clear()
         self._by_token.clear()
 
     # Inside
@@ -325,45 +309,45 @@ class Sessions:
     def _find(self, token: bytes, excluded_too: bool = False) -> Session:
         session = self._by_token.get(token)
         if session is None:
-            raise UnknownSession("no session has this token: say Hello")
-        session.called(time.monotonic())
-        if session.state == "excluded" and not excluded_too:
-            raise ProtocolViolation("this session was excluded because of what it said before")
+            raise UnknownSession("the server has no session with this token (it was restarted, say): say Hello")
+        session.responsiveness.call(time.monotonic())
+        if session.state is State.EXCLUDED and not excluded_too:
+            raise ProtocolViolation("this session was excluded for an earlier report; its memory stays as it is")
         if self.closing:
-            raise ShuttingDown("the server is stopping; connect again")
+            raise ShuttingDown("the server is stopping; memory stays as it is: connect again")
         return session
 
     def _check_room(self, tenant: Tenant, label: str) -> None:
         most = self._configuration.now.max_sessions
-        if len(self._by_client) >= most:
-            raise LimitReached(f"there are {most} sessions already: raise max_sessions")
+        if len(self._by_number) >= most:
+            raise LimitReached(f"the server has {most} sessions, its limit: close some, or raise max_sessions")
         self._quotas.check_session(tenant)
         if self._domains.find(tenant.uid, label) is None:
             self._quotas.check_domain(tenant, len(self._domains.of(tenant)))
 
     def _settle(self, session: Session, settling: int) -> None:
-        if settling == session.settling:
+        if settling == session.settle.number:
             return
         domain = session.domain
         domain.settlers.stop(session)
         self._wake()  # scanning may have stood still for its sake
-        session.settling, session.report = settling, None
+        session.settle.number, session.settle.report = settling, None
         if not settling:
             return
 
         def done(report: pb.SettleReport) -> None:
-            session.report = report
+            session.settle.report = report
             session.ring(time.monotonic())
 
         domain.settle(session, settling, done)
-        if self._configuration.now.run != 1 or domain.fault:
+        if domain.mode is not RunMode.SCANNING or domain.fault:
             domain.give_up()
         self._wake()
 
     def _reply(self, session: Session, told: Instructions) -> pb.ExchangeReply:
-        reply = pb.ExchangeReply(more=told.more, look=session.wanted if session.looking else 0)
+        reply = pb.ExchangeReply(more=told.more, look=session.look.wanted if session.look.is_open else 0)
         pool = session.domain.pool
-        if not session.announced:
+        if not session.sequence:  # its first Exchange
             reply.pools.add(pool=pool.number, name=pool.name)
         if told.merges:
             segment, first, count, frame = zip(*told.merges, strict=True)
@@ -383,101 +367,60 @@ class Sessions:
         reply.totals.pages_shared = counters.pages_shared
         reply.totals.pages_sharing = counters.pages_sharing
         reply.totals.zero_pages = counters.zero_pages
-        reply.obstacles.extend(session.domain.obstacles_of(session.client))
+        reply.obstacles.extend(session.domain.obstacles_of(session.number))
         return reply
 
     def _excluded(self, session: Session, error: Exception) -> Exception:
-        self._depart(session)
-        session.state = "excluded"
+        self._depart(session, State.EXCLUDED)
         _log.warning(
-            "session excluded", uid=session.lease.uid, client=session.client, pid=session.hello.pid, why=str(error)
+            "session excluded", uid=session.lease.uid, client=session.number, pid=session.hello.pid, why=str(error)
         )
         return error
 
-    def _depart(self, session: Session) -> None:
-        """It takes no further part: nothing is proposed to it, nobody waits for it."""
-        session.state = "departed"
+    def _depart(self, session: Session, state: State) -> None:
+        """It takes no further part: nothing is proposed to it, and nothing waits for it."""
+        session.depart(state)
         session.domain.settlers.stop(session)
         self._wake()
-        session.domain.engine.depart_client(session.client)
-        session.settling, session.waiting, session.reply, session.looked = 0, None, None, session.wanted
+        session.domain.engine.depart_client(session.number)
         session.domain.stale = True
 
     def _remove(self, session: Session, why: str) -> None:
-        """It is over: nothing of it maps anything."""
+        """It is over: no process of it maps a frame."""
         domain = session.domain
         self._by_token.pop(session.token, None)
-        del self._by_client[session.client]
+        del self._by_number[session.number]
         domain.settlers.stop(session)
         self._wake()
-        domain.engine.remove_client(session.client)
-        del domain.members[session.client]
+        domain.engine.remove_client(session.number)
+        del domain.participants[session.number]
         tenant = domain.tenant
-        tenant.sessions -= 1
-        tenant.segments -= len(session.segments)
-        tenant.pages -= sum(segment.pages for segment in session.segments.values())
-        tenant.mappings -= session.mappings
+        tenant.holdings.sessions -= 1
+        tenant.holdings.segments -= len(session.segments)
+        tenant.holdings.pages -= session.segment_pages
+        tenant.holdings.mappings -= session.mappings
         session.close()
-        _log.info("session over", uid=session.lease.uid, client=session.client, pid=session.hello.pid, why=why)
+        _log.info("session over", uid=session.lease.uid, client=session.number, pid=session.hello.pid, why=why)
         domain.stale = True
-        if not domain.members:
+        if not domain.participants:
             self._domains.drop(domain)
-        if not self._by_client:
+        if not self._by_number:
             self.empty_since = time.monotonic()
 
     def _drop_unused(self, lease: Lease) -> None:
-        """A Hello whose answer was lost is said again; nobody has used the session that it opened."""
+        """A client whose Hello was answered in vain says it again; the session that it opened was never used."""
         for session in self:
-            if not session.used and session.lease.is_same(lease):
+            if not session.responsiveness.called and session.lease.is_same(lease):
                 self._remove(session, "said Hello again")
 
 
 def kept(said: _Message) -> _Message:
-    """A copy of a message, field by field, for keeping: what is not in the .proto would stay with it as long."""
+    """A copy of a message, field by field: unknown fields, which take memory too, are left out."""
     return type(said)(**{field.name: getattr(said, field.name) for field in said.DESCRIPTOR.fields})
 
 
 def _book_mappings(session: Session) -> None:
     """Books the mappings that a client says it has, as far as it can have them: one a page, and the kernel's limit."""
-    pages = sum(segment.pages for segment in session.segments.values())
-    counted = min(session.gauges.mappings, pages, most_mappings())
-    session.domain.tenant.mappings += counted - session.mappings
+    counted = min(session.gauges.mappings, session.segment_pages, most_mappings())
+    session.domain.tenant.holdings.mappings += counted - session.mappings
     session.mappings = counted
-
-
-def believable(told: Iterable[pb.Obstacle]) -> list[pb.Obstacle]:
-    """What a client says of its obstacles, less what it cannot know, and all texts."""
-    found: dict[int, pb.Obstacle] = {}
-    for each in itertools.islice(told, len(obstacle_table.OWN)):
-        if each.kind in obstacle_table.OWN - obstacle_table.UNSAID:
-            error = each.error if each.error < _MOST_ERRNO else 0
-            found[each.kind] = pb.Obstacle(kind=each.kind, pages=min(each.pages, _MOST_PAGES), error=error)
-    return list(found.values())
-
-
-def _check_proof(lease: Lease, said: pb.HelloRequest) -> None:
-    # The names of others' leases can be read in /dev/shm, and what they hold cannot.
-    if not hmac.compare_digest(os.pread(lease.fd, shm_names.PROOF_BYTES, 0), said.proof) or not any(said.proof):
-        raise WrongOwner(f"{said.lease} is somebody else's lease: the proof is not what it holds")
-
-
-def _check_hello(said: pb.HelloRequest) -> None:
-    if said.protocol != PROTOCOL:
-        raise ProtocolMismatch(
-            f"this server speaks protocol {PROTOCOL}, the client {said.protocol}: use the same version of pagefold"
-        )
-    if said.page_size != PAGE:
-        raise PageSizeMismatch(f"a page has {PAGE} bytes here, not {said.page_size}")
-    for what, text, most in (
-        ("program", said.program, MAX_PROGRAM),
-        ("version", said.version, MAX_VERSION),
-        ("label", said.label, MAX_LABEL),
-    ):
-        if len(text) > most:
-            raise LimitReached(f"the {what} has {len(text)} characters; {most} are the most")
-    if said.slot and not pool_slots.is_slot(said.slot):
-        raise LimitReached(f"{said.slot} is not the number of a slot: it is below 2**62")
-    if not shm_names.is_name(shm_names.LEASE, said.lease):
-        raise BadName(f"{said.lease[:80]!r} is not the name of a lease")
-    if said.doorbell != shm_names.doorbell_for(said.lease):
-        raise BadName(f"{said.doorbell[:80]!r} is not the doorbell of {said.lease}")

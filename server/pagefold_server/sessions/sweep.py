@@ -1,8 +1,8 @@
 """Stale names in /dev/shm: what processes left behind that died before they could tidy up.
 
-A name whose LOCK_EX can be taken is garbage, and is unlinked while that lock is held, so that whoever is just
-creating it finds out. A doorbell has no lock; it goes when its lease is gone, and not while it is young: its
-client may be between making the one and the other. Nothing is ever truncated or punched, only unlinked.
+A name whose LOCK_EX can be taken is garbage. It is unlinked while that lock is held, so that a process that is just
+creating it notices. A doorbell has no lock; it goes when its lease is gone, and not while it is young: its client may
+be between making the one and the other. Objects are only unlinked, never truncated or punched.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _log = structlog.get_logger("pagefold.sweep")
 
 
 def sweep() -> list[str]:
-    """Unlinks stale names of ours; of everybody, if we are root. Returns what was unlinked."""
+    """Unlinks stale names of this user's (root: of all users'), and returns them."""
     gone = [name for name in _steps() if name]
     _tell(gone)
     return gone
 
 
 async def sweep_gently() -> None:
-    """The same, while calls are answered: every user may have as many names there as he likes."""
+    """The same, while calls are answered: a user may have any number of names there."""
     gone, began = [], time.monotonic()
     for name in _steps():
         if name:
@@ -49,7 +49,7 @@ async def sweep_gently() -> None:
 
 
 def _steps() -> Iterator[str]:
-    """Looks at a name at a time. What was unlinked, or an empty text. Doorbells last: each goes after its lease."""
+    """Looks at one name a step: what was unlinked, or an empty text. Doorbells come last: each goes after its lease."""
     for doorbells in (False, True):
         with os.scandir(SHM) as entries:
             for entry in entries:

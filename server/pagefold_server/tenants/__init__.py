@@ -1,1 +1,1 @@
-"""Tenants: what each user has of the server, and may have."""
+"""Tenants: what each user holds of the server, and may hold."""

@@ -1,11 +1,11 @@
-"""Shares of the processor, kept and measured: when to go on after some work, and how much it was lately."""
+"""Ceilings on processor time: when to go on after some work, and how much it was over the last seconds."""
 
 from __future__ import annotations
 
 from collections import deque
 from typing import Final
 
-_WINDOW: Final = 5.0  # seconds over which CPU use is averaged
+_AVERAGING_SECONDS: Final = 5.0
 
 
 class Throttle:
@@ -15,7 +15,7 @@ class Throttle:
         self.free_at = 0.0
 
     def spent(self, cpu: float, percent: float, now: float, least: float) -> None:
-        """Books work.
+        """Charges work.
 
         Args:
             cpu: seconds of processor time.
@@ -34,16 +34,16 @@ class CpuMeter:
         self._spent: deque[tuple[float, float]] = deque()
 
     def add(self, cpu: float, now: float) -> None:
-        """Books processor time that has just been spent."""
+        """Charges processor time that has just been spent."""
         self._forget(now)
         self._spent.append((now, cpu))
 
     def percent(self, now: float) -> float:
         """The share of one core."""
         self._forget(now)
-        elapsed = min(max(now - self._start, 0.1), _WINDOW)
+        elapsed = min(max(now - self._start, 0.1), _AVERAGING_SECONDS)
         return 100 * sum(cpu for _, cpu in self._spent) / elapsed
 
     def _forget(self, now: float) -> None:
-        while self._spent and self._spent[0][0] < now - _WINDOW:
+        while self._spent and self._spent[0][0] < now - _AVERAGING_SECONDS:
             self._spent.popleft()

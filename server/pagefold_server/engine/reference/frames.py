@@ -1,10 +1,10 @@
-"""The frames of a domain: who uses them, and the stable tree by which they are found.
+"""The frames of a domain: their users, and the stable tree by which they are found.
 
 A frame has references (pages that map it, or are copies of it) and reservations (proposals that name it). It
 is made with its bytes already in the store, enters the stable tree at once, and leaves tree and store with
-the last of both (I1, I3). Frames of a pool that was taken over have a reservation more, for all who may map
-them and have not said so yet, until the past is over. Equal digests are a list: contents beyond
-`max_page_sharing` have several frames, and, in theory, digests collide.
+the last of both (I1, I3). Frames of a pool that was taken over have a reservation more, until all clients that
+may map them have reported it, or are gone. Equal digests are a list: contents beyond `max_page_sharing` have
+several frames, and, in theory, digests collide.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Final
 
 from sortedcontainers import SortedDict
 
-from pagefold_server.engine.interface import FrameFault, FrameStore, Miscount
+from pagefold_server.engine.interface import FrameFault, Miscount
+from pagefold_server.engine.reference.store import FrameStore
 
 # tracemalloc over 200 k entries: digest, list of one frame, slots in the dict and in the sorted list.
 _ENTRY_BYTES: Final = 220
@@ -36,16 +37,16 @@ class Frames:
         self._digests = array("Q")
         self._references = array("I")
         self._reservations = array("I")
-        self._past: list[int] = []
+        self._unclaimed: list[int] = []  # recovered, and reserved
         self.shared = 0
         self.duplicates = 0
 
     def create(self, digest: int, content: bytes, near: int) -> int:
-        """Makes a frame that nobody uses yet: reserve it before anything else happens.
+        """Makes a frame without users: reserve it before anything else happens.
 
         Args:
             digest: of the content.
-            content: a page that nobody can change any more.
+            content: a copy that no program can change.
             near: the number that would be best.
 
         Raises:
@@ -71,26 +72,26 @@ class Frames:
         self.duplicates += bool(twins)
         twins.append(frame)
 
-    def inherit(self, digest: Callable[[bytes], int]) -> int:
+    def recover(self, digest: Callable[[bytes], int]) -> int:
         """Takes over what the store holds from before. How many frames."""
-        for frame, content in self._store.inherit():
+        for frame, content in self._store.recover():
             self._enter(frame, digest(content))
             self.reserve(frame)
-            self._past.append(frame)
-        return len(self._past)
+            self._unclaimed.append(frame)
+        return len(self._unclaimed)
 
-    def take_past(self) -> list[int]:
-        """Takes out the frames that are reserved for the past: cancel each."""
-        past, self._past = self._past, []
-        return past
+    def take_unclaimed(self) -> list[int]:
+        """Takes out the recovered frames, which have a reservation for it still: cancel each."""
+        unclaimed, self._unclaimed = self._unclaimed, []
+        return unclaimed
 
     def resume(self, frame: int) -> None:
-        """A page maps the frame since before these books began."""
+        """A page maps the frame since before it was recovered."""
         self.reserve(frame)
         self.commit(frame)
 
     def is_used(self, frame: int) -> bool:
-        """Whether a page may map it: somebody has it, and its bytes stay."""
+        """Whether a page may map it: it has users, so its bytes stay."""
         return 0 <= frame < len(self._digests) and self.users(frame) > 0
 
     def read(self, frame: int) -> bytes:
@@ -148,7 +149,7 @@ class Frames:
 
     def audit(self, frame: int, digest: Callable[[bytes], int]) -> Iterator[FrameFault]:
         """What is wrong with a frame."""
-        used, free, page = self._store.look(frame)
+        used, free, page = self._store.inspect(frame)
         if free and page is not None:
             yield FrameFault.LEFT
         if not used:
@@ -164,7 +165,7 @@ class Frames:
     def recount(self, references: dict[int, int], reservations: dict[int, int]) -> list[Miscount]:
         """Where the users of frames are other than was counted."""
         known, found = len(self._digests), []
-        reservations = self._with_past(reservations)
+        reservations = self._with_unclaimed(reservations)
         for frame in sorted({*range(known), *references, *reservations}):
             booked = (self._references[frame], self._reservations[frame]) if frame < known else (0, 0)
             counted = (references.get(frame, 0), reservations.get(frame, 0))
@@ -174,7 +175,7 @@ class Frames:
 
     def check(self, references: dict[int, int], reservations: dict[int, int]) -> None:
         """Compares the books with what the page tables say, by frame."""
-        reservations = self._with_past(reservations)
+        reservations = self._with_unclaimed(reservations)
         in_tree = sorted(frame for twins in self.stable.values() for frame in twins)
         assert in_tree == sorted(references.keys() | reservations.keys()), "frames of the tree are not those in use"
         for frame in range(len(self._digests)):
@@ -185,8 +186,8 @@ class Frames:
         assert self.duplicates == len(in_tree) - len(self.stable), "duplicates miscounted"
         assert all(self.stable.values()), "an empty list in the stable tree"
 
-    def _with_past(self, reservations: dict[int, int]) -> dict[int, int]:
-        with_past = dict(reservations)
-        for frame in self._past:
-            with_past[frame] = with_past.get(frame, 0) + 1
-        return with_past
+    def _with_unclaimed(self, reservations: dict[int, int]) -> dict[int, int]:
+        together = dict(reservations)
+        for frame in self._unclaimed:
+            together[frame] = together.get(frame, 0) + 1
+        return together

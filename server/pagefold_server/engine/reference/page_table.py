@@ -102,7 +102,7 @@ class PageTable:
         self.states[page] = state
 
     def set_states(self, first: int, count: int, state: int) -> None:
-        """Changes the state of a run, whatever it was."""
+        """Sets the state of a run; the pages may have been in different ones."""
         before = self.states[first : first + count]
         for old in set(before):
             self.counts[old] -= before.count(old)

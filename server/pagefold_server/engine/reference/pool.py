@@ -21,12 +21,13 @@ import os
 from collections.abc import Iterator
 from typing import Final
 
+from pagefold_core import punch_hole
 from pagefold_proto.limits import PAGE
 from sortedcontainers import SortedDict, SortedSet
+from typing_extensions import override
 
-from pagefold_server.engine.interface import FrameLook
 from pagefold_server.engine.pool_file import MOST_FRAMES, Orphan, PoolFile, is_plausible
-from pagefold_server.engine.reference.fallocate import punch_hole
+from pagefold_server.engine.reference.store import FrameStore, StoredFrame
 
 # What a frame number is doing. A byte each.
 _FREE: Final = 0
@@ -39,11 +40,11 @@ _RUN: Final = 64  # a gap of fewer frames is used only when nothing else is left
 _BATCH: Final = 256  # released frames that wait to be punched together
 
 
-class Pool(PoolFile):
+class Pool(PoolFile, FrameStore):
     """Implements `FrameStore` on a POSIX shared-memory object that this process creates and holds.
 
     Args:
-        uid: of the domain, whose processes must be able to open the pool. A server that is root gives it to them.
+        uid: of the domain; its processes must be able to open the pool. A server of root's makes them its owner.
         limit: most frames, used or not.
         tag, orphan: see `PoolFile`.
 
@@ -59,6 +60,7 @@ class Pool(PoolFile):
         self._long = SortedSet()  # ends of the gaps of at least _RUN
         self._released: list[int] = []
 
+    @override
     def allocate(self, near: int) -> int:
         """Takes a free frame number, `near` itself if that is free; otherwise one with room for a run behind it.
 
@@ -70,6 +72,7 @@ class Pool(PoolFile):
         self._use[frame] = _ALLOCATED
         return frame
 
+    @override
     def write(self, frame: int, page: bytes | memoryview) -> None:
         """Fills a frame that was allocated and never written.
 
@@ -82,7 +85,8 @@ class Pool(PoolFile):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.name)
         self._use[frame] = _WRITTEN
 
-    def inherit(self) -> Iterator[tuple[int, bytes]]:
+    @override
+    def recover(self) -> Iterator[tuple[int, bytes]]:
         """Takes over what the object holds from before: pages that are no holes are frames in use. Numbers and bytes.
 
         Raises:
@@ -105,18 +109,20 @@ class Pool(PoolFile):
             yield frame, os.pread(self.fd, PAGE, frame * PAGE)
             frame += 1
 
+    @override
     def read(self, frame: int) -> bytes:
         """The bytes of a frame that was written."""
         if self._use[frame] != _WRITTEN:
             raise ValueError(f"frame {frame} has not been written")
         return os.pread(self.fd, PAGE, frame * PAGE)
 
-    def look(self, frame: int) -> FrameLook:
-        """See `FrameStore`."""
+    @override
+    def inspect(self, frame: int) -> StoredFrame:
         use = self._use[frame] if frame < len(self._use) else _FREE
         page = os.pread(self.fd, PAGE, frame * PAGE) if self._has_data(frame, frame + 1) else None
-        return FrameLook(use in (_ALLOCATED, _WRITTEN), use == _FREE, page)
+        return StoredFrame(use in (_ALLOCATED, _WRITTEN), use == _FREE, page)
 
+    @override
     def release(self, frame: int) -> None:
         """Gives a frame up; `flush` gives its memory back. A batch that is full is flushed here.
 
@@ -130,6 +136,7 @@ class Pool(PoolFile):
             with contextlib.suppress(OSError):
                 self.flush()
 
+    @override
     def flush(self) -> None:
         """Punches the frames released so far, neighbours with one call.
 

@@ -1,6 +1,6 @@
 """The unstable tree: pages that were settled when they were read, and like no other, by the digest that they had then.
 
-Nothing keeps their programs from writing to them, so what the tree finds is a hint. Pages of clients that report their
+Their programs may write to them at any time, so what the tree finds is a hint. Pages of clients that report their
 writes ("tracked") stay in it until they are reported; of all others it forgets, at the end of a pass, what it knows.
 
 Kept true: an entry is a page of a table that is there, in state OWNED, flagged LISTED, under the digest in its table.
@@ -76,7 +76,7 @@ class Unstable:
                 self.read_again(table, 0, table.pages)
 
     def forget_untracked(self) -> None:
-        """A pass is over: what nobody reports the writes of is not to be relied on any longer."""
+        """A pass is over: pages whose writes are not reported may have changed, and leave the tree."""
         for table in self._tables.values():
             if not table.tracked:
                 self.remove(table, 0, table.pages)
