@@ -165,7 +165,8 @@ class Sessions:
             raise self._excluded(session, ProtocolViolation(f"segment {number} is {known.name}, not {name[:80]!r}"))
         if len(session.segments) >= settings.max_segments:
             raise LimitReached(
-                f"the session has {settings.max_segments} segments, its limit: free buffers, or raise max_segments"
+                f"the session has {len(session.segments)} segments, and its limit is {settings.max_segments}: "
+                "free buffers, or raise max_segments"
             )
         together = session.segment_pages + pages
         if pages <= settings.max_segment_pages < together:  # a segment that is too large alone is another error
@@ -309,7 +310,7 @@ class Sessions:
     def _find(self, token: bytes, excluded_too: bool = False) -> Session:
         session = self._by_token.get(token)
         if session is None:
-            raise UnknownSession("the server has no session with this token (it was restarted, say): say Hello")
+            raise UnknownSession("the server has no session with this token, as after a restart: say Hello")
         session.responsiveness.call(time.monotonic())
         if session.state is State.EXCLUDED and not excluded_too:
             raise ProtocolViolation("this session was excluded for an earlier report; its memory stays as it is")
@@ -320,7 +321,8 @@ class Sessions:
     def _check_room(self, tenant: Tenant, label: str) -> None:
         most = self._configuration.now.max_sessions
         if len(self._by_number) >= most:
-            raise LimitReached(f"the server has {most} sessions, its limit: close some, or raise max_sessions")
+            sessions = len(self._by_number)
+            raise LimitReached(f"the server has {sessions} sessions, and its limit is {most}: raise max_sessions")
         self._quotas.check_session(tenant)
         if self._domains.find(tenant.uid, label) is None:
             self._quotas.check_domain(tenant, len(self._domains.of(tenant)))

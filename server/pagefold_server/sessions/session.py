@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
 
 from pagefold_proto import shm_names
 from pagefold_proto.limits import PAGE
@@ -33,11 +34,22 @@ from pagefold_server.settings import Configuration
 
 
 class State(StrEnum):
-    """See the head of this file."""
+    """What a session is; see the head of this file for the ways from one state to the next."""
 
     ACTIVE = "active"
     EXCLUDED = "excluded"
     DEPARTED = "departed"
+
+    def leads_to(self, other: State) -> bool:
+        """Whether a session in this state may go on to that one."""
+        return other in _NEXT[self]
+
+
+_NEXT: Final = {
+    State.ACTIVE: (State.EXCLUDED, State.DEPARTED),
+    State.EXCLUDED: (State.DEPARTED,),
+    State.DEPARTED: (),
+}
 
 
 @dataclass(slots=True)
@@ -197,6 +209,7 @@ class Session(Participant):
 
     def depart(self, state: State) -> None:
         """It takes no further part, and nothing waits for it."""
+        assert self.state.leads_to(state), f"a session that is {self.state} cannot be {state}"
         self.state = state
         self.settle.number = 0
         self.responsiveness.waiting = None
