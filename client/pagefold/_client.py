@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NoReturn, SupportsIndex
 
 import pagefold_core
-from pagefold_core import Answer, Arena, Lifeline, NotBacked, Pin, Space
+from pagefold_core import Answer, Lifeline, NotBacked, Pin
 from pagefold_proto import obstacle_table
 from pagefold_proto.limits import PAGE
 from pagefold_proto.v1 import memory_pb2 as pb
@@ -32,7 +32,6 @@ from pagefold._memory.buffer import HOW_TO_ALLOCATE, Buffer, span_of
 from pagefold._process import fork, threads
 from pagefold._process.log import log as _log
 from pagefold._reports import SettleReport, Stats
-from pagefold._session.conversation import Conversation
 from pagefold._session.session import GOODBYE_SECONDS, Session
 from pagefold._session.transport import MORE_THREADS
 
@@ -50,18 +49,14 @@ Again = Callable[["weakref.ref[Client]", Answer], object]
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
-    """What an open client consists of. A closed one lets go of it all, so that memory goes with its last buffer.
+class Connection:
+    """What an open client holds. A closed one lets go of it, so that memory goes with its last buffer.
 
     The session ends when its `lifeline` is let go of, which nobody else holds.
     """
 
-    lifeline: Lifeline
-    space: Space
-    arena: Arena
-    conversation: Conversation
     session: Session
-    tracker: str
+    lifeline: Lifeline
 
 
 class Client:
@@ -79,8 +74,8 @@ class Client:
         True
     """
 
-    def __init__(self, parts: Parts, again: Again | None = None) -> None:
-        self._parts: Parts | None = parts
+    def __init__(self, connection: Connection, again: Again | None = None) -> None:
+        self._connection: Connection | None = connection
         self._again = again
 
     def allocate(self, size: SupportsIndex) -> Buffer:
@@ -169,24 +164,24 @@ class Client:
             TypeError: it is of another type.
         """
         seconds = _timeout(timeout)
-        parts = self._open()
-        if parts.space.tier == "off":
-            parts.session.kick()  # the server is told how much memory it is
-            return SettleReport(settled=False, reason=obstacle_table.text(parts.session.obstacles()), seconds=0.0)
-        parts.arena.sweep()
-        return parts.session.settle(seconds)
+        session = self._open()
+        if session.space.tier == "off":
+            session.kick()  # the server is told how much memory it is
+            return SettleReport(settled=False, reason=obstacle_table.text(session.obstacles()), seconds=0.0)
+        session.arena.sweep()
+        return session.settle(seconds)
 
     def stats(self) -> Stats:
         """This client's memory as it is now, by the kernel's word and the server's last answer."""
-        parts = self._open()
-        parts.arena.sweep()
+        session = self._open()
+        session.arena.sweep()
         with contextlib.suppress(OSError):  # the program closed the descriptor for it: what was copied since is missing
-            parts.space.harvest(tracked=False)
-        counts, windows = parts.space.counts(), parts.space.windows()
-        totals, session = parts.conversation.totals, parts.session
+            session.space.harvest(tracked=False)
+        counts, windows = session.space.counts(), session.space.windows()
+        totals = session.conversation.totals
         mappings = totals.pages_shared + totals.pages_sharing
         spared = counts.merged * totals.pages_sharing // mappings if mappings else 0
-        in_use = max(parts.arena.pages_in_use + counts.inherited, counts.merged + counts.zero + counts.copied)
+        in_use = max(session.arena.pages_in_use + counts.inherited, counts.merged + counts.zero + counts.copied)
         return Stats(
             allocated_bytes=in_use * PAGE,
             owned_bytes=(in_use - counts.merged - counts.zero - counts.copied) * PAGE,
@@ -196,16 +191,16 @@ class Client:
             saved_bytes=(counts.zero + spared) * PAGE,
             mappings=counts.mappings,
             mapping_budget=counts.budget,
-            tier=parts.space.tier,
-            tracker=parts.tracker,
+            tier=session.space.tier,
+            tracker=session.tracker,
             connected=not (session.lost or session.trouble),
             trouble=obstacle_table.text(session.obstacles()),
             windows=windows.windows,
             window_p99_micros=windows.p99_micros,
             window_max_micros=windows.max_micros,
             window_max_running_micros=windows.max_running_micros,
-            backing=parts.arena.backing,
-            memfd_bytes=parts.arena.memfd_pages * PAGE,
+            backing=session.arena.backing,
+            memfd_bytes=session.arena.memfd_pages * PAGE,
         )
 
     def pinned(self, obj: Any) -> Pin:
@@ -221,9 +216,9 @@ class Client:
         Raises:
             ValueError: it is not in memory of this client.
         """
-        parts = self._open()
+        session = self._open()
         # A buffer that somebody looks at cannot be closed.
-        return parts.arena.pin(_place(parts, obj), memoryview(obj) if isinstance(obj, Buffer) else obj)
+        return session.arena.pin(_place(session, obj), memoryview(obj) if isinstance(obj, Buffer) else obj)
 
     def advise(self, obj: Any, *, mergeable: bool) -> None:
         """Says whether memory is worth merging, as madvise(MADV_MERGEABLE and MADV_UNMERGEABLE) does for KSM.
@@ -239,19 +234,19 @@ class Client:
             OutOfSharedMemory: there is no room to take merged pages back; they will not be merged again.
             ValueError: it is not in memory of this client.
         """
-        parts = self._open()
-        place = _place(parts, obj)
+        session = self._open()
+        place = _place(session, obj)
         if place is None:
             return
         if mergeable:
-            parts.space.exclude(*place, False)
+            session.space.exclude(*place, False)
             return
         try:
-            parts.arena.take_back(*place)
+            session.arena.take_back(*place)
         except NotBacked as error:
             raise not_taken_back(error) from None
         finally:
-            parts.session.kick()
+            session.kick()
 
     def reattach(self) -> None:
         """In a forked child: connects, so that what is allocated from here on is merged. Elsewhere it does nothing.
@@ -270,8 +265,8 @@ class Client:
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        parts = self._parts
-        return parts is None or parts.session.is_ending
+        session = self._session
+        return session is None or session.is_ending
 
     def close(self) -> None:
         """Ends the session with the server. Buffers and arrays go on as ordinary memory. Closing twice is fine.
@@ -280,14 +275,14 @@ class Client:
         logger "pagefold" says how much that is. A client that goes out of scope unclosed goes on merging as long as
         its buffers and arrays live. In a forked child it does nothing: the client is the parent's.
         """
-        parts = self._parts
-        if parts is None or parts.space.forked:
+        session = self._session
+        if session is None or session.space.forked:
             return
         with contextlib.suppress(RuntimeError):  # it was closed already: what died may count as alive
-            parts.arena.sweep()
-        left = 0 if parts.session.is_ending else parts.conversation.unmerged_pages()
-        parts.session.close()
-        self._parts = None
+            session.arena.sweep()
+        left = 0 if session.is_ending else session.conversation.report.unmerged_pages()
+        session.close()
+        self._connection = None
         if left:
             _log.warning(
                 "%s", obstacle_table.sentence(obstacle_table.Obstacle(kind=pb.OBSTACLE_KIND_CLOSED, pages=left))
@@ -303,10 +298,10 @@ class Client:
 
     def __del__(self) -> None:
         # The lifeline goes now, and the session with it; here is only said that this is no way to do it.
-        parts = getattr(self, "_parts", None)
-        if parts is None or parts.session.is_ending or parts.space.forked or sys.is_finalizing():
+        session = self._session if hasattr(self, "_connection") else None
+        if session is None or session.is_ending or session.space.forked or sys.is_finalizing():
             return
-        if not parts.arena.pages_in_use:  # buffers and arrays keep their session alive
+        if not session.arena.pages_in_use:  # buffers and arrays keep their session alive
             warnings.warn("a pagefold client was not closed", ResourceWarning, source=self, stacklevel=2)
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
@@ -317,18 +312,24 @@ class Client:
         )
 
     def __repr__(self) -> str:
-        parts = self._parts
-        if parts is None:
+        session = self._session
+        if session is None:
             return "<pagefold.Client, closed>"
-        return f"<pagefold.Client, tier {parts.space.tier}{', of the parent process' if parts.space.forked else ''}>"
+        whose = ", of the parent process" if session.space.forked else ""
+        return f"<pagefold.Client, barrier {session.space.tier}{whose}>"
 
-    def _open(self) -> Parts:
-        parts = self._parts
-        if parts is None or parts.session.is_ending:
+    @property
+    def _session(self) -> Session | None:
+        connection = self._connection
+        return None if connection is None else connection.session
+
+    def _open(self) -> Session:
+        session = self._session
+        if session is None or session.is_ending:
             raise ClientClosed("the client is closed: connect again")
-        return self._attach() if parts.space.forked else parts
+        return self._attach() if session.space.forked else session
 
-    def _attach(self) -> Parts:
+    def _attach(self) -> Session:
         fork.tell_troubles()
         if self._again is None:
             raise ForkedClient(
@@ -344,17 +345,17 @@ class Client:
 
     def abandon(self) -> None:
         """Nobody will ever have this client."""
-        self._parts = None
+        self._connection = None
 
     @property
-    def inherited(self) -> Parts | None:
-        """What it consists of, if it is a parent's."""
-        parts = self._parts
-        return parts if parts is not None and parts.space.forked else None
+    def parents(self) -> Session | None:
+        """Its session, if that is a parent's."""
+        session = self._session
+        return session if session is not None and session.space.forked else None
 
-    def attached(self, parts: Parts) -> None:
+    def attached(self, connection: Connection) -> None:
         """It has connected in a child."""
-        self._parts = parts
+        self._connection = connection
 
     def _allocator(self) -> arrays.Allocate:
         return functools.partial(_allocate, self._open())
@@ -376,15 +377,15 @@ def begin(session: Callable[[Answer], object]) -> Any:
         raise OutOfThreads(f"the session's thread cannot be started. {MORE_THREADS}") from error
 
 
-def _allocate(parts: Parts, nbytes: int) -> Buffer:
+def _allocate(session: Session, nbytes: int) -> Buffer:
     greenlets = threads.are_greenlets()
     try:
         if not greenlets:
-            return Buffer(parts.arena, nbytes)
-        buffer = Buffer(parts.arena, nbytes, waits=False)
+            return Buffer(session.arena, nbytes)
+        buffer = Buffer(session.arena, nbytes, waits=False)
     except NotBacked as error:
         raise not_allocated(nbytes, error) from None
-    threads.wait_among_greenlets(lambda _: parts.arena.is_announced or None, ANNOUNCE_SECONDS)
+    threads.wait_among_greenlets(lambda _: session.arena.is_announced or None, ANNOUNCE_SECONDS)
     return buffer
 
 
@@ -408,11 +409,11 @@ def _timeout(seconds: float | None) -> float:
     return float(max(0, min(seconds, most)))
 
 
-def _place(parts: Parts, obj: Any) -> tuple[int, int, int] | None:
+def _place(session: Session, obj: Any) -> tuple[int, int, int] | None:
     address, nbytes = span_of(obj)
     if nbytes == 0:
         return None
-    place = parts.arena.locate(address, nbytes)
+    place = session.arena.locate(address, nbytes)
     if place is None and pagefold_core.is_inherited(address, nbytes):
         return None  # a snapshot that nothing was merged of: it never is
     if place is None:

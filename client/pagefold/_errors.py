@@ -44,7 +44,8 @@ class ServerRefused(PagefoldError):
     """The server answered with a refusal.
 
     Attributes:
-        reason: its stable name, say "REASON_LIMIT"; see `Reason` in memory.proto.
+        reason: its stable name: "limit" for REASON_LIMIT of `Reason` in memory.proto; where the server gave none, the
+            name of gRPC's status, say "unimplemented".
     """
 
     def __init__(self, reason: str, text: str) -> None:

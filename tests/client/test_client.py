@@ -14,6 +14,7 @@ import pagefold
 import pytest
 from pagefold import _errors
 from pagefold._options import barriers
+from pagefold._options.options import choice
 from pagefold._reports import SettleReport
 from pagefold._session import transport
 from pagefold_proto import obstacle_table
@@ -60,7 +61,8 @@ def test_the_servers_half_of_the_table_is_understood() -> None:
         name = pb.Reason.Name(reason)
         error = transport.translate(status, name, "why", "unix:/x")
         assert type(error) is transport.ERRORS[reason]
-        assert getattr(error, "reason", name) == name
+        word = transport.reason_word(reason)
+        assert getattr(error, "reason", word) == word == name.removeprefix("REASON_").lower()
     assert errors.REASON_KEY == transport.REASON_KEY
 
 
@@ -92,8 +94,8 @@ def test_the_tree_at_the_top_of_the_file_is_the_tree() -> None:
 
 
 def test_errors_travel_between_processes() -> None:
-    error = pickle.loads(pickle.dumps(_errors.LimitReached("REASON_LIMIT", "too many")))
-    assert (type(error), error.reason, str(error)) == (_errors.LimitReached, "REASON_LIMIT", "too many")
+    error = pickle.loads(pickle.dumps(_errors.LimitReached("limit", "too many")))
+    assert (type(error), error.reason, str(error)) == (_errors.LimitReached, "limit", "too many")
     assert str(pickle.loads(pickle.dumps(_errors.OutOfSharedMemory("full")))) == "full"
 
 
@@ -151,4 +153,4 @@ def test_the_tier_is_what_was_asked_for_or_an_error() -> None:
         with pytest.raises(pagefold.BarrierUnavailable, match=r"EPERM|5\.19"):
             choose(barrier, features)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="'uffd', 'user' or 'off'"):
-        barriers.checked("yes")
+        choice("barrier", "yes", {}, barriers.BARRIERS)

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 from pagefold._errors import IncompatibleServer, LimitReached, ServerRefused, ServerUnavailable, SessionLost
-from pagefold._session import conversation as conversation_module
+from pagefold._session import instructions as instructions_module
 from pagefold._session import pools, transport
 from pagefold._session.conversation import Conversation
+from pagefold._session.outbox import LEAST_EVENTS
+from pagefold._session.segments import DROP_TRIES
 from pagefold._session.transport import LocalTransport
 from pagefold_proto import shm_names
 from pagefold_proto.v1 import memory_pb2 as pb
@@ -84,8 +86,7 @@ def test_a_lost_answer_is_asked_for_again_with_the_same_request(bed: Bed) -> Non
 
 
 def test_messages_stay_below_the_servers_limit(bed: Bed) -> None:
-    bed.conversation.hello(pb.HelloRequest())
-    bed.conversation._max_events = 100
+    bed.conversation._outbox._most = 100
     for page in range(250):
         bed.space.event(MERGED, 1, page, 1)
     while bed.conversation.turn():
@@ -115,23 +116,23 @@ def test_segments_are_announced_before_their_events(bed: Bed) -> None:
 def test_a_segment_that_the_server_does_not_take_is_never_mentioned_again(bed: Bed) -> None:
     segment = bed.segment()
     bed.arena.add(segment)
-    bed.server.failures.append(("AddSegment", LimitReached("REASON_LIMIT", "no more")))
+    bed.server.failures.append(("AddSegment", LimitReached("limit", "no more")))
     bed.space.event(EXCLUDED, 1, 0, 1)
     bed.space.event(EXCLUDED, 2, 5, 6)
     bed.conversation.turn()
     assert bed.server.booked == [(EXCLUDED, 2, 5, 6, 0, 0, 0)]
-    assert bed.conversation.refused == {1: "no more"}
+    assert bed.conversation.segments.refused == {1: "no more"}
     bed.arena.drop(segment)
     bed.conversation.turn()
     assert bed.server.of("DropSegment") == []
-    assert bed.conversation.refused == {}
+    assert bed.conversation.segments.refused == {}
 
 
 def test_a_segment_is_dropped_after_its_last_event_and_its_name_after_that(bed: Bed) -> None:
     segment = bed.segment()
     bed.arena.add(segment)
     bed.conversation.turn()
-    bed.conversation._max_events = 10
+    bed.conversation._outbox._most = 10
     for page in range(25):
         bed.space.event(RELEASED, 1, page, 1)
     bed.arena.drop(segment)
@@ -153,17 +154,17 @@ def _names_exist(segment: FakeSegment) -> bool:
 
 
 def test_a_segment_that_is_still_in_use_there_is_dropped_later(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pagefold._session.conversation.DROP_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr("pagefold._session.segments.DROP_AGAIN_SECONDS", 0.0)
     segment = bed.segment()
     bed.arena.add(segment)
     bed.conversation.turn()
     bed.arena.drop(segment)
-    bed.server.failures.append(("DropSegment", ServerRefused("REASON_SEGMENT_IN_USE", "proposals")))
+    bed.server.failures.append(("DropSegment", ServerRefused("segment_in_use", "proposals")))
     bed.conversation.turn()
-    assert bed.conversation.is_dropping
+    assert bed.conversation.segments.are_dropping
     assert bed.conversation.has_work()
     bed.conversation.turn()
-    assert not bed.conversation.is_dropping
+    assert not bed.conversation.segments.are_dropping
     assert [name for name, _ in bed.server.requests][-3:] == ["DropSegment", "Exchange", "DropSegment"]
 
 
@@ -263,7 +264,7 @@ def test_a_server_that_names_pool_after_pool_gets_a_few_descriptors(bed: Bed, ca
         bed.server.replies.append(pb.ExchangeReply(pools=[pb.PoolInfo(pool=turn + 1, name=name) for name in names]))
         bed.conversation.turn()
     assert len(set(os.listdir("/proc/self/fd")) - before) <= pools.MOST_POOLS + 1
-    assert len(bed.conversation._unopened) <= pools.MOST_POOLS
+    assert len(bed.conversation._pools._unopened) <= pools.MOST_POOLS
     loud = [record for record in caplog.records if record.levelname == "ERROR"]
     assert len(loud) <= pools.MOST_POOLS
     bed.conversation.close()
@@ -302,7 +303,7 @@ def test_nobody_is_waited_for_when_a_pool_is_opened(bed: Bed, what: str) -> None
             made.fd.close()
 
 
-MOST = conversation_module.MOST_INSTRUCTED
+MOST = instructions_module.MOST_INSTRUCTED
 
 
 @pytest.mark.parametrize(
@@ -327,8 +328,8 @@ def test_a_server_sends_no_more_than_a_client_takes() -> None:
     from pagefold_server.settings import Settings
 
     bounds = {key: field.metadata for key, field in Settings.model_fields.items()}
-    assert [m.le for m in bounds["max_batch_pages"] if hasattr(m, "le")] == [conversation_module.MOST_INSTRUCTED]
-    assert next(m.le for m in bounds["max_outstanding"] if hasattr(m, "le")) * 2 <= conversation_module.MOST_OWED
+    assert [m.le for m in bounds["max_batch_pages"] if hasattr(m, "le")] == [instructions_module.MOST_INSTRUCTED]
+    assert next(m.le for m in bounds["max_outstanding"] if hasattr(m, "le")) * 2 <= instructions_module.MOST_OWED
     columns = {name: [2**32 - 1] * MOST for name in ("segment", "first", "count")}
     merges = pb.MergeBatch(**columns, pool=columns["first"], frame=columns["first"])
     whole = pb.ExchangeReply(merges=merges, adopts=pb.AdoptBatch(**columns), look=2**64 - 1)
@@ -337,7 +338,7 @@ def test_a_server_sends_no_more_than_a_client_takes() -> None:
 
 def test_answers_that_a_server_does_not_take_do_not_pile_up(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
     """It said that its messages hold one event, and proposed a thousand pages with each."""
-    monkeypatch.setattr(conversation_module, "MOST_OWED", 50_000)
+    monkeypatch.setattr(instructions_module, "MOST_OWED", 50_000)
     greet = bed.server.__class__.__call__
 
     def small(method: str, request: Any) -> Any:
@@ -348,7 +349,7 @@ def test_answers_that_a_server_does_not_take_do_not_pile_up(bed: Bed, monkeypatc
 
     conversation = Conversation(bed.space, bed.arena, LocalTransport(small))
     conversation.hello(pb.HelloRequest())
-    rows = list(range(0, 2 * conversation_module.LEAST_EVENTS, 2))
+    rows = list(range(0, 2 * LEAST_EVENTS, 2))
     for _ in range(100):  # as many as it takes
         bed.server.replies.append(pb.ExchangeReply(merges=pb.MergeBatch(first=rows, count=[1] * len(rows))))
         conversation.turn()
@@ -387,7 +388,7 @@ def test_failures_and_refusals_are_not_logged_for_ever(
     bed.arena.add(segment)
     for _ in range(20):
         bed.server.replies.append(pb.ExchangeReply(merges=pb.MergeBatch(count=[1])))
-        bed.server.failures.append(("AddSegment", LimitReached("REASON_LIMIT", "no more")))
+        bed.server.failures.append(("AddSegment", LimitReached("limit", "no more")))
         bed.conversation.turn()
         bed.conversation.lose_session()
     assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) == 2
@@ -396,9 +397,9 @@ def test_failures_and_refusals_are_not_logged_for_ever(
 
 def test_a_segment_that_the_server_never_drops_takes_nothing_here(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each took a descriptor and a name, as long as the server said that it was in use."""
-    monkeypatch.setattr("pagefold._session.conversation.DROP_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr("pagefold._session.segments.DROP_AGAIN_SECONDS", 0.0)
     before = set(os.listdir("/proc/self/fd"))
-    bed.server.failures.extend([("DropSegment", ServerRefused("REASON_SEGMENT_IN_USE", "for ever"))] * 1000)
+    bed.server.failures.extend([("DropSegment", ServerRefused("segment_in_use", "for ever"))] * 1000)
     for number in range(1, 11):
         segment = bed.segment(number)
         bed.arena.add(segment)
@@ -407,9 +408,9 @@ def test_a_segment_that_the_server_never_drops_takes_nothing_here(bed: Bed, monk
         bed.conversation.turn()
         assert not _names_exist(segment)
     assert set(os.listdir("/proc/self/fd")) == before
-    while bed.conversation.is_dropping:
+    while bed.conversation.segments.are_dropping:
         bed.conversation.turn()
-    assert len(bed.server.of("DropSegment")) == 10 * (conversation_module.DROP_TRIES + 1)
+    assert len(bed.server.of("DropSegment")) == 10 * (DROP_TRIES + 1)
 
 
 def test_what_a_turn_is_worth(bed: Bed) -> None:
@@ -426,9 +427,9 @@ def test_what_a_turn_is_worth(bed: Bed) -> None:
         bed.space.journal.extend([(EXCLUDED, 1, 2 * n, 1, 0, 0, 0) for n in range(events)])
         waiter = bed.conversation.settles.begin(lambda: None) if settling else None
         bed.server.replies.append(reply)
-        bed.conversation.earned = 0.0
+        bed.conversation.earned.seconds = 0.0
         bed.conversation.turn()
-        worth.append(bed.conversation.earned)
+        worth.append(bed.conversation.earned.seconds)
         del waiter
     assert worth[0] == 0
     assert 0 < worth[1] < 0.1
@@ -441,7 +442,7 @@ def test_a_lost_session_forgets_what_nobody_will_be_told(bed: Bed) -> None:
     bed.arena.add(leftover)
     bed.arena.drop(segment)
     bed.space.event(MERGED, 1, 0, 1)
-    bed.server.failures.append(("*", SessionLost("REASON_UNKNOWN_SESSION", "who?")))
+    bed.server.failures.append(("*", SessionLost("unknown_session", "who?")))
     with pytest.raises(SessionLost):
         bed.conversation.turn()
     bed.conversation.forget_events()
@@ -456,13 +457,13 @@ def test_a_segment_that_was_made_and_dropped_without_a_server_is_not_announced(b
     bed.arena.add(first)
     bed.arena.add(second)
     bed.arena.drop(second)
-    bed.server.failures.append(("*", SessionLost("REASON_UNKNOWN_SESSION", "who?")))
+    bed.server.failures.append(("*", SessionLost("unknown_session", "who?")))
     with pytest.raises(SessionLost):
         bed.conversation.turn()
     bed.conversation.lose_session()
     bed.conversation.turn()
     assert {request.segment for request in bed.server.of("AddSegment")} == {1}
-    assert not bed.conversation.refused
+    assert not bed.conversation.segments.refused
     first.discard()
 
 
@@ -472,8 +473,8 @@ def test_a_child_leaves_frames_that_the_next_server_does_not_have_and_no_others(
     segment = bed.segment()
     bed.arena.add(segment)  # as an inherited one is
     old, new = shm_names.new_name("p"), shm_names.new_name("p")
-    bed.conversation._pool = old
-    bed.conversation._come_back(old if taken_over else new)
+    bed.conversation._returning.arrive(old)
+    bed.conversation._returning.come_back(old if taken_over else new)
     adopted = [call for call in bed.space.calls if call[0] == "adopt"]
     assert bool(adopted) is not taken_over
     segment.discard()

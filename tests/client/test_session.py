@@ -15,7 +15,7 @@ from pagefold._session import patience as patience_module
 from pagefold._session import session as session_module
 from pagefold._session.conversation import Conversation
 from pagefold._session.patience import Patience
-from pagefold._session.session import Session, Wiring
+from pagefold._session.session import Components, Session
 from pagefold._session.transport import LocalTransport
 from pagefold_core import PAGE_SIZE as PAGE
 from pagefold_core import Answer, Ending, Turn, after_fork_in_parent, before_fork, call
@@ -42,8 +42,8 @@ class Bed:
 
     def _begin(self, answer: Answer) -> None:
         ending = Ending(self.bell, self.transport.close)
-        wiring = (self.space, self.arena, self.conversation, self.transport, self.bell, self.release, ending)
-        session = Session(Wiring(*wiring))
+        components = self.space, self.arena, self.conversation, self.transport, self.bell, ending, self.release
+        session = Session(Components(*components, tracker="checksum"))
         answer.give(session)
         session.run()
 
@@ -181,7 +181,7 @@ def test_a_session_that_the_server_does_not_know_is_opened_again(bed: Bed) -> No
     assert bed.session.settle(5).settled
     bed.space.event(pb.EVENT_KIND_COPIED, 1, 0, 1)
     before = len(bed.server.requests)
-    bed.server.failures.append(("Exchange", SessionLost("REASON_UNKNOWN_SESSION", "who are you")))
+    bed.server.failures.append(("Exchange", SessionLost("unknown_session", "who are you")))
     assert bed.session.settle(5).settled
     said = [name for name, _ in bed.server.requests[before:]]
     assert said[:4] == ["Exchange", "Hello", "AddSegment", "Exchange"]
@@ -196,7 +196,7 @@ def test_a_session_that_the_server_does_not_know_is_opened_again(bed: Bed) -> No
 
 
 def test_a_lost_session_is_told_once_and_memory_goes_on(bed: Bed, caplog: pytest.LogCaptureFixture) -> None:
-    reason, text, level = "REASON_PROTOCOL_VIOLATION", "excluded this client", logging.ERROR
+    reason, text, level = "protocol_violation", "excluded this client", logging.ERROR
     caplog.set_level(logging.INFO, "pagefold")
     bed.start()
     assert bed.session.settle(5).settled
@@ -323,7 +323,7 @@ def endless(bed: Bed, kind: str) -> None:
         if method == "Exchange" and kind in answers:
             bed.server.replies.append(answers[kind]())
         if method == "Exchange" and kind == "stranger" and bed.calls % 2:
-            raise SessionLost("REASON_UNKNOWN_SESSION", "who are you")
+            raise SessionLost("unknown_session", "who are you")
 
     def decline(*columns: list[int]) -> int:
         for row in zip(*columns, strict=True):
@@ -342,7 +342,7 @@ def test_a_server_that_gives_nothing_gets_a_small_share_of_a_core(
     """It burned a core, as long as it liked."""
     monkeypatch.setattr(patience_module, "GRACE_SECONDS", 0.02)
     if kind == "ring after the end":
-        bed.server.failures.append(("Exchange", SessionLost("REASON_PROTOCOL_VIOLATION", "no")))
+        bed.server.failures.append(("Exchange", SessionLost("protocol_violation", "no")))
     elif kind != "ring":
         endless(bed, kind)
     if kind.startswith("ring"):

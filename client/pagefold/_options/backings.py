@@ -12,15 +12,3 @@ from typing import Final, Literal, get_args
 
 Backing = Literal["auto", "shm", "memfd"]
 BACKINGS: Final[tuple[Backing, ...]] = get_args(Backing)
-
-
-def checked(backing: str) -> Backing:
-    """The name of a backing.
-
-    Raises:
-        ValueError: it is none.
-    """
-    for known in BACKINGS:
-        if backing == known:
-            return known
-    raise ValueError(f"backing {backing!r}: it is 'auto', 'shm' or 'memfd'")

@@ -16,18 +16,6 @@ Barrier = Literal["uffd", "user", "off"]
 BARRIERS: Final[tuple[Barrier, ...]] = get_args(Barrier)
 
 
-def checked(barrier: str) -> Barrier:
-    """The name of a barrier.
-
-    Raises:
-        ValueError: it is none.
-    """
-    for known in BARRIERS:
-        if barrier == known:
-            return known
-    raise ValueError(f"barrier {barrier!r}: it is 'uffd', 'user' or 'off'")
-
-
 def why_not(barrier: Barrier, features: Features) -> str:
     """Why a barrier cannot be had here, and what to do; empty if it can."""
     if barrier == "off":

@@ -15,18 +15,6 @@ Tracker = Literal["pagemap", "checksum"]
 TRACKERS: Final[tuple[Tracker, ...]] = get_args(Tracker)
 
 
-def checked(tracker: str) -> Tracker:
-    """The name of a tracker.
-
-    Raises:
-        ValueError: it is none.
-    """
-    for known in TRACKERS:
-        if tracker == known:
-            return known
-    raise ValueError(f"tracker {tracker!r}: it is 'pagemap' or 'checksum'")
-
-
 def why_not(features: Features, tier: Barrier) -> str:
     """Why the tracker "pagemap" cannot be had here; empty if it can."""
     if closed := dumpable.why_not():

@@ -7,6 +7,7 @@ pays off. What a turn brought pays for it; beyond a grace, the thread rests unti
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 from pagefold._process import threads
@@ -17,6 +18,28 @@ GRACE_SECONDS: Final = 0.2
 """Processor time: some 500 turns. An honest server's fruitless turns come in smaller numbers."""
 MOST_SECONDS: Final = 2.0
 """The longest rest. A server waits longer than that for an answer."""
+
+EVENT_SECONDS: Final = 1e-6
+"""Processor time that it takes to find an event and say it, with some room."""
+
+
+class Earned:
+    """What turns brought the program.
+
+    Attributes:
+        seconds: of processor time that they may take for it; infinite: real work was done.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def events(self, count: int) -> None:
+        """The server learned of that many events."""
+        self.seconds += EVENT_SECONDS * count
+
+    def work(self) -> None:
+        """Something was merged, announced, or settled."""
+        self.seconds = math.inf
 
 
 class Patience:

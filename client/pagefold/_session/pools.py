@@ -12,25 +12,21 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import logging
 import os
 import stat
-from typing import Final, Protocol
+from collections.abc import Iterable
+from typing import Final
 
 from pagefold_proto import pool_slots, shm_names
 from pagefold_proto.descriptor import Descriptor
 
 from pagefold._process.log import log as _log
+from pagefold._session.space import PoolSpace
 
 MOST_POOLS: Final = 4
 """Pools that a client has at a time. An honest server names one, the domain's."""
-
-
-class PoolSpace(Protocol):
-    """The part of `pagefold_core.Space` that maps frames."""
-
-    def add_pool(self, pool: int, fd: int, /) -> None: ...
-    def drop_pool(self, pool: int, /) -> bool: ...
 
 
 class Pools:
@@ -52,7 +48,17 @@ class Pools:
         self.error = 0
         self._held: dict[str, tuple[int, Descriptor]] = {}  # name -> number, descriptor that it maps through
         self._owner = 0
-        self._told: set[str] = set()  # what was said of some names, a few
+        self._unopened: list[tuple[int, str]] = []  # announced, and to be tried again
+        self._logged: set[str] = set()  # names of which something was logged, a few
+
+    def open_announced(self, announced: Iterable[tuple[int, str]]) -> None:
+        """Opens pools, and those that could not be opened before: a server announces each only once."""
+        named = itertools.islice(itertools.chain(self._unopened, announced), MOST_POOLS)
+        self._unopened = [pool for pool in named if not self.add(*pool)]
+
+    def forget_unopened(self) -> None:
+        """The server that announced them is gone."""
+        self._unopened.clear()
 
     def add(self, number: int, name: str) -> bool:
         """Makes a pool known to the space. False if that did not work, and may when it is tried again.
@@ -62,43 +68,45 @@ class Pools:
         if name in self._held:
             return True
         if not shm_names.is_name(shm_names.POOL, name):
-            self._tell(name, "the server names a pool %r: its proposals will be declined", name[:80])
+            self._log_once(name, "the server names a pool %r: its proposals will be declined", name[:80])
             self.error = errno.EINVAL
             return True
         if len(self._held) >= MOST_POOLS:
-            self._tell(name, "the server names more than %d pools: proposals of %s will be declined", MOST_POOLS, name)
+            self._log_once(
+                name, "the server names more than %d pools: proposals of %s will be declined", MOST_POOLS, name
+            )
             return True
         try:
             fd = _open(name, self.slot)
         except OSError as error:
             leased = isinstance(error, BlockingIOError)
             why = "there is a file lease on it (F_SETLEASE): release that" if leased else error
-            self._tell(name, "nothing merges until the pool %s can be opened: %s", name, why)
+            self._log_once(name, "nothing merges until the pool %s can be opened: %s", name, why)
             self.error = error.errno or errno.EIO
             return False
         try:
             self._space.add_pool(number, fd)
         except OSError as error:
             fd.close()
-            self._tell(name, "nothing merges until the pool %s can be used: %s", name, error)
+            self._log_once(name, "nothing merges until the pool %s can be used: %s", name, error)
             self.error = error.errno or errno.EIO
             return False
         except (ValueError, OverflowError) as error:
             fd.close()
-            self._tell(name, "the pool %s cannot be used, so nothing will merge: %s", name, error)
+            self._log_once(name, "the pool %s cannot be used, so nothing will merge: %s", name, error)
             self.error = errno.EINVAL
             return True
         self._held[name] = number, fd
         self.error = 0
-        self._told.discard(name)
+        self._logged.discard(name)
         self.expect(name)
         return True
 
-    def _tell(self, name: str, text: str, *values: object) -> None:
+    def _log_once(self, name: str, text: str, *values: object) -> None:
         """Says it once, where people see it; and of the first names only, for a server could go on for ever."""
-        loud = name not in self._told and len(self._told) < MOST_POOLS
+        loud = name not in self._logged and len(self._logged) < MOST_POOLS
         if loud:
-            self._told.add(name)
+            self._logged.add(name)
         _log.log(logging.ERROR if loud else logging.DEBUG, text, *values)
 
     def has(self, name: str) -> bool:

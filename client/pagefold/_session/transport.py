@@ -228,7 +228,9 @@ class GrpcTransport:
         try:
             return method.reply.FromString(reply)  # here: gRPC would print a traceback on the program's stderr
         except DecodeError as error:
-            raise ServerFault("INTERNAL", f"an answer makes no sense: {error} (server at {self._address})") from error
+            raise ServerFault(
+                reason_word(pb.REASON_INTERNAL), f"an answer makes no sense: {error} (server at {self._address})"
+            ) from error
 
     def close(self) -> None:
         """See `Transport`."""
@@ -266,8 +268,17 @@ def translate(status: grpc.StatusCode, reason: str, details: str, address: str) 
     number = pb.Reason.Value(reason) if reason in pb.Reason.keys() else pb.REASON_UNSPECIFIED  # noqa: SIM118
     kind = ERRORS[number]
     if issubclass(kind, ServerRefused):
-        return kind(reason or status.name, f"{details} (server at {address})")
+        return kind(_word(reason or status.name), f"{details} (server at {address})")
     return kind(f"{details} (server at {address})")
+
+
+def reason_word(reason: pb.Reason) -> str:
+    """REASON_LIMIT as "limit", which `ServerRefused.reason` says."""
+    return _word(pb.Reason.Name(reason))
+
+
+def _word(name: str) -> str:
+    return name.removeprefix("REASON_").lower()
 
 
 def _by_grpcs_clock(timeout: float) -> float:

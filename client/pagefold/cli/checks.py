@@ -17,7 +17,9 @@ from pagefold_proto.limits import SHM
 from pagefold_proto.text import human
 
 from pagefold._errors import BarrierUnavailable, TrackerUnavailable
-from pagefold._options import backings, barriers, trackers
+from pagefold._options import barriers, trackers
+from pagefold._options.backings import BACKINGS
+from pagefold._options.options import choice, disabled_features
 from pagefold._process import dumpable
 
 State = Literal["ok", "warn", "fail"]
@@ -83,8 +85,7 @@ class Machine:
 
     def features(self) -> Features:
         """The kernel's features, less those that $PAGEFOLD_DISABLE names."""
-        names = self.environ.get("PAGEFOLD_DISABLE", "").replace(" ", "").split(",")
-        return probe([name for name in names if name])
+        return probe(disabled_features(self.environ))
 
 
 def machine_checks(machine: Machine, used: str = "") -> list[Check]:
@@ -114,7 +115,7 @@ def tier(machine: Machine, features: Features) -> Check:
     source = {"syscall": "userfaultfd(2)", "device": "/dev/userfaultfd"}.get(features.userfaultfd_source, "none")
     asked = machine.environ.get("PAGEFOLD_BARRIER", "")
     try:
-        chosen, _ = barriers.choose(barriers.checked(asked) if asked else None, features)
+        chosen, _ = barriers.choose(choice("barrier", None, machine.environ, barriers.BARRIERS), features)
     except (BarrierUnavailable, ValueError) as error:
         return Check("tier", "fail", f"PAGEFOLD_BARRIER={asked}", f"connect() fails: {error}", "unset PAGEFOLD_BARRIER")
     if chosen == "uffd":
@@ -143,7 +144,7 @@ def tracker(machine: Machine, features: Features, used: str = "") -> Check:
     """How changed pages are found: what a client uses, or else would use."""
     asked = machine.environ.get("PAGEFOLD_TRACKER", "")
     try:
-        way = used or trackers.choose(trackers.checked(asked) if asked else None, features, "uffd")
+        way = used or trackers.choose(choice("tracker", None, machine.environ, trackers.TRACKERS), features, "uffd")
     except (TrackerUnavailable, ValueError) as error:
         return Check("tracker", "fail", f"PAGEFOLD_TRACKER={asked}", f"connect() fails: {error}", "unset it")
     more = ""
@@ -199,7 +200,7 @@ def backing(machine: Machine) -> Check:
     """Where segments are, and whether those outside of /dev/shm can be had."""
     asked = machine.environ.get("PAGEFOLD_BACKING", "")
     try:
-        chosen = backings.checked(asked or "auto")
+        chosen = choice("backing", None, machine.environ, BACKINGS) or "auto"
     except ValueError as error:
         return Check("backing", "fail", f"PAGEFOLD_BACKING={asked}", f"connect() fails: {error}", "unset it")
     try:

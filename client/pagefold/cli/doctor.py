@@ -19,6 +19,7 @@ from pagefold_proto.version import __version__
 from rich.text import Text
 
 from pagefold._launch.user_server import _NEEDED as SERVER_NEEDS
+from pagefold._options.options import may_autostart
 from pagefold._session.transport import FORK_SUPPORT_OFF
 from pagefold.cli import trial
 from pagefold.cli.admin import Admin, parse_address
@@ -157,7 +158,7 @@ def _no_server(where: addresses.Address) -> Check:
     if missing:
         meaning = f"connect() cannot start one either: {', '.join(missing)} missing"
         return Check(name, "fail", found, meaning, "pip install 'pagefold[server]'")
-    if os.environ.get("PAGEFOLD_AUTOSTART", "1").lower() in ("0", "no", "off", "false"):
+    if not may_autostart(os.environ):
         return Check(name, "fail", found, "connect() fails: PAGEFOLD_AUTOSTART is off", "pagefold serve")
     return Check(name, "ok", found, "the first connect() starts one, which ends when it has been unused for a while")
 
