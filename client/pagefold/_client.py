@@ -44,7 +44,7 @@ _EXIT_SECONDS: Final = 10.0
 """Most that the end of a program waits for its sessions to end."""
 
 Shape = SupportsIndex | tuple[SupportsIndex, ...]
-Again = Callable[["weakref.ref[Client]", Answer], object]
+Reconnect = Callable[["weakref.ref[Client]", Answer], object]
 """In a child, on a thread of its own: connects a client that the process has inherited."""
 
 
@@ -74,9 +74,9 @@ class Client:
         True
     """
 
-    def __init__(self, connection: Connection, again: Again | None = None) -> None:
+    def __init__(self, connection: Connection, reconnect: Reconnect | None = None) -> None:
         self._connection: Connection | None = connection
-        self._again = again
+        self._reconnect = reconnect
 
     def allocate(self, size: SupportsIndex) -> Buffer:
         """Allocates zeroed memory that starts on a page boundary. Pages take memory when they are touched.
@@ -191,7 +191,7 @@ class Client:
             saved_bytes=(counts.zero + spared) * PAGE,
             mappings=counts.mappings,
             mapping_budget=counts.budget,
-            tier=session.space.tier,
+            barrier=session.space.tier,
             tracker=session.tracker,
             connected=not (session.lost or session.trouble),
             trouble=obstacle_table.text(session.obstacles()),
@@ -331,14 +331,14 @@ class Client:
 
     def _attach(self) -> Session:
         fork.tell_troubles()
-        if self._again is None:
+        if self._reconnect is None:
             raise ForkedClient(
                 "this client belongs to the parent process, and its memory is a snapshot here: open a client of your "
                 "own with pagefold.connect()"
             )
         if why := fork.why_not_attach():
             raise ForkedClient(f"this client belongs to the parent process, and its memory is a snapshot here: {why}")
-        begin(functools.partial(self._again, weakref.ref(self)))
+        on_session_thread(functools.partial(self._reconnect, weakref.ref(self)))
         return self._open()
 
     # For the session's thread
@@ -361,7 +361,7 @@ class Client:
         return functools.partial(_allocate, self._open())
 
 
-def begin(session: Callable[[Answer], object]) -> Any:
+def on_session_thread(work: Callable[[Answer], object]) -> Any:
     """Has a thread of its own, which no signal reaches, begin a session, and waits for what it gives.
 
     Whoever is interrupted in here has nothing to undo: the thread finds that nobody waits.
@@ -370,7 +370,7 @@ def begin(session: Callable[[Answer], object]) -> Any:
         OutOfThreads: the thread cannot be started.
     """
     try:
-        return pagefold_core.call(session)
+        return pagefold_core.call(work)
     except OSError as error:
         if isinstance(error, PagefoldError) or error.errno != errno.EAGAIN:
             raise

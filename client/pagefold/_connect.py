@@ -28,7 +28,7 @@ from pagefold_proto.text import printable
 from pagefold_proto.v1 import memory_pb2 as pb
 from pagefold_proto.version import __version__
 
-from pagefold._client import Client, Connection, begin
+from pagefold._client import Client, Connection, on_session_thread
 from pagefold._errors import (
     BarrierUnavailable,
     DescriptorsClosed,
@@ -46,7 +46,7 @@ from pagefold._options.trackers import Tracker
 from pagefold._process import dumpable, threads
 from pagefold._process.log import log as _log
 from pagefold._session.conversation import Conversation
-from pagefold._session.lease import Lease
+from pagefold._session.lease import HeldLease
 from pagefold._session.session import Components, Session
 from pagefold._session.transport import GrpcTransport, Transport
 
@@ -60,7 +60,7 @@ _attaching: dict[int, Any] = {}
 def connect(
     address: str | None = None,
     *,
-    domain: str = "",
+    label: str = "",
     autostart: bool | None = None,
     barrier: Barrier | None = None,
     tracker: Tracker | None = None,
@@ -79,7 +79,7 @@ def connect(
 
     Args:
         address: `unix:/path/server.sock` or `tcp:HOST:PORT`. Default: $PAGEFOLD_ADDRESS, else this user's own socket.
-        domain: only clients of the same user with the same domain share memory. At most 64 characters.
+        label: of the domain: only clients of one user with the same label share memory. At most 64 characters.
         autostart: start a server if none answers; Unix sockets only. Default: True, unless $PAGEFOLD_AUTOSTART is 0.
         barrier: how writes are held while pages are switched: "uffd"; "user", which makes system calls that write
             into a page at that very moment fail with EFAULT; "off": nothing merges. Default: $PAGEFOLD_BARRIER,
@@ -114,8 +114,8 @@ def connect(
         >>> with pagefold.connect() as client:
         ...     buf = client.allocate(1 << 20)
     """
-    options = ConnectOptions.checked(address, domain, autostart, barrier, tracker, backing, mapping_budget, token, ca)
-    return cast(Client, begin(functools.partial(_connect, options, transport)))
+    options = ConnectOptions.checked(address, label, autostart, barrier, tracker, backing, mapping_budget, token, ca)
+    return cast(Client, on_session_thread(functools.partial(_connect, options, transport)))
 
 
 def _connect(options: ConnectOptions, transport: Transport | None, answer: Answer) -> None:
@@ -172,7 +172,7 @@ def _assemble(
         with contextlib.suppress(FileNotFoundError):
             addresses.verify_directory(os.path.dirname(where.path))
     with contextlib.ExitStack() as undo:
-        lease = Lease()
+        lease = HeldLease()
         undo.callback(lease.release)
         try:
             space, means = _make_space(options, means, lease.fd, features)
@@ -199,14 +199,14 @@ def _assemble(
             raise
         if parent is not None and conversation.may_inherit(parent.conversation):
             for segment in arena.inherit(parent.space):
-                conversation.inherit(segment)
+                conversation.inherit_segment(segment)
         ending = Ending(bell, functools.partial(_close_in_turn, used))
         components = Components(space, arena, conversation, used, bell, ending, lease.release, means.tracker)
         session = Session(components)
         undo.pop_all()
     if means.obstacle not in (None, pb.OBSTACLE_KIND_OFF):
         level = logging.WARNING if parent is None else logging.DEBUG  # a family is told once
-        _log.log(level, "connected, but %s", obstacle_table.text(conversation.obstacles.told(0)))
+        _log.log(level, "connected, but %s", obstacle_table.text(conversation.obstacles.listed(0)))
     return Connection(session, Lifeline(ending, arena))
 
 
@@ -252,7 +252,7 @@ def _open_channel(where: Address, options: ConnectOptions) -> GrpcTransport:
         raise
 
 
-def _hello_request(lease: Lease, means: _Means, label: str) -> pb.HelloRequest:
+def _hello_request(lease: HeldLease, means: _Means, label: str) -> pb.HelloRequest:
     tiers: dict[Barrier, pb.Tier] = {"uffd": pb.TIER_UFFD, "user": pb.TIER_USER, "off": pb.TIER_OFF}
     return pb.HelloRequest(
         protocol=PROTOCOL,

@@ -8,6 +8,10 @@ from typing import Any
 
 from pagefold_proto.limits import PAGE
 
+from pagefold._options.backings import Backing
+from pagefold._options.barriers import Barrier
+from pagefold._options.trackers import Tracker
+
 
 @dataclass(frozen=True, slots=True)
 class Stats:
@@ -25,7 +29,7 @@ class Stats:
             a domain it is what the domain saves. As of the server's last answer.
         mappings: kernel mappings (VMAs) that the memory uses now.
         mapping_budget: most that it may use; beyond it pages stay unmerged.
-        tier: how writes are held: "uffd", "user" or "off" (nothing merges).
+        barrier: how writes are held: "uffd", "user" or "off" (nothing merges).
         tracker: how written pages are found: "pagemap" (the kernel tells) or "checksum" (the server reads everything).
         connected: the server answered the last time, and knows this client.
         trouble: what keeps pages from merging: how many, why, and what to do (docs/obstacles.md); empty: nothing.
@@ -46,15 +50,15 @@ class Stats:
     saved_bytes: int
     mappings: int
     mapping_budget: int
-    tier: str
-    tracker: str
+    barrier: Barrier
+    tracker: Tracker
     connected: bool
     trouble: str
     windows: int
     window_p99_micros: float
     window_max_micros: float
     window_max_running_micros: float
-    backing: str = "shm"
+    backing: Backing = "shm"
     memfd_bytes: int = 0
 
     def as_dict(self) -> dict[str, Any]:

@@ -206,7 +206,7 @@ class Obstacles:
             known[kind] = error
         self._known = known
 
-    def hindered(self, by: str | None) -> None:
+    def set_hindrance(self, by: str | None) -> None:
         """Says which of the program's own limits keeps pages from merging; see `Space.hindrance`."""
         for name, kind in _HINDRANCES.items():
             if (kind in self._known) != (name == by):
@@ -216,7 +216,7 @@ class Obstacles:
         """Which there are."""
         return frozenset(self._known)
 
-    def told(self, pages: int) -> list[Obstacle]:
+    def listed(self, pages: int) -> list[Obstacle]:
         """They, each of so many pages."""
         return [Obstacle(kind=kind, pages=pages, error=error) for kind, error in self._known.items()]
 

@@ -38,9 +38,9 @@ def test_the_version_is_that_of_the_distribution() -> None:
     assert pagefold.__version__ == project["version"]
 
 
-def test_a_domain_that_is_no_text_is_refused_with_words() -> None:
+def test_a_label_that_is_no_text_is_refused_with_words() -> None:
     with pytest.raises(ValueError, match="is no text"):
-        pagefold.connect("unix:/nowhere/x.sock", domain="caf\udce9")
+        pagefold.connect("unix:/nowhere/x.sock", label="caf\udce9")
 
 
 def test_importing_it_imports_nothing_heavy() -> None:
@@ -134,7 +134,7 @@ class Features:
         self.userfaultfd, self.wp_shmem = userfaultfd, wp_shmem
 
 
-def test_the_tier_is_what_was_asked_for_or_an_error() -> None:
+def test_the_barrier_is_what_was_asked_for_or_an_error() -> None:
     choose = barriers.choose
     assert choose(None, Features()) == ("uffd", None)  # type: ignore[arg-type]
     assert choose("user", Features("user-mode")) == ("user", None)  # type: ignore[arg-type]

@@ -129,6 +129,12 @@ def test_buffers_are_indexed_and_sliced_like_bytes(client: pagefold.Client) -> N
     buffer.close()
 
 
+def test_a_buffer_shows_nothing_that_is_the_librarys_own(client: pagefold.Client) -> None:
+    buffer = client.allocate(PAGE)
+    assert not {"segment", "first", "pages"} & {*dir(buffer)}
+    assert {"address", "nbytes", "closed", "close"} <= {*dir(buffer)}
+
+
 def test_a_buffer_that_somebody_looks_at_is_not_closed(client: pagefold.Client) -> None:
     buffer = client.allocate(PAGE)
     view = memoryview(buffer)
@@ -368,7 +374,7 @@ def test_merged_memory_is_counted_and_a_write_unshares_it(client: pagefold.Clien
     assert (pb.EVENT_KIND_COPIED, buffer.segment, buffer.first + 1, 1, 0, 0, 0) in until(
         lambda: [row for row in pool.fake.booked if row[0] == pb.EVENT_KIND_COPIED], what="the server being told"
     )
-    assert stats.as_dict()["tier"] == "uffd"
+    assert stats.as_dict()["barrier"] == "uffd"
     assert stats.trouble == ""
     assert stats.connected
 
@@ -578,7 +584,7 @@ def test_a_refusal_at_hello_leaves_nothing(fake: FakeServer, no_names: None) -> 
     ("options", "text"),
     [
         ({"barrier": "yes"}, "'uffd', 'user' or 'off'"),
-        ({"domain": "x" * 65}, "64"),
+        ({"label": "x" * 65}, "64"),
         ({"mapping_budget": -1}, "negative"),
         ({"address": "nowhere"}, "not an address"),
     ],
@@ -596,7 +602,7 @@ def test_without_a_barrier_memory_works_and_the_client_says_why_nothing_merges(
     buffer = client.allocate(PAGE)
     buffer[0] = 1
     stats, report = client.stats(), client.settle()
-    assert stats.tier == "off"
+    assert stats.barrier == "off"
     assert "vm.unprivileged_userfaultfd" in stats.trouble
     assert not report.settled
     assert report.reason == stats.trouble
@@ -605,7 +611,7 @@ def test_without_a_barrier_memory_works_and_the_client_says_why_nothing_merges(
     monkeypatch.setenv("PAGEFOLD_BARRIER", "user")
     with pytest.raises(pagefold.BarrierUnavailable):
         connect()
-    assert connect(barrier="off").stats().tier == "off"
+    assert connect(barrier="off").stats().barrier == "off"
 
 
 def test_the_environment_chooses_the_budget(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -191,7 +191,7 @@ def checks(report: Any) -> dict[str, Any]:
 def test_doctor_with_a_server(server: Server) -> None:
     report = told(server.address, "doctor")
     assert report["able"]
-    assert checks(report)["tier"]["state"] == checks(report)["server"]["state"] == "ok"
+    assert checks(report)["barrier"]["state"] == checks(report)["server"]["state"] == "ok"
     assert "protocol 1" in checks(report)["server"]["found"]
     assert "this machine can merge" in pagefold(server.address, "doctor")
 
@@ -199,8 +199,8 @@ def test_doctor_with_a_server(server: Server) -> None:
 def test_doctor_says_off_where_the_kernel_lacks_it(server: Server) -> None:
     report = told(server.address, "doctor", code=1, PAGEFOLD_DISABLE="uffd,user")
     assert not report["able"]
-    assert (checks(report)["tier"]["state"], checks(report)["tier"]["found"]) == ("fail", "off")
-    assert "see client, tier" in pagefold(server.address, "doctor", code=1, PAGEFOLD_DISABLE="uffd,user")
+    assert (checks(report)["barrier"]["state"], checks(report)["barrier"]["found"]) == ("fail", "off")
+    assert "see client, barrier" in pagefold(server.address, "doctor", code=1, PAGEFOLD_DISABLE="uffd,user")
 
 
 def test_doctor_without_a_server(tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_demo_on_a_terminal_and_in_a_log() -> None:
     assert "\x1b[?25h" in text  # the cursor is back
 
 
-def test_demo_in_tier_off_says_so() -> None:
+def test_demo_with_barrier_off_says_so() -> None:
     env = environment(PAGEFOLD_DISABLE="uffd,user")
     ended = subprocess.run(
         [*CLI, "demo", "--workers", "2", "--mib", "1"], env=env, capture_output=True, text=True, timeout=60

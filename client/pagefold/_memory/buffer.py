@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer as BytesLike
 
 
+_PLACE: Final = ("segment", "first", "pages")
+"""Where the arena has a block, which is nobody else's business."""
+
+
 class Buffer(Block):
     r"""Page-aligned memory that may be merged with equal pages of other processes. `Client.allocate` makes it.
 
@@ -32,6 +36,9 @@ class Buffer(Block):
 
     # No __new__ and no __init__: making one is a single native call, and an exception comes before it or after it.
     __slots__ = ()
+
+    def __dir__(self) -> list[str]:
+        return [name for name in super().__dir__() if name not in _PLACE]
 
     def __enter__(self) -> Buffer:
         return self

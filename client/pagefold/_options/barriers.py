@@ -30,7 +30,7 @@ def why_not(barrier: Barrier, features: Features) -> str:
 
 
 def choose(asked: Barrier | None, features: Features) -> tuple[Barrier, Kind | None]:
-    """The tier to use, and what keeps pages from merging then (None: nothing).
+    """The barrier to use, and what keeps pages from merging then (None: nothing).
 
     Args:
         asked: what the user asked for; None: "uffd" if it can be had, else "off".

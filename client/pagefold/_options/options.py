@@ -55,7 +55,7 @@ class ConnectOptions:
     def checked(
         cls,
         address: str | None = None,
-        domain: str = "",
+        label: str = "",
         autostart: bool | None = None,
         barrier: str | None = None,
         tracker: str | None = None,
@@ -74,7 +74,7 @@ class ConnectOptions:
         where = addresses.parse(named) if named else None
         return cls(
             address=where,
-            label=_label(domain),
+            label=_label(label),
             autostart=(may_autostart(environ) if autostart is None else autostart)
             and (where is None or where.scheme == "unix"),
             barrier=choice("barrier", barrier, environ, BARRIERS),
@@ -117,12 +117,12 @@ def disabled_features(environ: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(name for name in environ.get("PAGEFOLD_DISABLE", "").replace(" ", "").split(",") if name)
 
 
-def _label(domain: str) -> str:
-    if len(domain) > MAX_LABEL:
-        raise ValueError(f"domain has {len(domain)} characters; {MAX_LABEL} are the most")
-    if any("\ud800" <= character <= "\udfff" for character in domain):
-        raise ValueError(f"domain is {domain!r}, and a part of it is no text: bytes that are not UTF-8")
-    return domain
+def _label(label: str) -> str:
+    if len(label) > MAX_LABEL:
+        raise ValueError(f"label has {len(label)} characters; {MAX_LABEL} are the most")
+    if any("\ud800" <= character <= "\udfff" for character in label):
+        raise ValueError(f"label is {label!r}, and a part of it is no text: bytes that are not UTF-8")
+    return label
 
 
 def _budget(given: int | None, environ: Mapping[str, str]) -> int | None:

@@ -15,31 +15,31 @@ Tracker = Literal["pagemap", "checksum"]
 TRACKERS: Final[tuple[Tracker, ...]] = get_args(Tracker)
 
 
-def why_not(features: Features, tier: Barrier) -> str:
+def why_not(features: Features, barrier: Barrier) -> str:
     """Why the tracker "pagemap" cannot be had here; empty if it can."""
     if closed := dumpable.why_not():
         return closed
     if not features.wp_async or not features.pagemap_scan:
         return "this kernel does not tell which pages were written: it takes Linux 6.7 or later"
-    if tier == "off":
-        return "nothing is merged (tier off), so nothing needs to be found"
+    if barrier == "off":
+        return "nothing is merged (barrier off), so nothing needs to be found"
     return ""
 
 
-def choose(asked: Tracker | None, features: Features, tier: Barrier) -> Tracker:
+def choose(asked: Tracker | None, features: Features, barrier: Barrier) -> Tracker:
     """The tracker to use: "pagemap" if it can be had, unless "checksum" is asked for.
 
     Args:
         asked: what the user asked for; None: nothing.
         features: of kernel and user.
-        tier: how writes are held.
+        barrier: how writes are held.
 
     Raises:
         TrackerUnavailable: it was asked for and cannot be had.
     """
     if asked == "checksum":
         return "checksum"
-    why = why_not(features, tier)
+    why = why_not(features, barrier)
     if why and asked == "pagemap":
         raise TrackerUnavailable(f"tracker='pagemap' cannot be had here: {why}; leave it out, or use 'checksum'")
     return "checksum" if why else "pagemap"

@@ -72,7 +72,7 @@ class Conversation:
         segments: what the server knows of this client's memory.
         report: what this client tells of itself. For any thread.
         obstacles: those that this client has met, for `report`.
-        told: obstacles that the server knows, as of its last reply.
+        server_obstacles: those that the server knows, as of its last reply.
         totals: the domain's, as of the server's last reply.
         earned: what the turns since it was set to 0 were worth.
         poll_seconds: time between two looks for copied pages, as the server has it.
@@ -87,7 +87,7 @@ class Conversation:
     ) -> None:
         self.settles = Settles()
         self.totals = pb.DomainTotals()
-        self.told: list[Obstacle] = []
+        self.server_obstacles: list[Obstacle] = []
         self.obstacles = Obstacles()
         self.earned = Earned()
         self.poll_seconds = 1.0
@@ -117,7 +117,7 @@ class Conversation:
         reply, pool = self._greet(self._greeting, timeout)
         self._request = None
         self._sequence = 0
-        self._outbox.clear()
+        self._outbox.start_anew()
         self._instructions.owe_nothing()
         self._pools.forget_unopened()
         self._returning.come_back(pool)
@@ -172,11 +172,11 @@ class Conversation:
         reply = self._transport.call(EXCHANGE, request, timeout)
         check(reply)
         kinds = request.events.kind
-        self.earned.events(sum(kind not in _ANSWERS for kind in kinds))
+        self.earned.count_events(sum(kind not in _ANSWERS for kind in kinds))
         self._sequence = request.sequence
         self._request = None
-        self._instructions.answers_sent(self._outbox.answered())
-        self._returning.answered()
+        self._instructions.answers_sent(self._outbox.mark_answered())
+        self._returning.release_parents()
         self._look.told = max(self._look.told, request.looked)
         self._look.asked = max(self._look.asked, reply.look)
         self.report.reported(request.obstacles)
@@ -208,20 +208,20 @@ class Conversation:
         """Whether the frames that a parent's client has left here are the server's that this one talks to."""
         return self._returning.may_inherit(parent._returning)
 
-    def inherit(self, segment: SpaceSegment) -> None:
+    def inherit_segment(self, segment: SpaceSegment) -> None:
         """Takes a segment of a parent's client, before the first turn."""
-        self._returning.inherit(segment)
+        self._returning.inherit_segment(segment)
 
     def _next_request(self, timeout: float) -> pb.ExchangeRequest:
         settling, is_new = self.settles.number()
         if is_new:
-            self.earned.work()
+            self.earned.real_work()
         self._look_for_written()
         gauges = self.report.gauges()
         self.segments.drop_freed()
-        self._outbox.fill()
+        self._outbox.fill_message()
         self.segments.announce(self._session, timeout)
-        events = self._outbox.take(self.segments.refused)
+        events = self._outbox.take_events(self.segments.refused)
         position = self._outbox.sent_then
         return pb.ExchangeRequest(
             session=self._session,
@@ -236,7 +236,7 @@ class Conversation:
 
     def _look_for_written(self) -> None:
         asked = self._look.made < self._look.asked
-        if self._instructions.look(everything=asked) and asked:
+        if self._instructions.look_for_writes(everything=asked) and asked:
             self._look.made = self._look.asked
             self._look.position = self._outbox.end()
 
@@ -248,7 +248,7 @@ class Conversation:
         self.totals = pb.DomainTotals(
             pages_shared=totals.pages_shared, pages_sharing=totals.pages_sharing, zero_pages=totals.zero_pages
         )
-        self.told = [
+        self.server_obstacles = [
             Obstacle(kind=each.kind, pages=each.pages, error=each.error, detail=each.detail[:MAX_DETAILS])
             for each in itertools.islice(reply.obstacles, _MOST_OBSTACLES)
         ]
@@ -256,5 +256,5 @@ class Conversation:
         if reply.HasField("settle_report"):
             report = reply.settle_report
             if self.settles.answer(report.settling, report):
-                self.earned.work()
+                self.earned.real_work()
         return busy or reply.more

@@ -73,7 +73,7 @@ class Instructions:
             count = min(ADOPT_PAGES, segment.pages - first)
             self._attempt(self._space.adopt, [segment.number], [first], [count], spare_pages())
 
-    def look(self, everything: bool) -> bool:
+    def look_for_writes(self, everything: bool) -> bool:
         """Finds written pages: in all segments, or where it is time for it. False if the kernel does not tell."""
         try:
             self._space.harvest(everything)
@@ -88,7 +88,7 @@ class Instructions:
     def see_hindrance(self) -> None:
         """Learns whether one of the program's own limits keeps pages from merging."""
         found = self._space.hindrance()
-        self._obstacles.hindered(found[0] if found else None)
+        self._obstacles.set_hindrance(found[0] if found else None)
 
     def answers_sent(self, count: int) -> None:
         """The server has that many more events."""
@@ -106,7 +106,7 @@ class Instructions:
             _log.log(level, "carrying out the server's instructions failed", exc_info=True)
             return
         if done:
-            self._earned.work()
+            self._earned.real_work()
 
     def _loudness(self, what: str, level: int) -> int:
         """The level of a failure: DEBUG from the second of its kind on, since there may be one in each turn."""

@@ -18,8 +18,8 @@ from pagefold_proto.limits import PAGE
 from pagefold._memory.arena import no_segment
 
 
-class Lease:
-    """A lease, a proof and a doorbell. `release` lets go of their names.
+class HeldLease:
+    """This client's lease, its proof and its doorbell. `release` removes their names.
 
     Attributes:
         name: of the lease.

@@ -56,14 +56,14 @@ class Outbox:
         """Position up to which the server has the events once the present request is answered."""
         return self.sent + self._under_way
 
-    def fill(self) -> None:
+    def fill_message(self) -> None:
         """Drains the next message's events from the journal, unless some are drained already."""
         if not self._chunks and self._space.pending():
             chunk = self._space.drain(self._most)
             self._drained += len(chunk.kind)
             self._chunks.append(chunk)
 
-    def take(self, refused: Collection[int]) -> pb.Events:
+    def take_events(self, refused: Collection[int]) -> pb.Events:
         """The events of the next request, without those of segments that the server does not know."""
         events = pb.Events()
         if self._chunks:
@@ -76,13 +76,13 @@ class Outbox:
                     getattr(events, name).extend(column if keep is None else [column[row] for row in keep])
         return events
 
-    def answered(self) -> int:
+    def mark_answered(self) -> int:
         """The present request was answered. Returns how many rows of the journal it carried."""
         rows, self._under_way = self._under_way, 0
         self.sent += rows
         return rows
 
-    def clear(self) -> None:
+    def start_anew(self) -> None:
         """Forgets what is drained, and counts from 0: for a new session."""
         self._chunks.clear()
         self._under_way = self._drained = self.sent = 0

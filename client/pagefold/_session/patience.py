@@ -33,11 +33,11 @@ class Earned:
     def __init__(self) -> None:
         self.seconds = 0.0
 
-    def events(self, count: int) -> None:
+    def count_events(self, count: int) -> None:
         """The server learned of that many events."""
         self.seconds += EVENT_SECONDS * count
 
-    def work(self) -> None:
+    def real_work(self) -> None:
         """Something was merged, announced, or settled."""
         self.seconds = math.inf
 

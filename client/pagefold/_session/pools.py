@@ -54,13 +54,13 @@ class Pools:
     def open_announced(self, announced: Iterable[tuple[int, str]]) -> None:
         """Opens pools, and those that could not be opened before: a server announces each only once."""
         named = itertools.islice(itertools.chain(self._unopened, announced), MOST_POOLS)
-        self._unopened = [pool for pool in named if not self.add(*pool)]
+        self._unopened = [pool for pool in named if not self.add_pool(*pool)]
 
     def forget_unopened(self) -> None:
         """The server that announced them is gone."""
         self._unopened.clear()
 
-    def add(self, number: int, name: str) -> bool:
+    def add_pool(self, number: int, name: str) -> bool:
         """Makes a pool known to the space. False if that did not work, and may when it is tried again.
 
         Until then what is proposed of it is declined.
@@ -109,7 +109,7 @@ class Pools:
             self._logged.add(name)
         _log.log(logging.ERROR if loud else logging.DEBUG, text, *values)
 
-    def has(self, name: str) -> bool:
+    def has_pool(self, name: str) -> bool:
         """Whether it is known, and so may be mapped."""
         return name in self._held
 

@@ -66,9 +66,9 @@ class Returning:
         """
         last, self._came_back = self._came_back, threads.monotonic()
         if self._came_back - last > COME_BACK_SECONDS:
-            self._earned.work()
+            self._earned.real_work()
         self._segments.discard_freed()
-        if pool != self._pool and not self._pools.has(pool):
+        if pool != self._pool and not self._pools.has_pool(pool):
             for segment in self._segments.all():  # a child maps frames that it inherited, before it has opened a pool
                 self._instructions.leave_frames(segment)
         if not self._pools.keep_only(pool):
@@ -89,15 +89,15 @@ class Returning:
 
     def may_inherit(self, parent: Returning) -> bool:
         """Whether the frames of a parent's client, left in this process, are of the pool of this session's server."""
-        return parent._pools.has(self._pool)
+        return parent._pools.has_pool(self._pool)
 
-    def inherit(self, segment: SpaceSegment) -> None:
+    def inherit_segment(self, segment: SpaceSegment) -> None:
         """Takes a segment of a parent's client. What is merged of it is in the journal, before the first turn."""
         self._inherited.append(segment.number)
-        self._segments.inherit(segment)
+        self._segments.inherit_segment(segment)
         self._report_end = self._space.pending()
 
-    def answered(self) -> None:
+    def release_parents(self) -> None:
         """Lets go of the parent's references once the server has ours."""
         while self._inherited and self._outbox.sent >= self._report_end:
             if (number := self._inherited.pop()) not in self._segments.refused:

@@ -110,7 +110,7 @@ class Segments:
         self._hear_of_added()
         return [*self._announced.values(), *self._added]
 
-    def inherit(self, segment: SpaceSegment) -> None:
+    def inherit_segment(self, segment: SpaceSegment) -> None:
         """Takes one that was a parent's client's; it is announced like any other."""
         self._added.append(segment)
 
@@ -137,7 +137,7 @@ class Segments:
                     raise
                 self._refuse(segment, str(error))
             if segment.number not in self._returning:
-                self._earned.work()
+                self._earned.real_work()
             self._announced[segment.number] = self._added.popleft()
         self._arena.announced()
 
@@ -163,7 +163,7 @@ class Segments:
             number = dropping.segment.number
             if number not in self.refused and not self._let_go(session, dropping, now, timeout):
                 continue
-            self._earned.work()
+            self._earned.real_work()
             self.refused.pop(number, None)
             self._dropping.remove(dropping)
             if not dropping.refusals:

@@ -45,7 +45,7 @@ class SelfReport:
     def obstacles(self) -> list[Obstacle]:
         """What this client knows of by itself, with the pages that it concerns. For any thread."""
         refused, counts = list(self._segments.refused.values()), self._space.counts()
-        known = self._table.told(self.unmerged_pages()) if self._table.kinds() else []
+        known = self._table.listed(self.unmerged_pages()) if self._table.kinds() else []
         for obstacle in known:
             if obstacle.kind == pb.OBSTACLE_KIND_LOOK:
                 obstacle.pages += counts.merged + counts.zero  # they may have been written

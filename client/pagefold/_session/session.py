@@ -157,7 +157,7 @@ class Session:
             if detail:
                 pages = self.conversation.report.unmerged_pages()
                 return [*found, Obstacle(kind=kind, pages=pages, detail=detail)]
-        return [*found, *(told for told in self.conversation.told if told.kind not in own)]
+        return [*found, *(told for told in self.conversation.server_obstacles if told.kind not in own)]
 
     def close(self) -> None:
         """Ends the session and waits until that is done. In the session's own thread it does not wait."""

@@ -92,7 +92,7 @@ def machine_checks(machine: Machine, used: str = "") -> list[Check]:
     """All checks of kernel and user, the most important first. `used`: the tracker that a client has."""
     features = machine.features()
     return [
-        tier(machine, features),
+        barrier(machine, features),
         tracker(machine, features, used),
         *own_pages(),
         shared_memory(machine),
@@ -105,7 +105,7 @@ def machine_checks(machine: Machine, used: str = "") -> list[Check]:
     ]
 
 
-def tier(machine: Machine, features: Features) -> Check:
+def barrier(machine: Machine, features: Features) -> Check:
     """How writes can be held."""
     meaning = {
         "uffd": "writes are held while a page is switched, those of system calls too: pages can be merged",
@@ -117,15 +117,17 @@ def tier(machine: Machine, features: Features) -> Check:
     try:
         chosen, _ = barriers.choose(choice("barrier", None, machine.environ, barriers.BARRIERS), features)
     except (BarrierUnavailable, ValueError) as error:
-        return Check("tier", "fail", f"PAGEFOLD_BARRIER={asked}", f"connect() fails: {error}", "unset PAGEFOLD_BARRIER")
+        return Check(
+            "barrier", "fail", f"PAGEFOLD_BARRIER={asked}", f"connect() fails: {error}", "unset PAGEFOLD_BARRIER"
+        )
     if chosen == "uffd":
-        return Check("tier", "ok", f"uffd ({source})", meaning[chosen])
+        return Check("barrier", "ok", f"uffd ({source})", meaning[chosen])
     if chosen == "user":
-        return Check("tier", "warn", f"user ({source})", meaning[chosen], barriers.why_not("uffd", features))
+        return Check("barrier", "warn", f"user ({source})", meaning[chosen], barriers.why_not("uffd", features))
     if asked:
-        return Check("tier", "fail", f"off (PAGEFOLD_BARRIER={asked})", meaning[chosen], "unset PAGEFOLD_BARRIER")
+        return Check("barrier", "fail", f"off (PAGEFOLD_BARRIER={asked})", meaning[chosen], "unset PAGEFOLD_BARRIER")
     return Check(
-        "tier", "fail", "off", f"{meaning[chosen]}: {barriers.why_not('uffd', features)}", _uffd_remedy(features)
+        "barrier", "fail", "off", f"{meaning[chosen]}: {barriers.why_not('uffd', features)}", _uffd_remedy(features)
     )
 
 

@@ -51,7 +51,7 @@ def _show_clients(found: list[pb.ClientInfo], page_size: int) -> None:
         out.print("no clients")
         return
     numbers = ("client", "pid", "merged", "zero", "owned", "mappings", "window p99", "age")
-    texts = ("program", "domain", "state", "tier")
+    texts = ("program", "domain", "state", "barrier")
     # On a narrow terminal all but the numbers that are typed again may take several lines: nothing is cut off.
     listed = table(*numbers[:2], *texts, *numbers[2:], right=numbers, wrap=(*texts, *numbers[2:]))
     for info in found:

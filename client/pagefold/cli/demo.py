@@ -51,7 +51,7 @@ class Result:
         written_bytes: in pages that one worker overwrote at the end.
         verified: every worker compared every byte, each of the three times, and none was lost.
         lost_bytes: bytes that differed.
-        tier: how writes were held.
+        barrier: how writes were held.
         window_max_micros: the longest that writes were held, in any worker.
     """
 
@@ -69,7 +69,7 @@ class Result:
     written_bytes: int
     verified: bool
     lost_bytes: int
-    tier: str
+    barrier: str
     window_max_micros: float
 
     @property
@@ -132,28 +132,28 @@ def _run(workers: int, nbytes: int, write_pages: int, seed: int, timeout: float,
                 crew.tell(number, method, *args)
             return gauge.follow(numbers)
 
-        tier = _checked_tier(ask(everybody, "warm_up"))
+        barrier = _checked_barrier(ask(everybody, "warm_up"))
         shown.done(f"{workers} worker processes, a server on {server.removeprefix('unix:')}")
         admin.configure({"run": "0"})
         shown.step(f"each loads {human(nbytes)}")
         ask(everybody, "load")
         lost = sum(ask(everybody, "verify"))
-        before = gauge.look()
+        before = gauge.read_memory()
         shown.done(f"each loaded {human(nbytes)}, every byte is right: {human(before)} physical")
 
         shown.step("merging")
         admin.configure({"run": "1"})
         report = ask([0], "settle", timeout)[0]
-        after = gauge.look()
+        after = gauge.read_memory()
         shown.done(f"merged in {report['seconds']:.1f} s: {human(after)} physical")
         shown.step("comparing every byte")
         lost += sum(ask(everybody, "verify"))
-        after = gauge.look()
+        after = gauge.read_memory()
         shown.done("every worker compared every byte" if not lost else f"{lost} bytes are wrong")
 
         shown.step(f"worker 0 writes {len(pages)} pages")
         ask([0], "write", pages)
-        written = gauge.look()
+        written = gauge.read_memory()
         lost += sum(ask(everybody, "verify"))
         shown.done(
             f"worker 0 wrote {len(pages)} pages ({human(len(pages) * page)}): {human(written - after)} came back"
@@ -176,7 +176,7 @@ def _run(workers: int, nbytes: int, write_pages: int, seed: int, timeout: float,
         written_bytes=len(pages) * page,
         verified=lost == 0,
         lost_bytes=lost,
-        tier=tier,
+        barrier=barrier,
         window_max_micros=max(windows),
     )
 
@@ -192,10 +192,10 @@ class _Gauge:
         for answers in self._crew.answers(numbers, _TICK):
             if answers is not None:
                 return answers
-            self.look()
+            self.read_memory()
         raise AssertionError("answers end with the answers")
 
-    def look(self) -> int:
+    def read_memory(self) -> int:
         """Physical memory now."""
         segments = self._admin.segments().segments
         apart = sum(segment.allocated_bytes for segment in segments if segment.backing == BACKING_MEMFD)
@@ -213,11 +213,11 @@ def _spread(count: int, pages: int) -> list[int]:
     return [merging[number * len(merging) // count] for number in range(count)]
 
 
-def _checked_tier(told: list[dict[str, str]]) -> str:
+def _checked_barrier(told: list[dict[str, str]]) -> str:
     first = told[0]
-    if first["tier"] == "off":
+    if first["barrier"] == "off":
         raise CommandError(f"nothing can be merged here ({first['trouble']}): pagefold doctor says what to do")
-    return first["tier"]
+    return first["barrier"]
 
 
 def _check_room(needed: int) -> None:
@@ -247,6 +247,6 @@ def _table(result: Result) -> dict[str, str]:
         f"{human(result.returned_bytes)} came back",
         "saved": f"{human(result.saved_bytes)}, {share:.1%} of what is possible",
         "time to settle": f"{result.settle_seconds:.2f} s",
-        "writes were held for": f"{result.window_max_micros:.0f} us at most (tier {result.tier})",
+        "writes were held for": f"{result.window_max_micros:.0f} us at most (barrier {result.barrier})",
         "bytes lost": f"{result.lost_bytes}",
     }

@@ -94,7 +94,7 @@ def client(outcome: trial.Outcome) -> Check:
     name, most = "client", 2 * trial.PAGES
     if outcome.error:
         return Check(name, "fail", "could not try", outcome.error, "see above")
-    told = f"{outcome.merged} of {most} pages merged in {outcome.seconds:.1f} s ({outcome.tier}, {outcome.tracker})"
+    told = f"{outcome.merged} of {most} pages merged in {outcome.seconds:.1f} s ({outcome.barrier}, {outcome.tracker})"
     if not outcome.intact:
         return Check(name, "fail", told, "it does not read what it has written", "do not use this build; report it")
     if outcome.merged < most:

@@ -29,7 +29,7 @@ class Outcome:
     Attributes:
         merged: pages merged, of twice `PAGES`.
         settled: what settle() answered; `reason` is its reason.
-        trouble: of its stats(), as are `tier` and `tracker`.
+        trouble: of its stats(), as are `barrier` and `tracker`.
         intact: it read what it had written.
         seconds: for which it settled.
         error: why it could not even try; empty if it could.
@@ -39,7 +39,7 @@ class Outcome:
     settled: bool = False
     reason: str = ""
     trouble: str = ""
-    tier: str = ""
+    barrier: str = ""
     tracker: str = ""
     intact: bool = False
     seconds: float = 0.0
@@ -87,7 +87,7 @@ def _try(address: str, ca: str | None) -> Outcome:
                 settled=report.settled,
                 reason=report.reason,
                 trouble=stats.trouble,
-                tier=stats.tier,
+                barrier=stats.barrier,
                 tracker=stats.tracker,
                 intact=all(buffer[:] == content for buffer in buffers),
                 seconds=report.seconds,

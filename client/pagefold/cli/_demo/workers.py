@@ -139,7 +139,7 @@ class Worker:
         buffer.close()
         _generated(1, 0, _CHUNK // 8)
         stats = self._client.stats()
-        return {"tier": stats.tier, "tracker": stats.tracker, "trouble": stats.trouble}
+        return {"barrier": stats.barrier, "tracker": stats.tracker, "trouble": stats.trouble}
 
     def load(self) -> None:
         """Allocates the array and fills it, as a program would that reads a table from a file."""
