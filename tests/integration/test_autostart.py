@@ -112,7 +112,7 @@ def test_code_in_the_working_directory_never_runs_in_a_demo(tmp_path: Path) -> N
     place = tmp_path / "place"
     marker = evil_place(place)
     (tmp_path / "main.py").write_text(
-        "from pagefold.cli.embedded import embedded_server\nimport pagefold\n"
+        "from pagefold.testing import embedded_server\nimport pagefold\n"
         "with embedded_server() as address, pagefold.connect(address, autostart=False) as client:\n"
         "    assert client.stats().connected\n"
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pagefold.cli.embedded import embedded_server
+from pagefold.testing import embedded_server
 from support import kernel
 from support.server import Server
 from support.waiting import until

@@ -22,9 +22,9 @@ from pagefold.cli._demo.display import Display, display
 from pagefold.cli._demo.physical import physical_bytes
 from pagefold.cli._demo.workers import PRIVATE_STRIPE, STRIPES, Crew
 from pagefold.cli.admin import Admin
-from pagefold.cli.embedded import embedded_server
 from pagefold.cli.exits import CommandError, ExitCode
 from pagefold.cli.output import console, facts, print_json
+from pagefold.testing import embedded_server
 
 LEAST_SHARE: Final = 0.95
 """Of the ideal saving; with less the demo fails."""

@@ -24,10 +24,10 @@ from pagefold._session.transport import FORK_SUPPORT_OFF
 from pagefold.cli import trial
 from pagefold.cli.admin import Admin, parse_address
 from pagefold.cli.checks import Check, Machine, machine_checks
-from pagefold.cli.embedded import embedded_server
 from pagefold.cli.exits import CommandError, ExitCode
 from pagefold.cli.options import AddressOption, CaOption, JsonOption, TokenFileOption
 from pagefold.cli.output import PROSE_WIDTH, console, count, print_json, table
+from pagefold.testing import embedded_server
 
 _STYLES: Final = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 _WORDS: Final = "what it means, and what to do"

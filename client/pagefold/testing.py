@@ -17,8 +17,8 @@ from typing import Final
 
 from pagefold_proto.addresses import MAX_SOCKET_PATH
 
+from pagefold._errors import ServerUnavailable
 from pagefold._launch import interpreter
-from pagefold.cli.exits import CommandError
 
 _SHORT: Final = "/tmp"  # noqa: S108 - the directory that is made there is private
 _START_SECONDS: Final = 30.0
@@ -34,7 +34,7 @@ def embedded_server(**settings: object) -> Iterator[str]:
         settings: the server's, by name; see docs/configuration.md. What the environment says is not used.
 
     Raises:
-        CommandError: it does not start; the text has the end of its log.
+        ServerUnavailable: it does not start; the text has the end of its log.
 
     Example:
         >>> with embedded_server(cpu_ceiling_percent=100) as address:
@@ -88,7 +88,7 @@ def _start(address: str, log: Path, settings: dict[str, object]) -> subprocess.P
             process.kill()
             process.wait()
             words = log.read_text(errors="replace").strip()[-2000:]
-            raise CommandError(f"the embedded server does not start: {words or 'it says nothing'}")
+            raise ServerUnavailable(f"the embedded server does not start: {words or 'it says nothing'}")
         return process
     finally:
         os.close(ready)
