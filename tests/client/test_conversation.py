@@ -19,9 +19,10 @@ from pagefold._session.conversation import Conversation
 from pagefold._session.outbox import LEAST_EVENTS
 from pagefold._session.segments import DROP_TRIES
 from pagefold._session.transport import LocalTransport
+from pagefold.testing import FakeServer
 from pagefold_proto import shm_names
 from pagefold_proto.v1 import memory_pb2 as pb
-from support.fakes import FakeArena, FakeSegment, FakeServer, FakeSpace
+from support.fakes import FakeArena, FakeSegment, FakeSpace
 
 MERGED, RELEASED, EXCLUDED = pb.EVENT_KIND_MERGED, pb.EVENT_KIND_RELEASED, pb.EVENT_KIND_EXCLUDED
 

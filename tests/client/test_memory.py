@@ -19,11 +19,11 @@ from typing import Any
 import pagefold
 import pytest
 from pagefold import _client
+from pagefold.testing import FakeServer
 from pagefold_proto import shm_names
 from pagefold_proto.v1 import memory_pb2 as pb
 from support import faults, kernel
 from support.children import Child
-from support.fakes import FakeServer
 from support.waiting import until
 
 np = pytest.importorskip("numpy")
@@ -741,7 +741,7 @@ PROGRAMS = {
 def test_a_program_that_ends_leaves_no_names_and_does_not_hang(how: str, no_names: None) -> None:
     code = f"""
 import sys, pagefold
-from support.fakes import FakeServer
+from pagefold.testing import FakeServer
 client = pagefold.connect(transport=pagefold.LocalTransport(FakeServer()))
 buffer = client.allocate(100)
 buffer[0] = 1

@@ -17,10 +17,11 @@ from pagefold._session.conversation import Conversation
 from pagefold._session.patience import Patience
 from pagefold._session.session import Components, Session
 from pagefold._session.transport import LocalTransport
+from pagefold.testing import FakeServer
 from pagefold_core import PAGE_SIZE as PAGE
 from pagefold_core import Answer, Ending, Turn, after_fork_in_parent, before_fork, call
 from pagefold_proto.v1 import memory_pb2 as pb
-from support.fakes import FakeArena, FakeServer, FakeSpace, make_bell
+from support.fakes import FakeArena, FakeSpace, make_bell
 from support.waiting import until
 
 

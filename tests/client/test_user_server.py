@@ -99,7 +99,7 @@ def test_no_server_is_started_for_tcp(no_names: None) -> None:
 
 
 def test_without_the_servers_packages_the_error_names_the_extra(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(user_server, "_NEEDED", ("pagefold_server", "no_such_package"))
+    monkeypatch.setattr(user_server, "NEEDED", ("pagefold_server", "no_such_package"))
     with pytest.raises(pagefold.ServerUnavailable, match=r"no_such_package .* pip install 'pagefold\[server\]'"):
         pagefold.connect(address)
 

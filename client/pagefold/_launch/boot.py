@@ -16,7 +16,7 @@ import sys
 
 VARIABLE = "PAGEFOLD_BOOT"
 TOLD_FD = 3
-"""Where a detached one tells its number, and where it may tell more; no descriptor beyond it is left open."""
+"""Where a detached one tells its number, and where each tells that it answers."""
 EXIT_OTHER_PYTHON = 3
 """This interpreter cannot load the extension modules of the one that started it."""
 
@@ -31,6 +31,8 @@ def main() -> None:
     told = json.loads(os.environ.pop(VARIABLE))
     if told["tag"] != tag():
         sys.exit(EXIT_OTHER_PYTHON)
+    if told["closes"]:
+        os.closerange(TOLD_FD + 1, os.sysconf("SC_OPEN_MAX"))
     if told["detach"]:
         _detach()
     _set_path(told["path"])
@@ -48,7 +50,6 @@ def _detach() -> None:
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    os.closerange(TOLD_FD + 1, os.sysconf("SC_OPEN_MAX"))
     pid = os.fork()
     if pid:
         os.write(TOLD_FD, f"{pid}\n".encode())

@@ -18,7 +18,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from pagefold._launch import boot
@@ -61,18 +61,22 @@ def arguments(module: str, *words: str) -> list[str]:
     return ["-I", "-S", "-X", "utf8", _SCRIPT, module, *words]
 
 
-def environment(variables: dict[str, str], detach: bool = False) -> dict[str, str]:
+def environment(
+    variables: dict[str, str], *, detach: bool = False, closes: bool = False, places: Sequence[str] = ()
+) -> dict[str, str]:
     """An environment for it.
 
     Args:
         variables: what the module gets to know.
         detach: the process leaves its starter; see `boot`.
+        closes: it keeps no descriptor of its starter's, but for the first four.
+        places: further directories in which packages are found.
     """
-    told = {"tag": boot.tag(), "path": places(), "detach": detach}
+    told = {"tag": boot.tag(), "path": [*own_places(), *places], "detach": detach, "closes": closes}
     return variables | {boot.VARIABLE: json.dumps(told)}
 
 
-def places() -> list[str]:
+def own_places() -> list[str]:
     """Where this program finds packages, but for the places of its own code."""
     ours = {os.path.realpath(place) for place in _found_in()}
     theirs = {os.path.realpath(place) for place in (_here(), _imported_in, *_of_the_program()) if place} - ours

@@ -19,7 +19,7 @@ EVENT_BYTES: Final = 36
 """Most bytes that an event takes in a message: seven varints of up to five bytes, and a share of the headers."""
 LEAST_EVENTS: Final = 1024
 """A server that takes fewer events in a message would have them pile up here."""
-_COLUMNS: Final = ("kind", "segment", "first", "count", "pool", "frame", "detail")
+COLUMNS: Final = ("kind", "segment", "first", "count", "pool", "frame", "detail")
 
 
 class Outbox:
@@ -70,7 +70,7 @@ class Outbox:
             chunk = self._chunks.popleft()
             self._under_way = len(chunk.kind)
             keep = [row for row, segment in enumerate(chunk.segment) if segment not in refused] if refused else None
-            for name in _COLUMNS:
+            for name in COLUMNS:
                 column: list[int] = getattr(chunk, name)
                 if any(column):
                     getattr(events, name).extend(column if keep is None else [column[row] for row in keep])

@@ -18,7 +18,7 @@ from pagefold_proto.text import printable
 from pagefold_proto.version import __version__
 from rich.text import Text
 
-from pagefold._launch.user_server import _NEEDED as SERVER_NEEDS
+from pagefold._launch.user_server import NEEDED as SERVER_NEEDS
 from pagefold._options.options import may_autostart
 from pagefold._session.transport import FORK_SUPPORT_OFF
 from pagefold.cli import trial
