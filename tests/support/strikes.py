@@ -227,6 +227,8 @@ def strike_children(world: World, call: str, stride: int) -> int:
         if over or steps // stride % 10 == 0:
             until(lambda: not world.client.stats().trouble, PATIENCE, "the thaw")
             world.check(full=True)
+            # The next child would hold up what the parent has not reported yet, and would not settle.
+            assert world.client.settle(PATIENCE).settled, world.client.stats()
         if over:
             return steps
         steps += stride
