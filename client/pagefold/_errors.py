@@ -18,7 +18,7 @@
      `-- TrackerUnavailable                         written pages cannot be found in the way that was asked for
 
 Wrong arguments are ValueError and TypeError, as everywhere. Which of the server's reasons becomes which of these
-is one table, in `_session/transport.py`.
+is one table, in `_session/channel.py`.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from pagefold import _errors
 from pagefold._options import barriers
 from pagefold._options.options import choice
 from pagefold._reports import SettleReport
-from pagefold._session import transport
+from pagefold._session import channel
 from pagefold_proto import obstacle_table
 from pagefold_proto.text import human
 from pagefold_proto.v1 import memory_pb2 as pb
@@ -50,8 +50,8 @@ def test_importing_it_imports_nothing_heavy() -> None:
 
 
 def test_every_reason_has_an_exception_and_every_exception_of_the_server_a_reason() -> None:
-    assert set(transport.ERRORS) == set(pb.Reason.values())
-    server_side = {e for e in transport.ERRORS.values() if issubclass(e, _errors.ServerRefused)}
+    assert set(channel.ERRORS) == set(pb.Reason.values())
+    server_side = {e for e in channel.ERRORS.values() if issubclass(e, _errors.ServerRefused)}
     assert server_side == {_errors.ServerRefused, *_errors.ServerRefused.__subclasses__()}
 
 
@@ -59,11 +59,11 @@ def test_the_servers_half_of_the_table_is_understood() -> None:
     errors = pytest.importorskip("pagefold_server.errors")
     for status, reason in errors.TABLE.values():
         name = pb.Reason.Name(reason)
-        error = transport.translate(status, name, "why", "unix:/x")
-        assert type(error) is transport.ERRORS[reason]
-        word = transport.reason_word(reason)
+        error = channel.Failure(status, name, "why").exception("unix:/x")
+        assert type(error) is channel.ERRORS[reason]
+        word = channel.reason_word(reason)
         assert getattr(error, "reason", word) == word == name.removeprefix("REASON_").lower()
-    assert errors.REASON_KEY == transport.REASON_KEY
+    assert errors.REASON_KEY == channel.REASON_KEY
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_the_servers_half_of_the_table_is_understood() -> None:
 def test_failures_without_a_known_reason(
     status: grpc.StatusCode, reason: str, kind: type[_errors.PagefoldError]
 ) -> None:
-    error = transport.translate(status, reason, "details", "unix:/x")
+    error = channel.Failure(status, reason, "details").exception("unix:/x")
     assert type(error) is kind
     assert "details" in str(error)
     assert "unix:/x" in str(error)

@@ -302,7 +302,7 @@ def test_a_killed_demo_leaves_nothing_for_long() -> None:
                 assert running.poll() is None
             children = descendants(running.pid)
             running.kill()
-        workers = [pid for pid in children if "crew" in Path(f"/proc/{pid}/cmdline").read_text()]
+        workers = [pid for pid in children if "_demo.workers" in Path(f"/proc/{pid}/cmdline").read_text()]
         assert len(workers) == 2
         until(lambda: not any(alive(pid) for pid in workers), what="the workers' end")
         for pid in set(children) - set(workers):

@@ -78,12 +78,10 @@ class ServerProcess:
         """
         if seconds == math.inf:
             self._reap(0)
-        until = threads.monotonic() + seconds
-        while (code := self.poll()) is None:
-            if threads.monotonic() > until:
-                raise TimeoutError(f"process {self.pid} has not ended in {seconds:g} s")
-            threads.sleep(_TICK)
-        return code
+        elif not threads.wait_until(lambda: self.poll() is not None, seconds, _TICK):
+            raise TimeoutError(f"process {self.pid} has not ended in {seconds:g} s")
+        assert self._code is not None, "it has ended"
+        return self._code
 
     def send_signal(self, number: int) -> None:
         """Sends it a signal, unless it has ended."""

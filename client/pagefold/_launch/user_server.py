@@ -108,15 +108,13 @@ def _start(address: Address, deadline: float) -> None:
             f"`pagefold serve --address {address}` where pagefold[server] is installed"
         ) from None
     except NotReady as error:
-        # Broken, or another one was faster. The socket knows.
-        deadline = min(deadline, threads.monotonic() + _FASTER_ONE_SECONDS)
-        while not answers(address):
-            if error.code or threads.monotonic() > deadline:
-                raise ServerUnavailable(
-                    f"a server was started for {address}, and did not get ready{_full(os.path.dirname(log))}; "
-                    f"{log} ends with:\n{tail(log)}"
-                ) from None
-            threads.sleep(0.02)  # no event tells of another's server
+        # Broken, or another one was faster. The socket knows; no event tells of another's server.
+        seconds = 0.0 if error.code else min(deadline - threads.monotonic(), _FASTER_ONE_SECONDS)
+        if not threads.wait_until(lambda: answers(address), seconds, 0.02):
+            raise ServerUnavailable(
+                f"a server was started for {address}, and did not get ready{_full(os.path.dirname(log))}; "
+                f"{log} ends with:\n{tail(log)}"
+            ) from None
     finally:
         os.close(log_fd)
 

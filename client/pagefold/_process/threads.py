@@ -64,6 +64,22 @@ def wait_among_greenlets(probe: Callable[[float], T | None], timeout: float) -> 
     return found
 
 
+def wait_until(probe: Callable[[], bool], timeout: float, pause: float) -> bool:
+    """Looks again and again whether something is so. False if it is not in time.
+
+    Args:
+        probe: looks.
+        timeout: seconds.
+        pause: seconds between two looks.
+    """
+    until = monotonic() + timeout
+    while not probe():
+        if monotonic() > until:
+            return False
+        sleep(pause)
+    return True
+
+
 def are_greenlets() -> bool:
     """Whether what the program takes for threads are greenlets, at this moment."""
     return not isinstance(sys.modules["_thread"].start_new_thread, BuiltinFunctionType)

@@ -23,6 +23,7 @@ from pagefold_proto import shm_names
 from pagefold_proto.obstacle_table import Obstacle, Obstacles
 from pagefold_proto.v1 import memory_pb2 as pb
 
+from pagefold._session.channel import MAX_DETAILS
 from pagefold._session.instructions import Instructions, check, excess
 from pagefold._session.outbox import Outbox
 from pagefold._session.patience import Earned
@@ -31,7 +32,7 @@ from pagefold._session.returning import Returning
 from pagefold._session.segments import Segments
 from pagefold._session.self_report import SelfReport
 from pagefold._session.space import ConversationArena, ConversationSpace, SpaceSegment
-from pagefold._session.transport import BYE, EXCHANGE, HELLO, MAX_DETAILS, Transport
+from pagefold._session.transport import BYE, EXCHANGE, HELLO, Transport
 
 RPC_SECONDS: Final = 3.0
 MOST_TOKEN: Final = 64

@@ -17,10 +17,10 @@ from pagefold_proto.v1 import memory_pb2 as pb
 
 from pagefold._errors import IncompatibleServer
 from pagefold._process.log import log as _log
+from pagefold._session.channel import reason_word
 from pagefold._session.outbox import Outbox
 from pagefold._session.patience import Earned
 from pagefold._session.space import ConversationSpace, SpaceSegment
-from pagefold._session.transport import reason_word
 
 ADOPT_PAGES: Final = 16384
 MOST_INSTRUCTED: Final = 1 << 15

@@ -22,11 +22,12 @@ from pagefold_proto.v1 import memory_pb2 as pb
 from pagefold._errors import ServerFault, ServerRefused, SessionLost
 from pagefold._process import threads
 from pagefold._process.log import log as _log
+from pagefold._session.channel import reason_word
 from pagefold._session.instructions import Instructions
 from pagefold._session.outbox import Outbox
 from pagefold._session.patience import Earned
 from pagefold._session.space import ConversationArena, ConversationSpace, SpaceSegment
-from pagefold._session.transport import ADD_SEGMENT, DROP_SEGMENT, Transport, reason_word
+from pagefold._session.transport import ADD_SEGMENT, DROP_SEGMENT, Transport
 
 DROP_AGAIN_SECONDS: Final = 0.5
 DROP_TRIES: Final = 8

@@ -41,10 +41,11 @@ from pagefold._process import fork, threads
 from pagefold._process.fork import GENERATION_POLL
 from pagefold._process.log import log as _log
 from pagefold._reports import SettleReport
+from pagefold._session.channel import reason_word
 from pagefold._session.conversation import Conversation
 from pagefold._session.patience import Patience
 from pagefold._session.self_report import OBSTACLE_SECONDS
-from pagefold._session.transport import Transport, reason_word
+from pagefold._session.transport import Transport
 
 IDLE_SECONDS: Final = 5.0
 SETTLING_SECONDS: Final = 0.25

@@ -1,7 +1,7 @@
 """Calls to the server. Unary and short: the caller makes each in a turn (`pagefold_core.Turn`), which a fork waits for.
 
-A transport has two methods, so that a test can bring its own (`LocalTransport`). This file is also the client's
-half of the error table: reason -> exception. Nothing here retries, knows sessions, or starts servers.
+A transport has two methods, so that a test can bring its own (`LocalTransport`). Nothing here retries, knows sessions,
+or starts servers. What a failed call means is in `channel.py`.
 
 gRPC keeps descriptors of its own, and writes, polls and closes by their numbers whatever is behind these. A program
 that closes all descriptors (daemon libraries do) closes gRPC's, and its next files get the numbers. So beside each
@@ -29,24 +29,11 @@ import pagefold_core
 from google.protobuf.message import DecodeError, Message
 from pagefold_proto.addresses import Address
 from pagefold_proto.descriptor import Descriptor
-from pagefold_proto.limits import REASON_KEY
-from pagefold_proto.text import printable
 from pagefold_proto.v1 import memory_pb2 as pb
 
-from pagefold._errors import (
-    AccessDenied,
-    DescriptorsClosed,
-    ForkedClient,
-    IncompatibleServer,
-    LimitReached,
-    OutOfThreads,
-    PagefoldError,
-    ServerFault,
-    ServerRefused,
-    ServerUnavailable,
-    SessionLost,
-)
+from pagefold._errors import DescriptorsClosed, ForkedClient, OutOfThreads, ServerFault, ServerUnavailable
 from pagefold._process import threads
+from pagefold._session.channel import Failure, bearer, open_channel, reason_word
 
 Q = TypeVar("Q", bound=Message)
 R = TypeVar("R", bound=Message)
@@ -54,39 +41,10 @@ R = TypeVar("R", bound=Message)
 MAX_MESSAGE_BYTES: Final = 4 << 20
 """What a server may send at once: three times the largest reply. Requests are far below."""
 WITNESS: Final = "pagefold-witness"
-MAX_DETAILS: Final = 1000
-"""Characters of a server's text that are kept."""
 _CLOSED: Final = (
     "this program has closed descriptors that are not its own, gRPC's among them: no server can be reached from this "
     "process any more, and nothing is merged; memory keeps its bytes. Close descriptors before pagefold.connect(), or "
     "exec afterwards"
-)
-
-ERRORS: Final[dict[int, type[PagefoldError]]] = {
-    pb.REASON_UNSPECIFIED: ServerFault,
-    pb.REASON_PROTOCOL_MISMATCH: IncompatibleServer,
-    pb.REASON_PAGE_SIZE_MISMATCH: IncompatibleServer,
-    pb.REASON_UNKNOWN_SESSION: SessionLost,
-    pb.REASON_BAD_NAME: ServerRefused,
-    pb.REASON_NOT_A_SEGMENT: ServerRefused,
-    pb.REASON_BAD_SIZE: ServerRefused,
-    pb.REASON_WRONG_OWNER: AccessDenied,
-    pb.REASON_LEASE_NOT_HELD: ServerRefused,
-    pb.REASON_LIMIT: LimitReached,
-    pb.REASON_PROTOCOL_VIOLATION: SessionLost,
-    pb.REASON_BAD_TOKEN: AccessDenied,
-    pb.REASON_BAD_CONFIG: ServerRefused,
-    pb.REASON_SHUTTING_DOWN: ServerUnavailable,
-    pb.REASON_SEGMENT_IN_USE: ServerRefused,
-    pb.REASON_INTERNAL: ServerFault,
-}
-"""What each of the server's reasons is for a caller. Total; a test compares it with memory.proto."""
-
-# Without a reason, these mean that nobody (able to answer) is there; the rest, that something broke.
-_NOBODY: Final = (
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.CANCELLED,
 )
 
 MORE_THREADS: Final = (
@@ -150,12 +108,12 @@ class LocalTransport:
         self.closed = False
 
     def call(self, method: Method[Q, R], request: Q, timeout: float) -> R:
-        """See `Transport`."""
+        """Hands a copy of the request to the handler, and returns a copy of its reply."""
         sent = method.request.FromString(request.SerializeToString())
         return method.reply.FromString(self._handler(method.name, sent).SerializeToString())
 
     def close(self) -> None:
-        """See `Transport`."""
+        """Notes that it was closed."""
         self.closed = True
 
 
@@ -177,7 +135,6 @@ class GrpcTransport:
     def __init__(self, address: Address, token: str | None = None, ca: str | os.PathLike[str] | None = None) -> None:
         options = (
             ("grpc.use_local_subchannel_pool", 1),  # shares nothing with the program's own channels
-            ("grpc.enable_http_proxy", 0),  # the server is on this machine
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.http2.bdp_probe", 0),  # a ping, some time after a call
@@ -186,28 +143,23 @@ class GrpcTransport:
             ("grpc.max_reconnect_backoff_ms", 2000),
         )
         self._address = address
-        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        self._metadata = bearer(token)
         if not _is_intact():
             raise DescriptorsClosed(_CLOSED)
         if why := why_not_after_fork():
             raise ForkedClient(why)
         _ensure_threads()
-        certificate = b""
+        certificate = None
         if ca is not None:
             with open(ca, "rb") as file:
                 certificate = file.read()
         self._key = object()
         _witnesses[self._key] = Descriptor(os.memfd_create(WITNESS, os.MFD_CLOEXEC))
-        if ca is None:
-            channel = grpc.insecure_channel(address.grpc_target, options)
-        else:
-            credentials = grpc.ssl_channel_credentials(certificate)
-            channel = grpc.secure_channel(address.grpc_target, credentials, options)
-        self._channel: grpc.Channel | None = channel
+        self._channel: grpc.Channel | None = open_channel(address, options, certificate)
         self._calls: dict[str, Callable[..., Any]] = {}
 
     def call(self, method: Method[Q, R], request: Q, timeout: float) -> R:
-        """See `Transport`."""
+        """Makes a call over the channel, and waits for its reply."""
         channel = self._channel
         if not _is_intact():
             self._forget()
@@ -222,7 +174,7 @@ class GrpcTransport:
             seconds = _by_grpcs_clock(timeout)
             reply: bytes = call(request, timeout=seconds, metadata=self._metadata)
         except grpc.RpcError as error:
-            raise self._translated(error) from error
+            raise Failure.of(error).exception(self._address) from error
         except ValueError as error:  # grpc's word for a channel that another thread has closed
             raise ServerUnavailable(f"the connection was closed: {error}") from error
         try:
@@ -233,7 +185,7 @@ class GrpcTransport:
             ) from error
 
     def close(self) -> None:
-        """See `Transport`."""
+        """Closes the channel, unless its descriptors are gRPC's no more."""
         if not _is_intact():
             self._forget()
         channel, self._channel = self._channel, None
@@ -247,38 +199,6 @@ class GrpcTransport:
         """What is forgotten is never finalized, not even at exit: gRPC's files are gone."""
         ctypes.pythonapi.Py_IncRef(ctypes.py_object((self._channel, self._calls)))
         self._channel, self._calls = None, {}
-
-    def _translated(self, error: Any) -> PagefoldError:
-        reason = next((value for key, value in error.trailing_metadata() or () if key == REASON_KEY), "")
-        return translate(error.code(), str(reason), str(error.details()), str(self._address))
-
-
-def translate(status: grpc.StatusCode, reason: str, details: str, address: str) -> PagefoldError:
-    """The exception for a failed call.
-
-    Args:
-        status: gRPC's.
-        reason: from the trailing metadata, by name; empty if the server gave none.
-        details: text for people.
-        address: of the server, for the text.
-    """
-    details = printable(details[:MAX_DETAILS])
-    if not reason and status in _NOBODY:
-        return ServerUnavailable(f"no server answers at {address}: {details}")
-    number = pb.Reason.Value(reason) if reason in pb.Reason.keys() else pb.REASON_UNSPECIFIED  # noqa: SIM118
-    kind = ERRORS[number]
-    if issubclass(kind, ServerRefused):
-        return kind(_word(reason or status.name), f"{details} (server at {address})")
-    return kind(f"{details} (server at {address})")
-
-
-def reason_word(reason: pb.Reason) -> str:
-    """REASON_LIMIT as "limit", which `ServerRefused.reason` says."""
-    return _word(pb.Reason.Name(reason))
-
-
-def _word(name: str) -> str:
-    return name.removeprefix("REASON_").lower()
 
 
 def _by_grpcs_clock(timeout: float) -> float:

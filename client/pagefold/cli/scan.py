@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from pagefold_proto.text import human
 
+from pagefold._process.threads import wait_until
 from pagefold.cli.admin import Admin
 from pagefold.cli.exits import EXIT_CODES, CommandError, ExitCode
 from pagefold.cli.options import AddressOption, CaOption, JsonOption, TokenFileOption, register
@@ -70,13 +71,15 @@ def unmerge(
             _set_run(admin, 2, "giving pages back; pagefold status --watch shows how far it is", as_json)
             return
         admin.configure({"run": "2"})
-        deadline = time.monotonic() + wait
-        while True:
+        left = 0
+
+        def is_done() -> bool:
+            nonlocal left
             counters = admin.status().counters
             left = counters.pages_shared + counters.pages_sharing + counters.zero_pages
-            if not left or time.monotonic() > deadline:
-                break
-            time.sleep(_LOOK_SECONDS)  # nothing tells of this but the counters
+            return not left
+
+        wait_until(is_done, wait, _LOOK_SECONDS)  # nothing tells of this but the counters
         if as_json:
             print_json({"run": 2, "merged_pages_left": left})
         else:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from typing import Annotated
 
 import typer
 from pagefold_proto.text import printable
 
+from pagefold._process.threads import wait_until
 from pagefold.cli.admin import Admin
 from pagefold.cli.exits import CommandError, ExitCode
 from pagefold.cli.options import AddressOption, CaOption, JsonOption, TokenFileOption
@@ -36,12 +36,9 @@ def stop(
     with Admin(address, token_file, ca) as admin:
         is_there = _is_there(admin)
         pid = admin.stop().pid
-        deadline = time.monotonic() + timeout
-        while is_there():
-            if time.monotonic() > deadline:
-                text = f"the server at {admin.address} (pid {pid}) was told to stop, and has not ended in {timeout:g} s"
-                raise CommandError(text)
-            time.sleep(_LOOK_SECONDS)  # nothing tells of its end
+        if not wait_until(lambda: not is_there(), timeout, _LOOK_SECONDS):  # nothing tells of its end
+            text = f"the server at {admin.address} (pid {pid}) was told to stop, and has not ended in {timeout:g} s"
+            raise CommandError(text)
     if as_json:
         print_json({"pid": pid, "stopped": True})
     else:
