@@ -1,9 +1,9 @@
-"""connect(): puts a client together, and leaves nothing behind when that fails half way.
+"""connect(): assembles a client, and leaves nothing behind when that fails half way.
 
 lease -> native space (from here on forks wait) -> doorbell -> arena -> channel -> hello -> session
 
-All of it is done by the session's thread, which no signal reaches. Whoever called connect() waits for it, and may be
-interrupted at any moment: then the thread finds that nobody waits, and ends the session that it has just begun.
+The session's thread does all of it; no signal reaches that thread. The caller of connect() waits for it. An exception
+may interrupt the caller at any moment: the thread then finds that it is not waited for, and ends its new session.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from pagefold._session.transport import GrpcTransport, Transport
 START_SECONDS: Final = 20.0
 _EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
-# By process: one client connects at a time in a child. Only threads that no signal reaches take it.
+# By process: in a child, one client connects at a time. Only threads that no signal reaches take the lock.
 _attaching: dict[int, Any] = {}
 
 
@@ -72,39 +72,39 @@ def connect(
 ) -> Client:
     """Connects to a pagefold server; starts one for this user if none answers.
 
-    Keep the client as long as its memory: `close()`, which the end of a `with` block is, ends the merging of arrays
-    that live on. One that goes out of scope unclosed is kept by its buffers and arrays. Each call makes a client of
-    its own, with a session, memory and a mapping budget of its own; the memory of all clients of one user and domain
-    is merged, in one process as between processes. So a second one is never needed, and does no harm.
+    Keep the client as long as its memory: `close()`, and so the end of a `with` block, ends the merging of arrays that
+    live on. Buffers and arrays keep alive a client that goes out of scope unclosed. Each call makes a new client with a
+    session, memory and a mapping budget of its own. The memory of all clients of one user and label is merged, in one
+    process as between processes, so a second client is never needed and does no harm.
 
     Args:
         address: `unix:/path/server.sock` or `tcp:HOST:PORT`. Default: $PAGEFOLD_ADDRESS, else this user's own socket.
-        label: of the domain: only clients of one user with the same label share memory. At most 64 characters.
+        label: only clients of one user with the same label share memory. At most 64 characters.
         autostart: start a server if none answers; Unix sockets only. Default: True, unless $PAGEFOLD_AUTOSTART is 0.
-        barrier: how writes are held while pages are switched: "uffd"; "user", which makes system calls that write
-            into a page at that very moment fail with EFAULT; "off": nothing merges. Default: $PAGEFOLD_BARRIER,
-            else "uffd" where the kernel allows it and "off" elsewhere; a warning of the logger "pagefold" and
+        barrier: how writes are held while a page is remapped. "uffd" holds all of them. With "user", a system call that
+            writes into a page at that moment fails with EFAULT. With "off" nothing merges. Default: $PAGEFOLD_BARRIER,
+            else "uffd" where the kernel allows it and "off" elsewhere; then a warning of the logger "pagefold" and
             `Client.stats().trouble` say why.
-        tracker: how written pages are found: "pagemap" asks the kernel, so that only those are read; with "checksum"
-            the server reads everything again and again. Default: $PAGEFOLD_TRACKER, else "pagemap" where the kernel
-            has it (Linux 6.7).
-        backing: where memory comes from: "shm", POSIX shared memory, bounded by the size of /dev/shm; "memfd", bounded
-            by memory alone; "auto": "shm" while /dev/shm has room to spare, then "memfd". Default:
+        tracker: how written pages are found. With "pagemap" the client asks the kernel, and the server reads only
+            those. With "checksum" the server reads every page in every pass. Default: $PAGEFOLD_TRACKER, else
+            "pagemap" where the kernel has it (Linux 6.7).
+        backing: where memory comes from. "shm" is POSIX shared memory, bounded by the size of /dev/shm. "memfd" is
+            bounded by memory alone. "auto" is "shm" while /dev/shm has room to spare, then "memfd". Default:
             $PAGEFOLD_BACKING, else "auto".
         mapping_budget: most kernel mappings that memory may be cut into. Default: $PAGEFOLD_MAPPING_BUDGET, else
             half of what a process may have (vm.max_map_count).
         token: the server's bearer token, for TCP. Default: $PAGEFOLD_TOKEN.
-        ca: certificate file to check the server's with, for TCP: turns encryption on.
-        transport: takes the place of the connection, for tests; see `pagefold.LocalTransport`.
+        ca: file with the certificate (PEM) that the server's is signed with, for TCP. It turns encryption on.
+        transport: replaces the connection, in tests; see `pagefold.testing`.
 
     Raises:
         ServerUnavailable: no server answers, and none could be started.
-        TlsFailed: somebody answers, but not with a certificate that `ca` vouches for.
+        TlsFailed: a server answers, and `ca` does not vouch for its certificate.
         DescriptorsClosed: (a ServerUnavailable) the program has closed gRPC's descriptors.
-        ServerRefused: the server does not want this client; its subclasses say what to do.
-        BarrierUnavailable: the barrier that was asked for cannot be had.
-        TrackerUnavailable: the tracker that was asked for cannot be had.
-        OutOfSharedMemory: not even the small objects of a client can be made in /dev/shm.
+        ServerRefused: the server refuses this client; the subclass says why.
+        BarrierUnavailable: this machine does not allow the barrier that was asked for.
+        TrackerUnavailable: this machine does not have the tracker that was asked for.
+        OutOfSharedMemory: /dev/shm, or the process's descriptors, have no room for the small objects of a client.
         OutOfThreads: the threads of a connection cannot be started.
         ForkedClient: this process was forked from one that had connected with GRPC_ENABLE_FORK_SUPPORT off.
         ValueError: an argument is out of its range.
@@ -119,11 +119,11 @@ def connect(
 
 
 def _connect(options: ConnectOptions, transport: Transport | None, answer: Answer) -> None:
-    """The session's thread, of a client that is new."""
+    """Runs on the session's thread: makes a client, and then is its session."""
     connection = _assemble(options, transport, answer)
     session = connection.session
     client = Client(connection, None if transport else functools.partial(_attach, options))
-    del connection  # whoever has the client is the only one to hold its lifeline
+    del connection  # the client alone holds its lifeline
     if not answer.give(client):
         client.abandon()
     del client
@@ -131,7 +131,7 @@ def _connect(options: ConnectOptions, transport: Transport | None, answer: Answe
 
 
 def _attach(options: ConnectOptions, known: weakref.ref[Client], answer: Answer) -> None:
-    """The session's thread, of a client that this process has inherited."""
+    """Runs on the session's thread: connects a client that this process has inherited, and then is its session."""
     with _attaching.setdefault(os.getpid(), threads.Lock()):
         client = known()
         parent = None if client is None else client.parents
@@ -147,7 +147,7 @@ def _attach(options: ConnectOptions, known: weakref.ref[Client], answer: Answer)
 
 @dataclass(frozen=True, slots=True)
 class _Means:
-    """How a client merges.
+    """By what means a client merges.
 
     Attributes:
         barrier: how writes are held.
@@ -195,7 +195,7 @@ def _assemble(
         except ServerUnavailable as error:
             why = tls.why_not(where, options.ca) if transport is None else ""
             if why:
-                raise TlsFailed(f"somebody listens at {where}, but {why}: check ca=") from error
+                raise TlsFailed(f"a server listens at {where}, but {why}: check ca=") from error
             raise
         if parent is not None and conversation.may_inherit(parent.conversation):
             for segment in arena.inherit(parent.space):
@@ -216,7 +216,7 @@ def _choose(options: ConnectOptions, features: Features) -> _Means:
 
 
 def _make_space(options: ConnectOptions, means: _Means, lease: int, features: Features) -> tuple[Space, _Means]:
-    """A space with these means or, unless they were asked for, with those that can be had after all."""
+    """A space with these means. Where the kernel refuses those that were not asked for, with the next best."""
     budget = features.max_map_count // 2 if options.mapping_budget is None else options.mapping_budget
 
     def make(barrier: Barrier, tracker: Tracker) -> Space:
@@ -234,7 +234,7 @@ def _make_space(options: ConnectOptions, means: _Means, lease: int, features: Fe
                 raise TrackerUnavailable(f"tracker={means.tracker!r} cannot be had here: {error}") from error
             return space, _Means(means.barrier, "checksum", means.obstacle)
     except OSError as error:
-        if error.errno in _EXHAUSTED:  # a client that merges nothing, for want of a descriptor, is no help
+        if error.errno in _EXHAUSTED:  # a client that merges nothing, for lack of a descriptor, is no help
             raise no_segment(PAGE, error) from error
         why = dumpable.why_not()
         if options.barrier is not None:
@@ -282,10 +282,10 @@ def _hello(
         except DescriptorsClosed:
             raise
         except ServerUnavailable as error:
-            # With autostart it answered a moment ago: it may be stopping, or not be quite there yet.
+            # With autostart a server answered a moment ago: it may be stopping, or not be ready yet.
             if not autostart or not answer.wanted or threads.monotonic() > deadline:
                 raise ServerUnavailable(f"{error}. Start a server with `pagefold serve`") from error
-            threads.sleep(0.1)  # a server that is stopping tells nobody when it is gone
+            threads.sleep(0.1)  # no event tells when a server that is stopping is gone
         else:
             return
 

@@ -152,5 +152,5 @@ buffer[0] = 1
         timeout=30,
         check=False,
     )
-    said = "their client was closed while buffers and arrays of it live" in done.stderr
+    said = "their client was closed, and its buffers and arrays live on" in done.stderr
     assert (done.returncode, said, len(done.stderr.splitlines())) == (0, how == "closed before", int(said)), done.stderr

@@ -1,10 +1,10 @@
 """Starts a server in an interpreter that belongs to this library, and waits until it answers. Everybody starts it here.
 
-    program --spawn--> server                        it ends with its starter's consent only, or after idle_exit_seconds
-    program --spawn--> first half --fork--> server   detached: a session and a directory of its own, nobody's child
-       `<----- [number of the server,] "it answers" ----'   through a socket, whose end without that is the server's
+    program --spawn--> server                        attached: a child, in a process group of its own
+    program --spawn--> first half --fork--> server   detached: init's child, with a session and a directory of its own
+       `<--- [the server's number,] a line once it answers ---'   through a socket; its end means that the server ended
 
-Nothing is used for it that gevent and the like replace.
+It uses no module that gevent and the like replace.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ _SIGTERM: Final = 15  # as everywhere: `signal` is one of the modules that are r
 _SIGKILL: Final = 9
 
 KEPT: Final = {"HOME", "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "LOGNAME", "PATH", "TMPDIR", "TZ", "USER"}
-"""What a server gets of the environment, and LC_*. The rest is the program's: secrets, settings of other libraries."""
+"""Variables that a server inherits, beside LC_*. The rest is the program's: secrets, settings of other libraries."""
 CLIENTS: Final = {
     *("PAGEFOLD_ADDRESS", "PAGEFOLD_AUTOSTART", "PAGEFOLD_BACKING", "PAGEFOLD_BARRIER", "PAGEFOLD_DISABLE"),
     *("PAGEFOLD_MAPPING_BUDGET", "PAGEFOLD_TOKEN", "PAGEFOLD_TRACKER"),
 }
-"""What steers a client. A server gets its address as a flag, and the rest is not meant for it."""
+"""Variables that steer a client. A server inherits none of them; it gets its address as a flag."""
 
 
 class NotLaunched(Exception):
-    """No interpreter belongs to this program, or none can be run. The text says which were tried."""
+    """No interpreter belongs to this program, or none can be run. The text says which one failed, and how."""
 
 
 class NotReady(Exception):
-    """A process was started, and went, or took too long, before it answered.
+    """A server was started, and ended or took too long before it answered.
 
     Attributes:
         code: exit code of a detached server's first half; 0: it left a server behind.
@@ -56,10 +56,10 @@ class NotReady(Exception):
 
 
 class ServerProcess:
-    """A server, as the process that started it sees it. A detached one is not seen at all.
+    """A started server, or the first half of a detached one.
 
     Attributes:
-        pid: its number.
+        pid: the process's number.
     """
 
     def __init__(self, pid: int) -> None:
@@ -109,10 +109,10 @@ class ServerProcess:
 
 
 def server_environment(with_settings: bool) -> dict[str, str]:
-    """What a server gets of this process's environment.
+    """The part of this process's environment that a server inherits.
 
     Args:
-        with_settings: the settings of servers too, which are PAGEFOLD_ variables that are no client's.
+        with_settings: include the settings of servers: the PAGEFOLD_ variables that do not steer clients.
     """
     kept = {key: value for key, value in os.environ.items() if key in KEPT or key.startswith("LC_")}
     if with_settings:
@@ -137,11 +137,11 @@ def launch(
         address: where it is to listen.
         settings: by name, given as flags.
         environment: all of it; see `server_environment`.
-        log_fd: gets what it prints.
-        seconds: how long to wait for it.
-        detach: it is to outlive this program.
-        module: what is run.
-        places: directories in which packages are found, beside those of this library.
+        log_fd: gets the server's output.
+        seconds: longest time to wait for it.
+        detach: the server outlives this program.
+        module: the module to run.
+        places: directories with packages, beside those of this library.
 
     Raises:
         NotLaunched: no process could be started.
@@ -176,7 +176,7 @@ def launch(
 
 
 def _spawn(command: list[str], environment: dict[str, str], log_fd: int, told_fd: int, own_group: bool) -> int:
-    # Numbers that are in nobody's way: the program may have closed 0, 1 and 2, so that these descriptors are there.
+    # Numbers that no action below overwrites: the program may have closed 0, 1 and 2, and these descriptors got them.
     log_fd = fcntl.fcntl(log_fd, fcntl.F_DUPFD_CLOEXEC, _FREE_FD)
     try:
         told_fd = fcntl.fcntl(told_fd, fcntl.F_DUPFD_CLOEXEC, _FREE_FD)
@@ -203,19 +203,19 @@ def _hear(process: ServerProcess, told: _socket.socket, until: float, detach: bo
         return None if code == 0 and _is_ready(told, until, 2) else code
     try:
         ready = _is_ready(told, until, 1)
-    except BaseException:  # nobody else would end it
+    except BaseException:  # else the server would live on, unused
         process.end(0)
         raise
     if ready:
         return None
-    with contextlib.suppress(TimeoutError):  # it went without a word, and its code is about to be there
+    with contextlib.suppress(TimeoutError):  # it closed the socket, so it is about to end
         return process.wait(min(1.0, max(0.0, until - threads.monotonic())))
     process.end(0)
     return process.wait()
 
 
 def _is_ready(told: _socket.socket, until: float, lines: int) -> bool:
-    """Waits for what a new server tells: of a detached one first its number, then, of each, that it answers."""
+    """Waits for a new server's lines: its number (detached servers only), then one that says that it answers."""
     text, reaped = b"", lines == 1
     while text.count(b"\n") < lines:
         told.settimeout(max(0.001, until - threads.monotonic()))
@@ -233,12 +233,12 @@ def _is_ready(told: _socket.socket, until: float, lines: int) -> bool:
 
 
 def _reap_later(pid: int) -> None:
-    """Takes a server's end where this program is init (PID 1 of a container, or a subreaper): then it is its child."""
+    """Reaps a detached server where this program is init (PID 1 of a container, or a subreaper), and so its parent."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             parent = int(file.read().rpartition(b")")[2].split()[1])
     except OSError:
         return
     if parent == os.getpid():
-        with contextlib.suppress(OSError):  # no thread is to be had: then it stays a zombie
+        with contextlib.suppress(OSError):  # no thread can be started: the server stays a zombie
             pagefold_core.start(ServerProcess(pid).wait)

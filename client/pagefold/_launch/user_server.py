@@ -1,8 +1,7 @@
-"""Starts a per-user server where none answers: a process that has nothing of its starter's, with a log on disk.
+"""Starts a per-user server where none answers: a detached process, with a log on disk. `launch.py` has the mechanism.
 
-Of several processes that find no server, one starts it and the others wait for that: they take turns at a file lock.
-(Should two servers be started all the same, the second one sees the first one's lock and exits.) How a server is
-started is in `launch.py`.
+Of several processes that find no server, one starts it and the others wait: they take turns at a file lock. If two
+servers are started all the same, the second one sees the first one's lock and exits.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ _FASTER_ONE_SECONDS: Final = 2.0
 
 
 def answers(address: Address) -> bool:
-    """Whether something listens at a Unix socket. For TCP: True, the first call will tell."""
+    """Whether a process listens at a Unix socket. For TCP always True: the first call finds out."""
     return address.scheme != "unix" or addresses.listener(address.path) is not None
 
 
@@ -47,7 +46,7 @@ def ensure_server(address: Address, timeout: float) -> None:
     """Starts a server unless one answers, and waits until it is ready.
 
     Raises:
-        ServerUnavailable: it cannot be started, or was not ready in time. The text says why and what to do.
+        ServerUnavailable: none can be started, or it was not ready in time. The text says why and what to do.
     """
     if answers(address):
         return
@@ -86,7 +85,7 @@ def _turn(address: Address, deadline: float) -> Iterator[None]:
                     break
                 if threads.monotonic() > deadline:
                     raise _late(address) from None
-                threads.sleep(0.02)  # no event tells of another's server
+                threads.sleep(0.02)  # no event says that another process's server is ready
         yield
     finally:
         os.close(fd)
@@ -97,7 +96,7 @@ def _start(address: Address, deadline: float) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         log_fd = os.open(log, flags | os.O_NONBLOCK, 0o600)
-    except OSError:  # the disk is full, say: the server does without
+    except OSError:  # the disk is full, for example: the server has no log then
         log_fd = os.open(os.devnull, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     settings = {"idle_exit_seconds": IDLE_EXIT_SECONDS, "log_file": log, "log_max_bytes": most}
     try:
@@ -108,7 +107,7 @@ def _start(address: Address, deadline: float) -> None:
             f"`pagefold serve --address {address}` where pagefold[server] is installed"
         ) from None
     except NotReady as error:
-        # Broken, or another one was faster. The socket knows; no event tells of another's server.
+        # The server failed, or another one was faster, which answers soon. No event says so.
         seconds = 0.0 if error.code else min(deadline - threads.monotonic(), _FASTER_ONE_SECONDS)
         if not threads.wait_until(lambda: answers(address), seconds, 0.02):
             raise ServerUnavailable(
@@ -120,7 +119,7 @@ def _start(address: Address, deadline: float) -> None:
 
 
 def log_of(address: Address) -> tuple[str, int]:
-    """Where the log of a server is that is started here, and its most bytes: beside the socket, but not in memory."""
+    """Path and most bytes of the log of a server started here: beside the socket, unless that is in /dev/shm."""
     beside = address.path.removesuffix(".sock") + ".log"
     if not beside.startswith(f"{SHM}/"):
         return beside, _LOG_BYTES
@@ -145,7 +144,7 @@ def tail(path: str) -> str:
 
 
 def _full(directory: str) -> str:
-    """That a directory has no room for a socket, a pid file and a log, if that is so: such a server cannot say it."""
+    """Words for a directory that is full, so that a server can write neither socket, pid file nor log; else empty."""
     try:
         found = os.statvfs(directory)
     except OSError:
@@ -156,4 +155,4 @@ def _full(directory: str) -> str:
 
 
 def _late(address: Address) -> ServerUnavailable:
-    return ServerUnavailable(f"another process is starting a server for {address}, and it does not get ready")
+    return ServerUnavailable(f"another process is starting a server for {address}, which does not get ready: try again")

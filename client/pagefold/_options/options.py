@@ -1,4 +1,4 @@
-"""What connect() was asked for: its arguments, else the environment, each checked. Whether it can be had is not asked.
+"""The options of a client: arguments of connect(), else the environment, each checked for its form.
 
 A forked child connects with the options of its parent's client, whatever its environment says by then.
 """
@@ -88,16 +88,16 @@ class ConnectOptions:
 
 
 def choice(name: str, asked: str | None, environ: Mapping[str, str], choices: tuple[T, ...]) -> T | None:
-    """What was asked for: by an argument, else by the environment; None: by neither.
+    """What an argument, else the environment, asks for; None: neither does.
 
     Args:
-        name: of the argument; the variable is named after it.
+        name: of the argument; the variable is PAGEFOLD_ and the name.
         asked: the argument.
         environ: the environment.
-        choices: what there is to choose from.
+        choices: the values that it can have.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: it is none of the choices.
     """
     wanted = asked if asked is not None else environ.get(f"PAGEFOLD_{name.upper()}") or None
     found = next((known for known in choices if known == wanted), None)
@@ -108,12 +108,12 @@ def choice(name: str, asked: str | None, environ: Mapping[str, str], choices: tu
 
 
 def may_autostart(environ: Mapping[str, str]) -> bool:
-    """Whether the environment lets a program start a server."""
+    """Whether $PAGEFOLD_AUTOSTART lets a program start a server."""
     return environ.get("PAGEFOLD_AUTOSTART", "1").lower() not in _NO
 
 
 def disabled_features(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """Features of the kernel that the environment has left unused."""
+    """Features of the kernel that $PAGEFOLD_DISABLE names."""
     return tuple(name for name in environ.get("PAGEFOLD_DISABLE", "").replace(" ", "").split(",") if name)
 
 

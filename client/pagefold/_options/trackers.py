@@ -1,4 +1,4 @@
-"""How written pages are found, decided once at start: what was asked for, and what can be had."""
+"""The tracker: how written pages are found. It is chosen once, when a client connects."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TRACKERS: Final[tuple[Tracker, ...]] = get_args(Tracker)
 
 
 def why_not(features: Features, barrier: Barrier) -> str:
-    """Why the tracker "pagemap" cannot be had here; empty if it can."""
+    """Why this machine does not have the tracker "pagemap"; empty if it does."""
     if closed := dumpable.why_not():
         return closed
     if not features.wp_async or not features.pagemap_scan:
@@ -27,7 +27,7 @@ def why_not(features: Features, barrier: Barrier) -> str:
 
 
 def choose(asked: Tracker | None, features: Features, barrier: Barrier) -> Tracker:
-    """The tracker to use: "pagemap" if it can be had, unless "checksum" is asked for.
+    """The tracker to use: "pagemap" if this machine has it, unless "checksum" was asked for.
 
     Args:
         asked: what the user asked for; None: nothing.
@@ -35,7 +35,7 @@ def choose(asked: Tracker | None, features: Features, barrier: Barrier) -> Track
         barrier: how writes are held.
 
     Raises:
-        TrackerUnavailable: it was asked for and cannot be had.
+        TrackerUnavailable: this machine does not have the tracker that was asked for.
     """
     if asked == "checksum":
         return "checksum"

@@ -1,15 +1,15 @@
-"""What client and server say to each other after the connection is made. No thread, no clock, no waiting.
+"""What a client and its server say to each other once they are connected. No thread, no clock, no waiting.
 
-A `turn` announces new segments (`segments.py`), sends what the journal has (`outbox.py`), carries out what comes back
+A `turn` announces new segments (`segments.py`), sends the journal's events (`outbox.py`), carries out the reply
 (`instructions.py`), and drops freed segments. What holds:
 
-* Events leave in the order of the journal. A call whose answer was lost is made again, the same object with the same
-  number, before anything else is said; so the server's books are a replay of the journal, whatever gets lost.
-* A segment is announced before the first event that concerns it is sent, and dropped after the last one.
-* `earned` says what a turn brought, so that the session's thread gives a server no more time than that is worth.
-* A server that does not know this client is greeted anew, and told how everything is (`returning.py`).
+* Events leave in the order of the journal. If the answer to a call is lost, the client repeats the call, the same
+  object with the same number, before any other. So the server's books are a replay of the journal.
+* A segment is announced before its first event is sent, and dropped after its last one.
+* `earned` says what a turn brought. The session's thread gives a server no more time than that is worth.
+* To a server that does not know it, the client says Hello again, and reports all state (`returning.py`).
 
-Everything runs on the session's thread, but for what says otherwise.
+Everything runs on the session's thread, except what says otherwise.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from pagefold._session.transport import BYE, EXCHANGE, HELLO, Transport
 RPC_SECONDS: Final = 3.0
 MOST_TOKEN: Final = 64
 _MOST_OBSTACLES: Final = 64
-"""Most that a server may tell of."""
+"""Most obstacles of a reply that are kept."""
 _ANSWERS: Final = (pb.EVENT_KIND_DECLINED, pb.EVENT_KIND_NOT_ADOPTED)
-"""Events that a server gets as many of as it asks for: they earn it nothing."""
+"""Events that answer instructions. A server can ask for any number of them, so they earn it nothing."""
 
 
 @dataclass(slots=True)
@@ -60,23 +60,23 @@ class _LookRequest:
 
 
 class Conversation:
-    """See the head of this file.
+    """One client's conversation with its server.
 
     Args:
         space: the native space, or a fake.
         arena: the native arena, or a fake.
         transport: to the server.
-        pools: those of the space; made if there are none.
+        pools: the pools of the space; default: new ones.
 
     Attributes:
-        settles: those who wait in settle(). For any thread.
+        settles: the callers that wait in settle(). For any thread.
         segments: what the server knows of this client's memory.
         report: what this client tells of itself. For any thread.
-        obstacles: those that this client has met, for `report`.
-        server_obstacles: those that the server knows, as of its last reply.
-        totals: the domain's, as of the server's last reply.
-        earned: what the turns since it was set to 0 were worth.
-        poll_seconds: time between two looks for copied pages, as the server has it.
+        obstacles: obstacles that this client has met, for `report`.
+        server_obstacles: obstacles that the server knows, as of its last reply.
+        totals: counts of the domain, as of the server's last reply.
+        earned: what the turns since its last reset were worth.
+        poll_seconds: time between two looks for copied pages, as the server wants it.
     """
 
     def __init__(
@@ -155,15 +155,15 @@ class Conversation:
 
     @property
     def is_deserted(self) -> bool:
-        """Whether the server is gone, or another is in its place: there is reason to call, if only to find out."""
+        """Whether the server is gone, or another one is in its place: a call finds out."""
         return bool(self._session) and self._pools.is_deserted()
 
     def turn(self, timeout: float = RPC_SECONDS) -> bool:
-        """Goes round once. False if it carried no events and brought nothing to do: the client may be silent now.
+        """Exchanges one message with the server. False if it carried no events and brought no work: be silent now.
 
         Raises:
             ServerUnavailable, ServerFault: make the same turn again, later.
-            ServerRefused: the server is done with this client, or answers what no server would.
+            ServerRefused: the server is done with this client, or its answer is none that a server gives.
         """
         if not self._session:
             self._hello_again(timeout)
@@ -191,22 +191,22 @@ class Conversation:
             self._transport.call(BYE, pb.ByeRequest(session=self._session), timeout)
 
     def lose_session(self) -> None:
-        """The server does not know this client: the next turn says Hello again, and how everything is."""
+        """Has the next turn say Hello again and report all state: the server does not know this client."""
         self._session = b""
 
     def forget_events(self) -> None:
-        """Throws away what nobody will be told: the session is over for good."""
+        """Discards what would be reported: the session is over for good."""
         self._request = None
         self._outbox.discard()
         self.segments.announce_nothing()
         self.segments.discard_freed()
 
     def close(self) -> None:
-        """Lets go of the pools."""
+        """Closes the pools."""
         self._pools.close()
 
     def may_inherit(self, parent: Conversation) -> bool:
-        """Whether the frames that a parent's client has left here are the server's that this one talks to."""
+        """Whether frames of a parent's client, inherited by this process, are of this server's pool."""
         return self._returning.may_inherit(parent._returning)
 
     def inherit_segment(self, segment: SpaceSegment) -> None:
@@ -242,10 +242,10 @@ class Conversation:
             self._look.position = self._outbox.end()
 
     def _hear(self, reply: pb.ExchangeReply) -> bool:
-        """Does what a reply says. False if there was nothing to do."""
+        """Carries out a reply. False if it held no work."""
         self._pools.open_announced((pool.pool, pool.name) for pool in reply.pools)
         self.obstacles.put(pb.OBSTACLE_KIND_POOL, bool(self._pools.error), self._pools.error)
-        totals = reply.totals  # which the message's other fields would live on with
+        totals = reply.totals  # a copy of its own: it would keep the whole message alive
         self.totals = pb.DomainTotals(
             pages_shared=totals.pages_shared, pages_sharing=totals.pages_sharing, zero_pages=totals.zero_pages
         )

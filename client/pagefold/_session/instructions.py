@@ -30,13 +30,13 @@ MOST_OWED: Final = 1 << 21
 
 
 class Instructions:
-    """See the head of this file.
+    """Carries out a server's instructions for one client.
 
     Args:
         space: the native space, or a fake.
         outbox: gets the answers, by way of the journal.
-        obstacles: learns what kept an instruction from being carried out.
-        earned: learns that there was work.
+        obstacles: is told what kept an instruction from being carried out.
+        earned: is told that there was work.
     """
 
     def __init__(self, space: ConversationSpace, outbox: Outbox, obstacles: Obstacles, earned: Earned) -> None:
@@ -77,8 +77,12 @@ class Instructions:
         """Finds written pages: in all segments, or where it is time for it. False if the kernel does not tell."""
         try:
             self._space.harvest(everything)
-        except OSError as error:  # short of memory, say: a later look finds what this one did not
-            _log.log(self._loudness("look", logging.WARNING), "looking for written pages: %s", error)
+        except OSError as error:  # memory is short, for example: a later look finds the pages
+            _log.log(
+                self._loudness("look", logging.WARNING),
+                "the kernel does not say which pages were written, so none merges until it does: %s",
+                error,
+            )
             self._obstacles.put(pb.OBSTACLE_KIND_LOOK, there=True, error=error.errno or 0)
             return False
         self._obstacles.put(pb.OBSTACLE_KIND_LOOK, there=False)
@@ -91,11 +95,11 @@ class Instructions:
         self._obstacles.set_hindrance(found[0] if found else None)
 
     def answers_sent(self, count: int) -> None:
-        """The server has that many more events."""
+        """Counts events that the server has received."""
         self._owed = max(0, self._owed - count)
 
     def owe_nothing(self) -> None:
-        """A new session: its server has asked for nothing yet."""
+        """Forgets what is owed: a new session's server has asked for nothing yet."""
         self._owed = 0
 
     def _attempt(self, act: Callable[..., int], *arguments: Any) -> None:
@@ -103,7 +107,11 @@ class Instructions:
             done = act(*arguments)
         except (OSError, ValueError, OverflowError):
             level = self._loudness("attempt", logging.ERROR)
-            _log.log(level, "carrying out the server's instructions failed", exc_info=True)
+            _log.log(
+                level,
+                "the server's instructions failed; memory keeps its bytes, and some pages are not merged",
+                exc_info=True,
+            )
             return
         if done:
             self._earned.real_work()

@@ -1,4 +1,4 @@
-"""What a client shows the server of itself: a lease, by which the server learns that it is gone, and a doorbell.
+"""What a client shows its server: a lease, by which the server learns that the client is gone, and a doorbell.
 
 The lease is a small shared-memory object, on which the client holds a lock for life. Everybody can read its name. Only
 its owner can read its content, the proof.

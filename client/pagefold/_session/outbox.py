@@ -23,7 +23,7 @@ COLUMNS: Final = ("kind", "segment", "first", "count", "pool", "frame", "detail"
 
 
 class Outbox:
-    """See the head of this file. Its truth value says whether events wait to be sent.
+    """The unsent events of one session. Its truth value says whether there are any.
 
     Args:
         space: holds the journal.
@@ -83,12 +83,12 @@ class Outbox:
         return rows
 
     def start_anew(self) -> None:
-        """Forgets what is drained, and counts from 0: for a new session."""
+        """Forgets drained events and counts from 0: for a new session."""
         self._chunks.clear()
         self._under_way = self._drained = self.sent = 0
 
     def discard(self) -> None:
-        """Throws away everything, the journal's events too: nobody will be told."""
+        """Throws away all events, the journal's too: no server will be told."""
         self._chunks.clear()
         while self._space.pending():
             self._space.drain(MAX_EVENTS)

@@ -23,7 +23,7 @@ COME_BACK_SECONDS: Final = 10.0
 
 
 class Returning:
-    """See the head of this file.
+    """How one client comes back.
 
     Args:
         space: the native space, or a fake.
@@ -55,11 +55,11 @@ class Returning:
         self._came_back = -math.inf
 
     def arrive(self, pool: str) -> None:
-        """The first session: its server has that pool."""
+        """Begins the first session, at a server that has a pool of this name."""
         self._pool = pool
 
     def come_back(self, pool: str) -> None:
-        """Another session, at a server that has that pool: makes everything ready to be reported to it.
+        """Begins another session, at a server that has a pool of this name: makes all state ready to be reported.
 
         Raises:
             OutOfSharedMemory: frames are mapped that the server does not have, and there is no room to leave them.
@@ -74,8 +74,8 @@ class Returning:
         if not self._pools.keep_only(pool):
             raise OutOfSharedMemory(
                 "the server was started anew and has not found the frames that this client's memory is merged with; "
-                "the memory works, and merges again when there is room to take it back: free memory, or make /dev/shm "
-                "larger (mount -o remount,size=SIZE /dev/shm)"
+                "the memory stays usable, and merges again when there is room to take it back: free memory, or make "
+                "/dev/shm larger (mount -o remount,size=SIZE /dev/shm)"
             )
         self._pools.expect(pool)
         self._space.resume()
@@ -98,7 +98,7 @@ class Returning:
         self._report_end = self._space.pending()
 
     def release_parents(self) -> None:
-        """Lets go of the parent's references once the server has ours."""
+        """Releases the parent's references once the server has this client's own."""
         while self._inherited and self._outbox.sent >= self._report_end:
             if (number := self._inherited.pop()) not in self._segments.refused:
                 self._space.let_parents_go(number)

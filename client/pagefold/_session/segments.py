@@ -1,10 +1,10 @@
 """A client's segments, as its server knows them: announced before their first event, dropped after their last one.
 
     arena: added --announce--> announced --arena: dropped, all events sent--> dropped
-                     `--> refused: its memory works, and nobody is told of it
+                     `--> refused: its memory stays usable, and no event of it is sent
 
-A refused segment concerns no other one. What is merged of it leaves its frames; while some pages cannot, `may_map_more`
-keeps the server from taking what it was told for everything that maps frames.
+A refused segment affects no other one. Its merged pages leave their frames. While some cannot, `may_map_more` tells the
+server that more pages map frames than were reported.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _IN_USE: Final = reason_word(pb.REASON_SEGMENT_IN_USE)
 
 @dataclass(slots=True)
 class _Dropping:
-    """A segment that goes once the server has the events up to a position, and not before a moment."""
+    """A segment to drop once the server has the events up to a position, and not before a moment."""
 
     segment: SpaceSegment
     position: int
@@ -45,7 +45,7 @@ class _Dropping:
 
 
 class Segments:
-    """See the head of this file. Everything runs on the session's thread, but for what says otherwise.
+    """The segments of one client. Everything runs on the session's thread, except what says otherwise.
 
     Args:
         space: the native space, or a fake.
@@ -56,7 +56,7 @@ class Segments:
         earned: learns that there was work.
 
     Attributes:
-        refused: numbers of the segments that the server does not take, and why.
+        refused: segments that the server refused: number -> its words.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Segments:
 
     @property
     def are_waiting(self) -> bool:
-        """Whether one is to be announced or dropped."""
+        """Whether a segment is to be announced or dropped."""
         return bool(
             self.are_to_be_announced
             or self._dropped
@@ -94,36 +94,36 @@ class Segments:
 
     @property
     def are_to_be_announced(self) -> bool:
-        """Whether one is to be announced, which an allocation may wait for. For any thread."""
+        """Whether a segment is to be announced, which an allocation may wait for. For any thread."""
         return bool(self._added) or self._arena.has_added
 
     @property
     def are_dropping(self) -> bool:
-        """Whether one waits for its last events to be sent, or for the server to let it go."""
+        """Whether a segment waits for its last events to be sent, or for the server to let it go."""
         return bool(self._dropping)
 
     def refused_pages(self) -> int:
-        """Pages of the refused ones. For any thread."""
+        """Number of pages of refused segments. For any thread."""
         return sum(segment.pages for number, segment in list(self._announced.items()) if number in self.refused)
 
     def all(self) -> list[SpaceSegment]:
-        """Those that are announced or will be."""
+        """All segments that are announced or will be."""
         self._hear_of_added()
         return [*self._announced.values(), *self._added]
 
     def inherit_segment(self, segment: SpaceSegment) -> None:
-        """Takes one that was a parent's client's; it is announced like any other."""
+        """Takes a segment of a parent's client. It is announced like any other."""
         self._added.append(segment)
 
     def drop_freed(self) -> None:
-        """Has those that the arena has freed go after the events that there are now."""
+        """Has each segment that the arena freed be dropped once the server has the events so far."""
         self._hear_of_dropped()
         position = self._outbox.end()
         self._dropping += [_Dropping(segment, position) for segment in self._dropped]
         self._dropped.clear()
 
     def announce(self, session: bytes, timeout: float) -> None:
-        """Tells the server of new ones. After the journal was drained: a segment is added before it has an event.
+        """Announces new segments. Call it after the journal was drained: a segment is added before it has an event.
 
         Raises:
             ServerUnavailable, ServerRefused: the rest is announced in the next turn.
@@ -148,11 +148,13 @@ class Segments:
         returning = segment.number in self._returning
         if returning:
             self._instructions.leave_frames(segment)
-        level = logging.DEBUG if returning else logging.WARNING  # a server could be told it again and again
+        level = (
+            logging.DEBUG if returning else logging.WARNING
+        )  # a server that restarts all the time is no reason to fill a log
         _log.log(level, "the server does not take %s: %s", human(segment.pages * PAGE), why)
 
     def drop(self, session: bytes, timeout: float) -> None:
-        """Tells the server of freed ones whose events it has, and gives their memory back to the kernel.
+        """Drops freed segments whose events the server has, and gives their memory back to the kernel.
 
         Raises:
             ServerUnavailable, ServerRefused: the rest is dropped in the next turn.
@@ -182,7 +184,7 @@ class Segments:
                 _log.warning("the server does not drop a segment: %s", error)
                 return True
             if not dropping.refusals:
-                self._discard(dropping.segment)  # whatever the server says: nothing here needs it any more
+                self._discard(dropping.segment)  # the client has no use for it, whatever the server says
             # A proposal is on its way, and has to be answered first.
             dropping.not_before = now + DROP_AGAIN_SECONDS * 2**dropping.refusals
             dropping.refusals += 1
@@ -194,7 +196,7 @@ class Segments:
         segment.discard()
 
     def may_map_more(self) -> bool:
-        """Whether refused ones map frames still, of which the server is not told."""
+        """Whether refused segments still map frames, which are not reported."""
         for number, pages in list(self._unclaimed.items()):
             try:
                 mapped = self._space.switched(number, 0, pages)
@@ -205,7 +207,7 @@ class Segments:
         return bool(self._unclaimed)
 
     def announce_again(self) -> None:
-        """Another server: it is told of all that the one before knew."""
+        """Has all segments be announced to another server."""
         self.refused.clear()
         self._unclaimed.clear()
         self._returning = set(self._announced)
@@ -213,18 +215,18 @@ class Segments:
         self._announced.clear()
 
     def discard_freed(self) -> None:
-        """Gives the memory of freed ones back without a word: the server is gone."""
+        """Gives the memory of freed segments back to the kernel without a call: the server is gone."""
         for segment in self.leftovers():
             segment.discard()
 
     def announce_nothing(self) -> None:
-        """There is no session any more: nobody will be told of new ones."""
+        """Forgets new segments: the session is over, and no server will be told."""
         self._hear_of_added()
         self._added.clear()
         self._arena.announced()
 
     def leftovers(self) -> list[SpaceSegment]:
-        """Takes out the freed ones; the caller discards them."""
+        """Takes out the freed segments; the caller discards them."""
         self._hear_of_added()
         self._hear_of_dropped()
         freed = [dropping.segment for dropping in self._dropping if not dropping.refusals]

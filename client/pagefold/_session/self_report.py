@@ -17,13 +17,13 @@ OBSTACLE_SECONDS: Final = 1.0
 
 
 class SelfReport:
-    """See the head of this file.
+    """Gauges and obstacles of one client.
 
     Args:
         space: the native space, or a fake.
         arena: knows how much memory is in use.
-        segments: knows which of them the server refused.
-        table: obstacles that were met.
+        segments: knows which segments the server refused.
+        table: obstacles that the client has met.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class SelfReport:
         return known
 
     def gauges(self) -> pb.Gauges:
-        """Levels for operators."""
+        """Levels, for operators."""
         counts, windows = self._space.counts(), self._space.windows()
         in_use = self._arena.pages_in_use + counts.inherited
         return pb.Gauges(
@@ -87,7 +87,7 @@ class SelfReport:
         return bool(self._reported) and _pages_by_kind(self.obstacles()) != self._reported
 
     def reported(self, obstacles: Iterable[Obstacle]) -> None:
-        """The server knows these."""
+        """Notes what the server knows now."""
         self._reported, self._reported_at = _pages_by_kind(obstacles), threads.monotonic()
 
 

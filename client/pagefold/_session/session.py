@@ -1,16 +1,19 @@
-"""The session: a daemon thread that talks to the server when there is something to say, and is silent otherwise.
+"""The session: a daemon thread that talks to the server when it has something to report, and is silent otherwise.
 
     sweep -> talk, if there is news -> merge and adopt what came back -> again, until a turn was empty
       ^                                                                               |
       `---- the doorbell, news of our own, a forked child's end, a settle() ---- wait natively, without the GIL
 
 No signal reaches the thread (`pagefold_core.call`), and it begins by connecting. It talks to the server in turns
-(`pagefold_core.Turn`): a fork waits for one, and none is taken while it waits. While the server does not answer,
-local work goes on and the same call is made again, later and later, for ever. When it does not know this client any
-more, it was started anew: the next turn opens a session there, and reports how everything is. A client with nothing to
-say notices by the lock on its pool that its server is gone. Only a server that does not want this client, or that
-breaks the protocol, and a program that closes gRPC's descriptors end the session for good: memory goes on, nothing
-merges. Turns that bring nothing get a small share of a core (`patience.py`).
+(`pagefold_core.Turn`): a fork waits for the end of a turn, and no turn begins while it waits.
+
+* The server does not answer: local work goes on, and the thread repeats the call, at growing intervals, without end.
+* The server does not know this client: it was started anew. The next turn opens a session there, and reports all state.
+* The server is gone, and the client has nothing to report: it notices by the lock on its pool.
+* The server refuses this client or breaks the protocol, or the program closes gRPC's descriptors: the session is over.
+  Memory stays usable, and nothing more of it merges.
+
+Turns that bring nothing get a small share of a core (`patience.py`).
 """
 
 from __future__ import annotations
@@ -54,22 +57,22 @@ GOODBYE_SECONDS: Final = 2.0
 _TICK: Final = 0.25
 _REST_TICK: Final = 0.01
 _COME_BACK: Final = (reason_word(pb.REASON_UNKNOWN_SESSION), reason_word(pb.REASON_LIMIT))
-"""What a server says that was started anew, or that has no room for this client at the moment."""
+"""Reasons of a server that was started anew, or that has no room for this client at the moment."""
 _EXCLUDED: Final = reason_word(pb.REASON_PROTOCOL_VIOLATION)
 
 
 @dataclass(frozen=True, slots=True)
 class Components:
-    """What connect() has put together for a client. Its session works with them, and ends them.
+    """What connect() has assembled for a client. Its session works with these, and ends them.
 
     Attributes:
         space: the native space.
         arena: the native arena.
-        conversation: what is said to the server.
+        conversation: says to the server what there is to say.
         transport: to the server; closed at the end.
         bell: rung by the server, and by `Session.kick`.
-        ending: how the session's thread is told to end, and tells that it has.
-        release: lets go of the names of lease and doorbell, at the very end.
+        ending: tells the session's thread to end, and others that it has ended.
+        release: removes the names of lease and doorbell, at the very end.
         tracker: how written pages are found.
     """
 
@@ -84,7 +87,13 @@ class Components:
 
 
 class Session:
-    """See the head of this file. Made after a successful hello, by the thread that then calls `run`."""
+    """One client's standing with its server. The thread that makes it, after a successful hello, then calls `run`.
+
+    Attributes:
+        lost: why the session is over for good; empty: it is not.
+        trouble: why the server does not answer at the moment; empty: it does.
+        space, arena, conversation, tracker: as in `Components`.
+    """
 
     def __init__(self, components: Components) -> None:
         self.lost = ""
@@ -102,15 +111,15 @@ class Session:
 
     @property
     def is_ending(self) -> bool:
-        """Whether it was told to end."""
+        """Whether the session was told to end."""
         return self._ending.stopping
 
     def kick(self) -> None:
-        """Has the thread look for work now. Takes no lock."""
+        """Makes the thread look for work now. Takes no lock."""
         self._components.bell.ring()
 
     def settle(self, timeout: float) -> SettleReport:
-        """Waits until nothing is left to merge; see `Client.settle`."""
+        """Waits until nothing is left to merge, or for `timeout` seconds; see `Client.settle`."""
         began = threads.monotonic()
         begin, ring = self.conversation.settles.begin, self._components.bell.ring
         if threads.are_greenlets():
@@ -151,7 +160,7 @@ class Session:
         )
 
     def obstacles(self) -> list[Obstacle]:
-        """What keeps this client's pages from merging: as it knows by itself, and as of the server's last answer."""
+        """What keeps this client's pages from merging, as the client itself and the server's last answer know it."""
         own = obstacle_table.OWN - obstacle_table.JUDGED
         found = [known for known in self.conversation.report.obstacles() if known.kind in own]
         for kind, detail in ((pb.OBSTACLE_KIND_LOST, self.lost), (pb.OBSTACLE_KIND_UNREACHABLE, self.trouble)):
@@ -161,21 +170,23 @@ class Session:
         return [*found, *(told for told in self.conversation.server_obstacles if told.kind not in own)]
 
     def close(self) -> None:
-        """Ends the session and waits until that is done. In the session's own thread it does not wait."""
+        """Ends the session and waits for its end. The session's own thread does not wait."""
         self._ending.end(GOODBYE_SECONDS)
 
     # In the thread
 
     def run(self) -> None:
-        """Lives until it is told to end."""
+        """Works until the session is told to end."""
         talk = True
         try:
             while not self.is_ending:
                 try:
                     talk = self._step(talk)
                     self._rest()
-                except Exception:  # the thread lives on: freed memory is still taken back
-                    _log.exception("pagefold's session failed: memory works, and nothing is merged any more")
+                except Exception:  # the thread lives on: it still takes freed memory back
+                    _log.exception(
+                        "pagefold's session failed: memory stays usable, and nothing more of it is merged; report this"
+                    )
                     self._lose("a fault of the client library's own; see the log", logging.DEBUG)
                     talk = False
                     self._ending.pause(_TICK)
@@ -183,7 +194,7 @@ class Session:
             self._finish()
 
     def _step(self, talk: bool) -> bool:
-        """Goes round once; whether to talk in the next round. Waits if there is nothing to do."""
+        """One round: takes a turn if there is news, else waits. Returns whether the next round begins with a turn."""
         self._tidy()
         if self._ending.outlives and not self.arena.pages_in_use:
             self._ending.stop()
@@ -227,7 +238,7 @@ class Session:
             self._rest_seconds = self._patience.rest(threads.thread_time() - began, self.conversation.earned.seconds)
 
     def _rest(self) -> None:
-        """Until the last turn is paid for, or the program needs one."""
+        """Pauses until the last turn is paid for, or the program needs another one."""
         until, self._rest_seconds = threads.monotonic() + self._rest_seconds, 0.0
         while (left := until - threads.monotonic()) > 0 and not self.conversation.is_pressed:
             if self._ending.pause(min(left, _REST_TICK)):
@@ -240,7 +251,7 @@ class Session:
             _log.warning("%d freed pages cannot be given back yet: %s", *trouble)
 
     def _thaw(self) -> bool:
-        """Looks, now and then, which forked children are gone. True when nothing is shared any more."""
+        """Checks, at most every GENERATION_POLL seconds, whether forked children are gone. True: nothing is shared."""
         now = threads.monotonic()
         if not self.space.shared or now < self._next_thaw:
             return False
@@ -269,12 +280,12 @@ class Session:
             self._ending.pause(_TICK)
             return True
         if self.lost and woken == "rung":
-            self._ending.pause(_TICK)  # nothing is to be said any more, however often it rings
+            self._ending.pause(_TICK)  # a server that rings without end gets no core for it
         return woken == "rung" or (not self.lost and (settling or self.conversation.is_deserted))
 
     def _back_off(self, error: PagefoldError) -> None:
         if self._failures == 0:
-            _log.info("nothing is merged for the moment, trying on: %s", error)
+            _log.info("nothing is merged at the moment, and memory stays usable; the client tries again: %s", error)
         self.trouble = f"the server does not answer: {error}" if isinstance(error, ServerUnavailable) else str(error)
         self.arena.set_reachable(False)
         least, most = BACKOFF_SECONDS
@@ -289,8 +300,8 @@ class Session:
         if self.lost:
             return
         self.lost = why
-        _log.log(level, "nothing is merged any more, memory goes on as it is: %s", why)
-        self.space.untrack()  # nobody will be told: the program need not pay for being watched
+        _log.log(level, "nothing more is merged, and memory stays usable; connect again to merge: %s", why)
+        self.space.untrack()  # no server reads it, so the program need not pay for tracking
         self.arena.set_reachable(False)
         self.conversation.settles.end(why)
         with Turn():
@@ -311,8 +322,8 @@ class Session:
                 self.space.close()  # else its buffers keep it: they must be frozen at a fork like any other memory
             self.conversation.close()
             self._components.release()
-        except Exception:  # whoever closes waits for this thread: it must finish
-            _log.exception("closing a pagefold client failed")
+        except Exception:  # close() waits for this thread: it must finish
+            _log.exception("closing a pagefold client failed; memory stays usable")
         finally:
             self.arena.set_reachable(False)
             self._ending.finish()
@@ -326,7 +337,7 @@ class Session:
             with Turn():
                 self.conversation.bye(GOODBYE_SECONDS)
         except PagefoldError as error:
-            _log.info("the server was not told that this client is closed, and will notice by itself: %s", error)
+            _log.info("the server was not told that this client is closed, and will notice by its lease: %s", error)
 
 
-GAVE_UP: Final = "the server stopped waiting, and does not say why: pagefold status"
+GAVE_UP: Final = "the server gave up and does not say why: see `pagefold status`"

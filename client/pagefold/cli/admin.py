@@ -1,7 +1,6 @@
 """The Admin service of a server, as plain calls. Failures become `CommandError`, with what to do about them.
 
-One connection, made with the first call. It may use gRPC's streams, which the library must not: operators' tools
-do not fork.
+The first call makes the connection. Unlike the library it may use gRPC's streams: operators' tools do not fork.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from pagefold.cli.exits import CommandError, ExitCode
 _SERVICE: Final = "/pagefold.v1.Admin/"
 _SECONDS: Final = 10.0
 _LONGEST: Final = 1e8
-"""Seconds, three years. gRPC takes a much later deadline for one that is over."""
+"""Seconds: three years. gRPC takes a much later deadline for one in the past."""
 _STOPPING: Final = Reason.Name(REASON_SHUTTING_DOWN)
 _BAD_CONFIG: Final = Reason.Name(REASON_BAD_CONFIG)
 _BAD_TOKEN: Final = Reason.Name(REASON_BAD_TOKEN)
@@ -43,12 +42,12 @@ class Admin:
     """One server's operator side.
 
     Args:
-        address: in either form; empty: this user's own server.
+        address: of the server, in either form; empty: this user's own server.
         token_file: holds the bearer token, for TCP.
-        ca: certificate that the server's is signed with. Without it, TCP is not encrypted.
+        ca: certificate that the server's is signed with; None: TCP is not encrypted.
 
     Raises:
-        CommandError: the address has no proper form, or a file cannot be read.
+        CommandError: the address is not one, or a file cannot be read.
     """
 
     def __init__(self, address: str = "", token_file: Path | None = None, ca: Path | None = None) -> None:
@@ -74,7 +73,7 @@ class Admin:
         self._channel.close()
 
     def status(self, timeout: float = _SECONDS) -> pb.Status:
-        """One look at everything."""
+        """The state of the whole server."""
         return self._call("GetStatus", pb.GetStatusRequest(), pb.Status, timeout)
 
     def clients(self) -> pb.ListClientsReply:
@@ -108,11 +107,11 @@ class Admin:
         return self._call("Stop", pb.StopRequest(), pb.StopReply)
 
     def fsck(self, request: pb.FsckRequest) -> Iterator[pb.FsckNews]:
-        """An audit's news as they come; the summary is the last."""
+        """An audit's messages as they come; the last is the summary."""
         yield from self._stream("Fsck", request, pb.FsckNews)
 
     def watch(self, interval: float) -> Iterator[pb.Status]:
-        """The status again and again, until the server stops."""
+        """The status at each interval of seconds, until the server stops."""
         yield from self._stream("WatchStatus", pb.WatchStatusRequest(interval_seconds=interval), pb.Status)
 
     def _stream(self, name: str, request: Message, reply: type[R]) -> Iterator[R]:
@@ -138,7 +137,7 @@ class Admin:
         if failure.is_silence:
             why = why_not(where, self._ca)
             if why:
-                return CommandError(f"somebody listens at {where}, but {why}: check --ca")
+                return CommandError(f"a server listens at {where}, but {why}: check --ca")
             return CommandError(
                 f"no server answers at {where}: start one with  pagefold serve  or name another with --address",
                 ExitCode.NO_SERVER,

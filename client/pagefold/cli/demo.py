@@ -1,7 +1,7 @@
 """`pagefold demo`: processes load the same data, memory falls, one of them writes, and only its pages come back.
 
-Nothing is estimated: memory is what the kernel says (`physical`), and every worker compares every byte of its data
-with what it wrote, three times: before merging, merged, and after the writes.
+Nothing is estimated. The kernel says how much memory is in use (`physical`). Every worker compares every byte of its
+data with what it wrote, three times: before merging, merged, and after the writes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pagefold.cli.output import console, facts, print_json
 from pagefold.testing import embedded_server
 
 LEAST_SHARE: Final = 0.95
-"""Of the ideal saving; with less the demo fails."""
+"""Part of the ideal saving that the demo has to reach."""
 
 _TICK: Final = 0.15
 
@@ -37,22 +37,22 @@ class Result:
     """What one run found. All sizes are bytes.
 
     Attributes:
-        workers: processes.
-        bytes_per_worker: of data in each.
-        distinct_bytes: of data if every page that is not zero were kept once.
-        physical_before: memory of workers, segments and pool once all is loaded.
+        workers: number of processes.
+        bytes_per_worker: data in each of them.
+        distinct_bytes: data if every page that is not zero were kept once.
+        physical_before: memory of workers, segments and pool once all data is loaded.
         physical_after: the same, merged.
         physical_written: the same, after the writes.
-        returned_bytes: physical_written - physical_after: what the writes brought back.
+        returned_bytes: physical_written - physical_after: memory that the writes took.
         saved_bytes: physical_before - physical_after.
         ideal_saved_bytes: workers x bytes_per_worker - distinct_bytes.
         settle_seconds: from the start of merging until nothing was left to merge.
-        settled: the server said that nothing was left, within the time.
-        written_bytes: in pages that one worker overwrote at the end.
-        verified: every worker compared every byte, each of the three times, and none was lost.
+        settled: nothing was left to merge before the timeout.
+        written_bytes: pages that one worker overwrote at the end.
+        verified: every worker compared every byte, three times, and all were right.
         lost_bytes: bytes that differed.
         barrier: how writes were held.
-        window_max_micros: the longest that writes were held, in any worker.
+        window_max_micros: the longest time that writes were held, in any worker.
     """
 
     workers: int
@@ -74,23 +74,25 @@ class Result:
 
     @property
     def convincing(self) -> bool:
-        """Whether it did what it promises."""
+        """Whether all bytes were right and the saving is large enough."""
         return self.verified and self.saved_bytes >= LEAST_SHARE * self.ideal_saved_bytes
 
 
 def demo(
-    workers: Annotated[int, typer.Option(metavar="N", min=2, max=64, help="Processes.")] = 4,
-    mib: Annotated[int, typer.Option(metavar="M", min=1, max=1 << 16, help="MiB of data in each of them.")] = 64,
-    write_pages: Annotated[int, typer.Option(metavar="K", min=1, help="Pages that one writes at the end.")] = 64,
-    seed: Annotated[int, typer.Option(metavar="S", min=0, help="Of the data.")] = 1,
-    timeout: Annotated[float, typer.Option(metavar="SECONDS", min=1, help="For merging.")] = 120,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for scripts.")] = False,
+    workers: Annotated[int, typer.Option(metavar="N", min=2, max=64, help="Number of processes.")] = 4,
+    mib: Annotated[int, typer.Option(metavar="M", min=1, max=1 << 16, help="MiB of data in each process.")] = 64,
+    write_pages: Annotated[
+        int, typer.Option(metavar="K", min=1, help="Pages that one process writes at the end.")
+    ] = 64,
+    seed: Annotated[int, typer.Option(metavar="S", min=0, help="Seed of the data.")] = 1,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", min=1, help="Longest time for merging.")] = 120,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")] = False,
 ) -> None:
-    """See it work: processes load the same data, and physical memory falls.
+    """Show merging at work: processes load the same data, and physical memory falls.
 
-    Runs a server of its own in a temporary directory, and cleans everything up. 14 of 16 parts of the data are the
-    same in every process, one is its own, one is zeros. Exits 1 unless every byte was verified and the saving is at
-    least 95 % of the ideal.
+    The demo runs its own server in a temporary directory, and removes everything at the end. Of 16 parts of the data,
+    14 are the same in every process, one is different in each, one is zeros. The demo exits 1 unless every byte was
+    right and the saving is at least 95 % of the ideal.
 
     Examples:
       pagefold demo
@@ -188,7 +190,7 @@ class _Gauge:
         self._admin, self._crew, self._shown = admin, crew, shown
 
     def follow(self, numbers: list[int]) -> list[Any]:
-        """Waits for the answers of workers, with an eye on memory."""
+        """Waits for the answers of workers, and reads memory meanwhile."""
         for answers in self._crew.answers(numbers, _TICK):
             if answers is not None:
                 return answers
@@ -226,7 +228,7 @@ def _check_room(needed: int) -> None:
     if found.f_blocks and free < needed * 1.1:
         raise CommandError(
             f"{SHM} has {human(free)} free, the demo's shared frames take {human(int(needed * 1.1))} of it: "
-            f"take less (--workers, --mib), or enlarge it: mount -o remount,size=... {SHM}"
+            f"take less (--workers, --mib), or enlarge it: mount -o remount,size=SIZE {SHM}"
         )
 
 

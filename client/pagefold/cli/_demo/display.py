@@ -20,24 +20,24 @@ _LEVELS: Final = " ▁▂▃▄▅▆▇█"
 
 
 class Display(Protocol):
-    """Where the demo tells what happens."""
+    """Shows what the demo does."""
 
     def __enter__(self) -> Display: ...
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None: ...
     def step(self, words: str) -> None:
-        """Something begins."""
+        """A step begins."""
 
     def done(self, words: str) -> None:
-        """It ended, like this."""
+        """The step ended, with this result."""
 
     def memory(self, nbytes: int) -> None:
-        """Physical memory now."""
+        """Physical memory is this much now."""
 
 
 class _Silent:
-    """Says nothing."""
+    """Shows nothing."""
 
     def __enter__(self) -> _Silent:
         return self
@@ -53,7 +53,7 @@ class _Silent:
 
 
 class _Lines(_Silent):
-    """Plain lines, for logs and pipes. Memory is a line when it moved by a tenth of the peak."""
+    """Plain lines, for logs and pipes. Memory gets a line when it changed by a tenth of the peak."""
 
     def __init__(self) -> None:
         self._peak = self._last = 0
@@ -72,7 +72,7 @@ class _Lines(_Silent):
 
 
 class _Picture:
-    """A live display on a terminal: what was done, what is going on, and a bar that shrinks."""
+    """A live display on a terminal: finished steps, the present one, and a bar of memory."""
 
     def __init__(self, console: Console) -> None:
         self._done: list[str] = []
@@ -125,7 +125,7 @@ class _Picture:
 
 
 def display(as_json: bool, console: Console) -> Display:
-    """The display for where output goes."""
+    """The display for JSON, a terminal, or a file."""
     if as_json:
         return _Silent()
     return _Picture(console) if sys.stdout.isatty() else _Lines()
