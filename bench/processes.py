@@ -17,9 +17,12 @@ from typing import Any
 import grpc
 from figure import Plan, WrongResult
 from machine import cpu_seconds
+from pagefold._launch.launch import NotReady, launch, server_environment
 from pagefold_proto.v1 import admin_pb2, admin_pb2_grpc
 
 _HERE = Path(__file__).parent
+_START_SECONDS = 60
+_STOP_SECONDS = 30
 _ORPHANED = 300  # seconds after which a server ends by itself, should we have been killed
 
 
@@ -81,29 +84,15 @@ class Server:
         self._directory = tempfile.TemporaryDirectory(prefix="pagefold-bench-")
         self.address = f"unix:{self._directory.name}/server.sock"
         log = Path(self._directory.name, "log")
-        ready, tell = os.pipe()
         with log.open("wb") as output:
-            self._process = subprocess.Popen(  # noqa: S603 (our own interpreter and module)
-                [sys.executable, "-m", "pagefold_server", "--address", self.address, "--ready-fd", str(tell)],
-                pass_fds=[tell],
-                stdout=output,
-                stderr=output,
-                env=_environment() | {f"PAGEFOLD_{key.upper()}": str(value) for key, value in settings.items()},
-                process_group=0,
-            )
-        os.close(tell)
-        answers = False
-        try:
-            with os.fdopen(ready, "rb") as pipe:
-                answers = bool(pipe.read(1))
-        finally:  # an interruption too: nobody else would end it
-            if not answers:
-                self._process.terminate()
-                _end(self._process)
+            try:
+                self._process = launch(
+                    self.address, settings, server_environment(False), output.fileno(), _START_SECONDS
+                )
+            except NotReady:
                 said = log.read_text()[-500:].strip()
                 self._directory.cleanup()
-        if not answers:
-            raise RuntimeError(f"the server did not start: {said}")
+                raise RuntimeError(f"the server did not start: {said}") from None
         self.pid = self._process.pid
         self._channel = grpc.insecure_channel(self.address)
         self._stub = admin_pb2_grpc.AdminStub(self._channel)  # type: ignore[no-untyped-call]
@@ -128,8 +117,7 @@ class Server:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         self._channel.close()
-        self._process.terminate()
-        _end(self._process)
+        self._process.end(_STOP_SECONDS)
         self._directory.cleanup()
 
 
@@ -207,7 +195,7 @@ def _environment() -> dict[str, str]:
 
 def _end(process: subprocess.Popen[Any]) -> None:
     try:
-        process.wait(30)
+        process.wait(_STOP_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 import numpy as np
 import pagefold
 from pagefold.cli.admin import Admin
-from pagefold.cli.embedded import embedded_server
+from pagefold.testing import embedded_server
 
 PAGE_WORDS = 512
 

@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 
 import numpy as np
 import pagefold
-from pagefold.cli.embedded import embedded_server
+from pagefold.testing import embedded_server
 
 COLUMNS = 256
 

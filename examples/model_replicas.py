@@ -17,7 +17,7 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"  # sums in one order, here and in the r
 
 import pagefold
 from minilm import SENTENCES, embed_all, model_file
-from pagefold.cli.embedded import embedded_server
+from pagefold.testing import embedded_server
 from safetensors import safe_open
 
 

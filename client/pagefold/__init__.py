@@ -1,13 +1,14 @@
-"""pagefold: identical pages of many processes share one frame of memory, and a write un-shares them.
+"""pagefold: identical pages of many processes share one frame of memory; a write gives the writer a copy of its own.
 
     import pagefold
 
     with pagefold.connect() as client:
         weights = client.array(load())      # an ordinary ndarray
-        client.settle(timeout=10)           # now it shares its pages with every process that has the same ones
+        client.settle(timeout=10)           # it shares its pages with every process that has equal ones
         print(client.stats().saved_bytes)
 
-What is here is the client library. Everything in it is thread-safe, and survives fork: see `Client`.
+This is the client library. Everything in it is thread-safe and survives fork: see `Client`. `pagefold.testing` has
+servers for tests.
 """
 
 from pagefold_proto.version import __version__

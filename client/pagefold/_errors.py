@@ -1,9 +1,9 @@
 """What can go wrong in the client, as a tree.
 
     PagefoldError
-     |-- ServerUnavailable       (ConnectionError)  nobody answers, or the server is stopping
+     |-- ServerUnavailable       (ConnectionError)  no server answers, or it is stopping
      |    `-- DescriptorsClosed                      the program closed gRPC's descriptors: exec, or start anew
-     |-- TlsFailed               (ConnectionError)  somebody answers, but not with the certificate that was asked for
+     |-- TlsFailed               (ConnectionError)  a server answers without the certificate that was asked for
      |-- ServerRefused                              the server said no; `reason` is its name for why
      |    |-- IncompatibleServer                    another protocol, another page size: install matching versions
      |    |-- AccessDenied                          a wrong token, or memory of another user
@@ -13,19 +13,19 @@
      |-- ClientClosed                               the client was closed before
      |-- ForkedClient                               the client belongs to the parent of this process
      |-- OutOfSharedMemory       (MemoryError)      /dev/shm, descriptors or address space are used up
-     |-- OutOfThreads            (RuntimeError)     no threads are to be had, which gRPC would end the process for
-     |-- BarrierUnavailable                         writes cannot be held in the way that was asked for
-     `-- TrackerUnavailable                         written pages cannot be found in the way that was asked for
+     |-- OutOfThreads            (RuntimeError)     no thread can be started; gRPC would end the process for that
+     |-- BarrierUnavailable                         this machine does not allow the barrier that was asked for
+     `-- TrackerUnavailable                         this machine does not have the tracker that was asked for
 
-Wrong arguments are ValueError and TypeError, as everywhere. Which of the server's reasons becomes which of these
-is one table, in `_session/transport.py`.
+Wrong arguments are ValueError and TypeError, as everywhere. One table, in `_session/channel.py`, says which reason of
+the server becomes which exception. A program's memory stays usable, whatever is raised.
 """
 
 from __future__ import annotations
 
 
 class PagefoldError(Exception):
-    """Base of everything that pagefold raises on purpose, wrong arguments aside."""
+    """Base of all exceptions of pagefold, except those for wrong arguments."""
 
 
 class ServerUnavailable(PagefoldError, ConnectionError):
@@ -33,18 +33,19 @@ class ServerUnavailable(PagefoldError, ConnectionError):
 
 
 class TlsFailed(PagefoldError, ConnectionError):
-    """Somebody listens at the TCP address, and no connection comes about that can be trusted: see `connect(ca=...)`."""
+    """A server listens at the TCP address, and its certificate cannot be trusted: see `connect(ca=...)`."""
 
 
 class DescriptorsClosed(ServerUnavailable):
-    """The program has closed the descriptors of gRPC, so this process can reach no server any more. Memory goes on."""
+    """The program has closed gRPC's descriptors: this process reaches no server any more. Memory stays usable."""
 
 
 class ServerRefused(PagefoldError):
-    """The server answered with a refusal.
+    """The server refused a call.
 
     Attributes:
-        reason: its stable name, say "REASON_LIMIT"; see `Reason` in memory.proto.
+        reason: its stable name: "limit" for REASON_LIMIT of `Reason` in memory.proto; where the server gave none, the
+            name of gRPC's status, say "unimplemented".
     """
 
     def __init__(self, reason: str, text: str) -> None:
@@ -56,27 +57,27 @@ class ServerRefused(PagefoldError):
 
 
 class IncompatibleServer(ServerRefused):
-    """Client and server cannot work together: install the same version of pagefold on both sides."""
+    """Client and server have different versions: install the same version of pagefold on both sides."""
 
 
 class AccessDenied(ServerRefused):
-    """The server does not let this client in, or not at this memory."""
+    """The server refuses this client, or this memory: the token is wrong, or another user owns the memory."""
 
 
 class LimitReached(ServerRefused):
-    """The server has as many clients, segments or bytes as its operator allows."""
+    """The server, or this user, has as many clients, segments or bytes as the server's operator allows."""
 
 
 class SessionLost(ServerRefused):
-    """The server has no session for this client: it was restarted, or it excluded the client."""
+    """The server has no session for this client: the server was restarted, or it excluded the client."""
 
 
 class ServerFault(ServerRefused):
-    """Something broke inside the server. Its log says what."""
+    """The server failed. Its log says how."""
 
 
 class ClientClosed(PagefoldError):
-    """The client was closed. Its buffers go on; for new ones, connect again."""
+    """The client was closed. Its buffers stay usable; connect again to allocate more."""
 
 
 class ForkedClient(PagefoldError):
@@ -84,16 +85,16 @@ class ForkedClient(PagefoldError):
 
 
 class OutOfSharedMemory(PagefoldError, MemoryError):
-    """Memory cannot be backed. The text names the sizes and the remedy."""
+    """There is no room for memory, or for taking it back. The text names sizes and remedy."""
 
 
 class OutOfThreads(PagefoldError, RuntimeError):
-    """The threads that a connection takes cannot be started. The text says what bounds them."""
+    """The threads of a connection cannot be started. The text says what bounds their number."""
 
 
 class BarrierUnavailable(PagefoldError):
-    """Writes cannot be held in the way that was asked for, so nothing could be merged safely."""
+    """This machine does not allow the barrier that was asked for. The text says why."""
 
 
 class TrackerUnavailable(PagefoldError):
-    """Written pages cannot be found in the way that was asked for."""
+    """This machine does not have the tracker that was asked for. The text says why."""

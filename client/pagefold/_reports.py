@@ -1,4 +1,4 @@
-"""What the client tells about itself: frozen, typed, in bytes where users think in bytes. Counts nothing itself."""
+"""What a client reports: frozen, typed, in bytes where users think in bytes. Nothing is counted here."""
 
 from __future__ import annotations
 
@@ -8,35 +8,39 @@ from typing import Any
 
 from pagefold_proto.limits import PAGE
 
+from pagefold._options.backings import Backing
+from pagefold._options.barriers import Barrier
+from pagefold._options.trackers import Tracker
+
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """One client's memory, as it is now. Returned by `Client.stats`.
+    """One client's memory now. Returned by `Client.stats`.
 
     Attributes:
-        allocated_bytes: handed out and not given back, in whole pages; untouched memory is part of it. So is freed
-            memory that a forked child may still look at. The sum of owned, merged, zero and copied.
+        allocated_bytes: allocated and not freed, in whole pages, untouched ones included; and freed memory that a
+            forked child may still read. The sum of the owned, merged, zero and copied bytes.
         owned_bytes: in this client's own segments, or not touched yet.
         merged_bytes: on frames that other pages may use too.
         zero_bytes: on the kernel's zero page.
-        copied_bytes: merged once and written since: private again, and on their way back to `owned`.
-        saved_bytes: this client's share of what its domain saves: zero_bytes, and of merged_bytes the part that
-            exceeds the frames, which the domain's clients pay for in proportion. Summed over the clients of
-            a domain it is what the domain saves. As of the server's last answer, which may be old: a client that has
-            nothing to report asks for none while others come and merge. `pagefold status` has the sum as it is.
+        copied_bytes: merged once and written since: private, until the client takes them back into its segments.
+        saved_bytes: this client's share of what its domain saves: zero_bytes, and the part of merged_bytes that exceeds
+            this client's proportional part of the frames. Summed over the clients of a domain it is what the domain
+            saves. As of the server's last answer, which may be old: a client that has nothing to report asks for none
+            while others come and merge. `pagefold status` has the sum as it is now.
         mappings: kernel mappings (VMAs) that the memory uses now.
         mapping_budget: most that it may use; beyond it pages stay unmerged.
-        tier: how writes are held: "uffd", "user" or "off" (nothing merges).
+        barrier: how writes are held: "uffd", "user" or "off" (nothing merges).
         tracker: how written pages are found: "pagemap" (the kernel tells) or "checksum" (the server reads everything).
-        connected: the server answered the last time, and knows this client.
+        connected: the server answered the last call, and knows this client.
         trouble: what keeps pages from merging: how many, why, and what to do (docs/obstacles.md); empty: nothing.
-        windows: how often writes were held so far.
+        windows: number of times that writes were held so far.
         window_p99_micros: 99 % of these times were no longer.
         window_max_micros: the longest of them.
-        window_max_running_micros: the longest without the time for which this client's thread had to give the processor
-            to others; if it is much less than `window_max_micros`, the machine is busy.
+        window_max_running_micros: the longest, less the time in which other threads had the processor. If it is much
+            less than `window_max_micros`, the machine is busy.
         backing: where memory comes from: "shm", "memfd", or "auto" (each where there is room).
-        memfd_bytes: handed out from memfd objects. The rest is in /dev/shm.
+        memfd_bytes: allocated from memfd objects. The rest is in /dev/shm.
     """
 
     allocated_bytes: int
@@ -47,19 +51,19 @@ class Stats:
     saved_bytes: int
     mappings: int
     mapping_budget: int
-    tier: str
-    tracker: str
+    barrier: Barrier
+    tracker: Tracker
     connected: bool
     trouble: str
     windows: int
     window_p99_micros: float
     window_max_micros: float
     window_max_running_micros: float
-    backing: str = "shm"
+    backing: Backing = "shm"
     memfd_bytes: int = 0
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as plain values, say for `json.dumps`."""
+        """The attributes as plain values, for example for `json.dumps`."""
         return dataclasses.asdict(self)
 
 
@@ -68,19 +72,19 @@ class SettleReport:
     """What `Client.settle` found. Page counts are of the whole domain, other processes included.
 
     Attributes:
-        settled: everything mergeable is merged, and still was when all clients had looked once more.
-        reason: empty if settled; else what keeps pages from merging: how many, why, and what to do (docs/obstacles.md).
-        seconds: how long it took.
+        settled: everything mergeable was merged, and still was after every client had looked for writes once more.
+        reason: what keeps pages from merging: how many, why, and what to do (docs/obstacles.md); empty if settled.
+        seconds: how long the call took.
         passes: full passes over the domain's memory since the request.
         merged_pages: pages merged since the request.
         pages_shared: frames in use.
         pages_sharing: pages saved by them: mappings beyond the first of each frame.
         zero_pages: pages on the kernel's zero page.
         pages_unshared: read, unchanged, and like no other page.
-        pages_volatile: they kept changing.
-        pages_waiting: they broke so often that they are left alone for a while.
-        pages_over_budget: left because a client's mapping budget is used up.
-        pages_refused: left because a client declined for another reason (pinned, forked), or does not answer.
+        pages_volatile: changed between the last two passes.
+        pages_waiting: not merged for some passes, because they were written soon after each merge.
+        pages_over_budget: not merged because a client's mapping budget is used up.
+        pages_refused: not merged because a client declined (pinned, forked), or does not answer.
         saved_bytes: what the domain saves now: pages_sharing and zero_pages, in bytes.
     """
 
@@ -100,11 +104,11 @@ class SettleReport:
 
     @property
     def saved_bytes(self) -> int:
-        """What the domain saves now: pages that need no memory of their own."""
+        """What the domain saves now, in bytes."""
         return (self.pages_sharing + self.zero_pages) * PAGE
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as plain values, `saved_bytes` included."""
+        """The attributes as plain values, `saved_bytes` included."""
         return dataclasses.asdict(self) | {"saved_bytes": self.saved_bytes}
 
     def __repr__(self) -> str:

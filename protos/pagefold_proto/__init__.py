@@ -1,1 +1,1 @@
-"""What client and server agree on: the protocol (v1), names and locks of shared objects, addresses, obstacles."""
+"""The contract of client and server: the protocol (v1), names and locks of shared objects, addresses, obstacles."""

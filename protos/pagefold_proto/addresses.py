@@ -1,9 +1,9 @@
-"""Where a server listens: the two forms of an address, and the one that is used when nobody says otherwise.
+"""Where a server listens: the two forms of an address, and the default one.
 
     unix:/run/pagefold/server.sock     a Unix socket
     tcp:HOST:PORT                      TCP; an IPv6 host goes in brackets, tcp:[::1]:7000
 
-Client, server and command line read addresses here and nowhere else. Standard library only.
+Client, server and command line read addresses here and nowhere else. This file imports the standard library only.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from urllib.parse import quote
 from pagefold_proto.limits import SHM
 
 MAX_SOCKET_PATH = 107
-"""Bytes in the path of a Unix socket: sun_path has 108, the last of which is a zero."""
+"""Most bytes in the path of a Unix socket: sun_path has 108, and the last is a zero."""
 
 
 class AddressError(ValueError):
-    """An address, or the directory that it needs, cannot be used. The text says what to do."""
+    """An address, or its socket's directory, cannot be used. The text says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Address:
 
     Attributes:
         scheme: "unix" or "tcp".
-        path: of the socket; empty for TCP.
+        path: the socket's; empty for TCP.
         host: name or number, without brackets; empty for a Unix socket.
         port: 0 for a Unix socket; with TCP, 0 lets the kernel choose (servers only).
     """
@@ -55,12 +55,12 @@ class Address:
 
     @property
     def grpc_target(self) -> str:
-        """The address as grpc wants it: the path of a socket is a part of a URI there."""
+        """The address in grpc's form, where the path of a socket is a part of a URI."""
         return f"unix:{quote(os.fsencode(self.path))}" if self.scheme == "unix" else self._hostport
 
 
 def parse(address: str) -> Address:
-    """Takes an address apart and checks its form.
+    """Parses an address and checks its form.
 
     Args:
         address: `unix:/path` or `tcp:HOST:PORT`.
@@ -88,12 +88,12 @@ def parse(address: str) -> Address:
 
 
 def grpc_target(address: str | Address) -> str:
-    """The address as grpc wants it."""
+    """The address in grpc's form."""
     return (parse(address) if isinstance(address, str) else address).grpc_target
 
 
 def listener(path: str) -> int | None:
-    """Who listens at a Unix socket: a process's number, 0 if it is not visible here. None: nobody does."""
+    """The number of the process that listens at a Unix socket; 0: it is not visible here; None: no process listens."""
     # Not `socket`, which gevent and the like replace: it would let other greenlets run in the middle of a connect().
     probe = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
     try:
@@ -101,7 +101,7 @@ def listener(path: str) -> int | None:
         try:
             probe.connect(path)
         except BlockingIOError:
-            return 0  # its queue is full: there is somebody, who is busy
+            return 0  # its queue is full: a process listens, and is busy
         except OSError:
             return None
         pid, _, _ = struct.unpack("iII", probe.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12))
@@ -122,13 +122,13 @@ def stuck(address: Address) -> str:
 def default_address() -> str:
     """The address of this user's own server. Creates nothing.
 
-    It is in /dev/shm, where frames are: all processes of a user that can share memory find the same server there,
-    whatever their environment says, and a sandbox with a /dev/shm of its own has a server of its own.
+    It is in /dev/shm, where frames are. All processes of a user that can share memory find the same server there,
+    whatever their environment says. A sandbox with its own /dev/shm has its own server.
     """
     plain = f"pagefold-{os.geteuid()}"
     if not _is_anothers(f"{SHM}/{plain}"):
         return f"unix:{SHM}/{plain}/server.sock"
-    # Somebody made it, so that this user should have none. A name that nobody can guess is not taken before.
+    # Another user has taken the name, to keep this user from having a server. So take one that cannot be guessed.
     like = (name for name in os.listdir(SHM) if name.startswith(f"{plain}-"))
     ours = min((name for name in like if not _is_anothers(f"{SHM}/{name}")), default=f"{plain}-{secrets.token_hex(8)}")
     return f"unix:{SHM}/{ours}/server.sock"
@@ -142,11 +142,11 @@ def make_directory(directory: str) -> None:
 
 
 def verify_directory(directory: str) -> None:
-    """Makes sure that nobody else can put a socket into a socket's directory. Clients and servers both ask.
+    """Makes sure that no other user can put a socket into a directory. Clients and servers both check.
 
     Raises:
         FileNotFoundError: there is no such directory.
-        AddressError: it is not a directory of ours alone: anybody might be listening there.
+        AddressError: it is not this user's alone, so another user may listen there.
     """
     found = os.lstat(directory)
     if stat.S_ISLNK(found.st_mode):
@@ -155,11 +155,11 @@ def verify_directory(directory: str) -> None:
         raise AddressError(f"{directory} is not a directory")
     if found.st_uid != os.geteuid():
         raise AddressError(
-            f"{directory} belongs to uid {found.st_uid}, we are uid {os.geteuid()}: choose another address"
+            f"{directory} belongs to uid {found.st_uid}, and this process is uid {os.geteuid()}: choose another address"
         )
     if found.st_mode & 0o077:
         raise AddressError(
-            f"{directory} is open to others (mode {stat.S_IMODE(found.st_mode):04o}): chmod 700 {directory}"
+            f"{directory} is open to other users (mode {stat.S_IMODE(found.st_mode):04o}): chmod 700 {directory}"
         )
 
 
@@ -177,14 +177,14 @@ def _checked_path(path: str) -> str:
         raise AddressError(f"unix:{path}: the path of a socket is absolute, as in unix:/run/pagefold/server.sock")
     if "," in path:
         raise AddressError(
-            f"{path} has a comma in it, after which gRPC takes the rest for another address: choose another"
+            f"{path} has a comma, and gRPC takes what follows it for another address: choose another path"
         )
     if path.endswith(".pid"):
         raise AddressError(f"{path}: so the file is called that says whose a socket is: choose another name")
     length = len(os.fsencode(path))
     if length > MAX_SOCKET_PATH:
         raise AddressError(
-            f"{path} has {length} bytes, and the kernel takes {MAX_SOCKET_PATH} at most for a socket: "
+            f"{path} has {length} bytes, and the kernel takes at most {MAX_SOCKET_PATH} for a socket: "
             "choose a shorter path"
         )
     return path

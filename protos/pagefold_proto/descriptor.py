@@ -1,7 +1,7 @@
-"""A descriptor that the library keeps for long, in a program that may close it.
+"""A descriptor that the library keeps open, in a program that may close it.
 
-Daemon libraries close every descriptor, and the number is another file's soon after. So the number is compared with the
-object that it was (device, inode, kind of file) before anything is written or closed by it.
+Daemon libraries close every descriptor, and soon the number is another file's. So before anything is written or closed
+by the number, the object behind it (device, inode, kind of file) is compared with the one that it stood for.
 `sys/object.rs` does the same in the native half.
 """
 
@@ -13,33 +13,33 @@ import stat
 
 
 class Descriptor(int):
-    """A number that knows what it stood for. Passes for an int wherever reading from the wrong file harms nobody."""
+    """A descriptor's number, and the object that it stood for. It is an int where a wrong file does no harm."""
 
     _identity: tuple[int, int, int] | None
 
     def __new__(cls, fd: int) -> Descriptor:
-        """Keeps an open descriptor."""
+        """Remembers the object behind an open descriptor."""
         kept = super().__new__(cls, fd)
         kept._identity = _identify(fd)
         return kept
 
     @property
     def is_there(self) -> bool:
-        """Whether the number still is the object that it was."""
+        """Whether the number still stands for that object."""
         return self._identity is not None and _identify(self) == self._identity
 
     def checked(self) -> int:
-        """The number, for a call that changes what is behind it.
+        """The number, for a call that changes the object.
 
         Raises:
-            OSError: EBADF, the program closed it.
+            OSError: EBADF: the program closed it.
         """
         if not self.is_there:
-            raise OSError(errno.EBADF, "the program closed a descriptor of pagefold's; its number is not used any more")
+            raise OSError(errno.EBADF, "the program closed a descriptor of pagefold's, which uses its number no more")
         return self
 
     def close(self) -> None:
-        """Closes it, if it still is what it was."""
+        """Closes the descriptor, if it still stands for that object."""
         if self.is_there:
             os.close(self)
 

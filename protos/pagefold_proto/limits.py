@@ -1,4 +1,4 @@
-"""Numbers that client and server must agree on, each of them here and nowhere else."""
+"""Numbers on which client and server must agree. Each is here and nowhere else."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import mmap
 from typing import Final
 
 PROTOCOL: Final = 1
-"""What the client says in Hello, and the server compares: both speak memory.proto of this number."""
+"""Version of memory.proto. The client sends it in Hello, and the server compares it with its own."""
 PAGE: Final = mmap.PAGESIZE
-"""Bytes in a page of this machine."""
+"""Bytes of a page on this machine."""
 SHM: Final = "/dev/shm"  # noqa: S108 - the place itself is meant
-"""Where the kernel keeps POSIX shared memory and semaphores."""
+"""Directory of POSIX shared memory and semaphores."""
 MAX_LABEL: Final = 64
-"""Characters in a domain's label."""
+"""Most characters of a domain's label."""
 REASON_KEY: Final = "pagefold-reason"
-"""Key of the trailing metadata that carries the name of an error's reason, say "REASON_LIMIT"."""
+"""Key of the trailing metadata with the name of an error's reason, for example "REASON_LIMIT"."""

@@ -1,11 +1,11 @@
-"""What keeps pages from merging: one table of obstacles, with the words for each and what to do about it.
+"""What keeps pages from merging: one table of obstacles, with words and a remedy for each.
 
-Client and server both speak from it, so that `SettleReport.reason`, `Stats.trouble`, `pagefold status` and `pagefold
-doctor` say the same. What travels (`Obstacle` in memory.proto) is a number of the table and a number of pages; no text
-of a client's reaches a terminal.
+Client and server both use it, so `SettleReport.reason`, `Stats.trouble`, `pagefold status` and `pagefold doctor` say
+the same. A message (`Obstacle` in memory.proto) carries a number of the table and a number of pages: no text of a
+client's reaches a terminal.
 
-The rule: a settle() is True only if everything mergeable is merged, so not while an obstacle that blocks concerns a
-page. Those that do not block are a program's own wish, or will hurt later.
+The rule: a settle() is True only if everything mergeable is merged, and so is False while an obstacle that blocks
+concerns a page. An obstacle that does not block is the program's own wish, or will do harm later.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Words(NamedTuple):
 
     Attributes:
         code: stable, for scripts.
-        why: what is so.
+        why: the reason.
         remedy: what to do about it.
-        blocks: whether no settle() is True because of it, if it concerns a page.
-        what: the pages are.
+        blocks: settle() is False while it concerns a page.
+        what: the state of the pages.
     """
 
     code: str
@@ -43,8 +43,8 @@ class Words(NamedTuple):
 HOLD_WRITES: Final = (
     "set sysctl vm.unprivileged_userfaultfd=1, or let this user read /dev/userfaultfd (Linux 6.1), or give the program "
     "CAP_SYS_PTRACE (docs/machine.md: how each lasts over a restart); where a seccomp profile forbids userfaultfd, "
-    "allow it; or connect(barrier='user') ($PAGEFOLD_BARRIER), at the price that a system call that writes into "
-    "a page while it is switched fails with EFAULT"
+    "allow it; or connect(barrier='user') ($PAGEFOLD_BARRIER), with which a system call that writes into a page while "
+    "it is remapped fails with EFAULT"
 )
 _NAMES_GONE: Final = (
     "restart the server and the programs that were there when it went (loginctl enable-linger, or RemoveIPC=no, keeps "
@@ -54,10 +54,10 @@ _UNKNOWN: Final = "not known to be merged"
 _MORE_SHM: Final = "make /dev/shm larger (mount -o remount,size=SIZE /dev/shm, or docker run --shm-size=SIZE)"
 
 TABLE: Final[dict[Kind, Words]] = {
-    # A client knows these of itself.
+    # A client knows these by itself.
     pb.OBSTACLE_KIND_BARRIER: Words(
         "barrier",
-        "this user may not hold writes while a page is switched (there is no userfaultfd that holds the kernel's)",
+        "this user may not hold writes while a page is remapped (there is no userfaultfd that holds the kernel's)",
         HOLD_WRITES,
     ),
     pb.OBSTACLE_KIND_KERNEL: Words(
@@ -115,10 +115,10 @@ TABLE: Final[dict[Kind, Words]] = {
     ),
     pb.OBSTACLE_KIND_FORKED: Words(
         "forked",
-        "a forked child shares them, and nobody looks which of them were written",
-        "they merge when the child has ended, has called exec, or has let go of them; allocate after the fork",
+        "a forked child shares them, so writes to them are not tracked",
+        "they merge when the child has ended, has called exec, or has released them; allocate after the fork",
     ),
-    # The server's books, or the server itself.
+    # The server knows these.
     pb.OBSTACLE_KIND_BUDGET: Words(
         "budget",
         "the mapping budget of their client is used up",
@@ -138,14 +138,13 @@ TABLE: Final[dict[Kind, Words]] = {
     ),
     pb.OBSTACLE_KIND_FAILED: Words(
         "failed",
-        "a system call failed when they were to be switched",
+        "a system call failed when they were to be remapped",
         "see whether seccomp, AppArmor or SELinux forbid ioctl on userfaultfd, or mmap",
     ),
     pb.OBSTACLE_KIND_REFUSED: Words(
         "refused",
         "their client declined them",
-        "see its log (the logger pagefold); a program that closes descriptors it does not know may have closed the "
-        "pool's",
+        "see its log (the logger pagefold); a program that closes descriptors of others may have closed the pool's",
     ),
     pb.OBSTACLE_KIND_STUCK: Words(
         "stuck",
@@ -156,15 +155,15 @@ TABLE: Final[dict[Kind, Words]] = {
     pb.OBSTACLE_KIND_SILENT: Words(
         "silent",
         "their client does not answer",
-        "pagefold clients says which; it is stopped, starved, or holds Python's lock",
+        "pagefold clients shows which; its process is stopped, gets no processor, or holds Python's lock",
         what=_UNKNOWN,
     ),
     pb.OBSTACLE_KIND_EXCLUDED: Words(
-        "excluded", "their client reported the impossible, and was excluded", "restart that program, and report it"
+        "excluded", "their client violated the protocol and was excluded", "restart that program, and report this"
     ),
     pb.OBSTACLE_KIND_CLOSED: Words(
         "closed",
-        "their client was closed while buffers and arrays of it live",
+        "their client was closed, and its buffers and arrays live on",
         "keep a client open as long as its arrays",
         blocks=False,
     ),
@@ -174,63 +173,63 @@ TABLE: Final[dict[Kind, Words]] = {
         "the pool of shared frames has lost its name in /dev/shm",
         _NAMES_GONE,
         blocks=False,
-        what="not to be shared by clients that come later",
+        what="not shared with clients that connect later",
     ),
     pb.OBSTACLE_KIND_STOPPED: Words("stopped", "scanning is stopped (run=0)", "pagefold scan start"),
-    pb.OBSTACLE_KIND_UNMERGING: Words("unmerging", "everything is being given back (run=2)", "pagefold scan start"),
-    pb.OBSTACLE_KIND_FAULT: Words("fault", "the server has failed", "restart the server, and report it"),
+    pb.OBSTACLE_KIND_UNMERGING: Words("unmerging", "all pages are being unmerged (run=2)", "pagefold scan start"),
+    pb.OBSTACLE_KIND_FAULT: Words("fault", "the server has failed", "restart the server, and report this"),
 }
 
 OWN: Final = frozenset(kind for kind in TABLE if kind < pb.OBSTACLE_KIND_BUDGET)
-"""What clients say of themselves."""
+"""Obstacles that clients know by themselves."""
 UNSAID: Final = frozenset((pb.OBSTACLE_KIND_LOST, pb.OBSTACLE_KIND_UNREACHABLE, pb.OBSTACLE_KIND_TIMEOUT))
-"""Of these: what a client can tell its program only."""
+"""Of these: those that a client can tell its program only."""
 
 
 JUDGED: Final = frozenset((pb.OBSTACLE_KIND_FORKED,))
-"""Of these: what the server knows better how many pages it concerns."""
+"""Of these: those of which the server knows the number of pages better."""
 CAUSES: Final = OWN - {pb.OBSTACLE_KIND_OFF, pb.OBSTACLE_KIND_SEGMENT, pb.OBSTACLE_KIND_FORKED, pb.OBSTACLE_KIND_LOOK}
-"""Of these: for which a client declines what it is told to merge."""
+"""Of these: those for which a client declines proposals."""
 _HINDRANCES: Final = {"locked": pb.OBSTACLE_KIND_LOCKED, "data": pb.OBSTACLE_KIND_DATA}
 
 
 class Obstacles:
-    """What a client knows of by itself. For one thread to change, and any to read."""
+    """The obstacles that a client knows by itself. One thread may change it, and any may read it."""
 
     def __init__(self) -> None:
         self._known: dict[Kind, int] = {}
 
     def put(self, kind: Kind, there: bool, error: int = 0) -> None:
-        """Says of an obstacle whether it is there, and with which errno."""
+        """Adds or removes an obstacle; `error` is its errno."""
         known = dict(self._known)
         known.pop(kind, None)
         if there:
             known[kind] = error
         self._known = known
 
-    def hindered(self, by: str | None) -> None:
-        """Says which of the program's own limits keeps pages from merging; see `Space.hindrance`."""
+    def set_hindrance(self, by: str | None) -> None:
+        """Notes which of the program's own limits keeps pages from merging, as `Space.hindrance` names it."""
         for name, kind in _HINDRANCES.items():
             if (kind in self._known) != (name == by):
                 self.put(kind, name == by)
 
     def kinds(self) -> frozenset[Kind]:
-        """Which there are."""
+        """The kinds that there are."""
         return frozenset(self._known)
 
-    def told(self, pages: int) -> list[Obstacle]:
-        """They, each of so many pages."""
+    def listed(self, pages: int) -> list[Obstacle]:
+        """The obstacles, each with this number of pages."""
         return [Obstacle(kind=kind, pages=pages, error=error) for kind, error in self._known.items()]
 
 
 def blocks(obstacle: Obstacle) -> bool:
-    """Whether no settle() is True because of it."""
+    """Whether settle() is False because of this obstacle."""
     words = TABLE.get(obstacle.kind)
     return words is not None and words.blocks and obstacle.pages > 0
 
 
 def sentence(obstacle: Obstacle) -> str:
-    """How many pages, why, and what to do.
+    """Words for an obstacle: how many pages, why, and what to do.
 
     Example:
         >>> sentence(Obstacle(kind=pb.OBSTACLE_KIND_STOPPED, pages=512))
@@ -246,12 +245,12 @@ def sentence(obstacle: Obstacle) -> str:
 
 
 def text(obstacles: Iterable[Obstacle]) -> str:
-    """All of them in one string, those that block first; empty if there is none."""
+    """Words for all obstacles in one string, those that block first; empty: there is none."""
     return "; ".join(sentence(obstacle) for obstacle in sorted(obstacles, key=lambda each: not blocks(each)))
 
 
 def summed(obstacles: Iterable[Obstacle]) -> list[Obstacle]:
-    """One of each kind, with the pages of all."""
+    """Obstacles summed by kind: one of each, with all its pages."""
     found: dict[int, Obstacle] = {}
     for obstacle in obstacles:
         if obstacle.kind in found:

@@ -1,11 +1,11 @@
-"""Who may map a pool's frames, and which server owns it: locks on bytes of the pool's file.
+"""Locks on bytes of a pool's file, which say who may map its frames, and which server owns it.
 
     byte   1 ............... 2**62-1      2**62 ... + instance
            a client's slot: shared        the server: exclusive, as many bytes as its instance says
 
-They are OFD locks (Linux 3.15): the kernel keeps one as long as a descriptor, or a mapping that was made through it, is
-left in any process that inherited it, however the others died. So a slot is free exactly when nobody can map a frame
-through it any more, and a server that was killed does not own its pool. No byte of the file is touched.
+They are OFD locks (Linux 3.15). The kernel keeps one as long as any process has the descriptor, or a mapping made
+through it, inherited ones included, however other processes died. So a slot is free exactly when no process can map a
+frame through it, and a killed server does not own its pool. No byte of the file is read or written.
 
 Client and server both import this.
 """
@@ -24,11 +24,11 @@ _MOST_INSTANCES: Final = 1 << 30
 _FLOCK: Final = "hhqqi0q"  # struct flock of the 64-bit ABIs: type, whence, start, length, pid
 
 INSTANCE: Final = 1 + secrets.randbelow(_MOST_INSTANCES - 1)
-"""This process's number as a server. Tells the owner of now from the one before."""
+"""This process's number as a server. It tells the present owner from the one before."""
 
 
 def new_slot() -> int:
-    """Makes a slot up."""
+    """Makes up a slot."""
     return 1 + secrets.randbelow(_SERVER - 2)
 
 
@@ -38,7 +38,7 @@ def is_slot(number: int) -> bool:
 
 
 def hold(fd: int, slot: int) -> None:
-    """Locks a slot, for as long as the open file behind `fd` lives.
+    """Locks a slot as long as the open file behind `fd` lives.
 
     Raises:
         OSError: the kernel has no room for another lock.
@@ -47,7 +47,7 @@ def hold(fd: int, slot: int) -> None:
 
 
 def own(fd: int, instance: int = INSTANCE) -> bool:
-    """Makes this server the owner, for as long as the open file behind `fd` (open for writing) lives.
+    """Makes this server the owner as long as the open file behind `fd`, open for writing, lives.
 
     Returns:
         False if another server owns it.
@@ -64,23 +64,23 @@ def own(fd: int, instance: int = INSTANCE) -> bool:
 
 
 def owner(fd: int) -> int:
-    """The instance of the server that owns it; 0: none does. Not through the descriptor that it owns it by."""
+    """The instance of the server that owns the pool; 0: none. Ask through another descriptor than the owner's."""
     found = _conflict(fd, _SERVER, _SERVER + _MOST_INSTANCES)
     return found[1] if found else 0
 
 
 def is_any_held(fd: int) -> bool:
-    """Whether any slot is locked, but for one that is held by the open file behind `fd` itself. One look."""
+    """Whether any slot is locked, except by the open file behind `fd` itself. It takes one system call."""
     return _conflict(fd, 1, _SERVER) is not None
 
 
 def held(fd: int, most: int) -> set[int]:
-    """Slots that are locked, but for one that is held by the open file behind `fd` itself.
+    """Slots that are locked, except by the open file behind `fd` itself.
 
     Args:
-        fd: of the pool.
-        most: look no further than so many. The kernel walks all locks for each answer, so to ask for all is quadratic,
-            and whoever may open the pool can make as many as he likes.
+        fd: the pool's.
+        most: stop at this number. The kernel walks all locks for each answer, so a full list takes quadratic time, and
+            any process that may open the pool can make any number of locks.
     """
     slots: set[int] = set()
     ranges = [(1, _SERVER)]

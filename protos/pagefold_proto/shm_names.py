@@ -1,12 +1,11 @@
-"""Names of shared-memory objects, and the lock that says whether a name is still somebody's.
+"""Names of shared-memory objects, and the lock that says whether a name is in use.
 
-Every object is called `/pagefold-<kind>-<32 hex>`. Whoever creates one holds flock(LOCK_SH) on it for life:
-the lock belongs to the open file description, forked children hold it too, and the kernel drops it with the
-last of them. So a name whose LOCK_EX can be taken is garbage. A sweep may come between creating and locking;
-hence `create_locked` looks afterwards whether its object is still linked, and `remove_garbage` unlinks while
-it holds the lock.
+Every object has a name `/pagefold-<kind>-<32 hex>`. Its maker holds flock(LOCK_SH) on it for life: the lock belongs to
+the open file description, forked children hold it too, and the kernel drops it with the last of them. So a name whose
+LOCK_EX can be taken is garbage. A sweep may come between creating and locking. So `create_locked` checks afterwards
+that its object is still linked, and `remove_garbage` unlinks while it holds the lock.
 
-Client and server both import this. It knows nothing about what objects hold.
+What the objects hold is not known here.
 """
 
 from __future__ import annotations
@@ -36,16 +35,16 @@ POOL: Final = "p"
 DOORBELL: Final = "d"
 
 PROOF_BYTES: Final = 32
-"""A lease begins with so many random bytes. Who shows them may read it, and so is its owner, or root."""
+"""Random bytes at the start of a lease. A client that shows them can read it, and so is its owner, or root."""
 
 _FORM: Final = re.compile(r"/pagefold-([slpd])-([0-9a-f]{32})")
-# A sweep has to hit the instant between two system calls; this many times in a row it is no accident.
+# A sweep has to hit the instant between two system calls. If it does 100 times in a row, it is no accident.
 _ATTEMPTS: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
 class LockedObject:
-    """A shared-memory object of ours, alive for as long as `fd`, or a copy that fork made of it, is open."""
+    """A shared-memory object of this process, alive as long as `fd`, or a copy that a fork made of it, is open."""
 
     name: str
     fd: Descriptor
@@ -73,16 +72,16 @@ def pool_number(name: str) -> int:
 
 
 def is_name(kind: Kind, text: str) -> bool:
-    """Whether this is a name of that kind, to the letter: what a client sends may be anything."""
+    """Whether a text, which may come from any client, is exactly a name of that kind."""
     form = _FORM.fullmatch(text)
     return form is not None and form[1] == kind
 
 
 def doorbell_for(lease: str) -> str:
-    """The doorbell has no lock (it is a semaphore), so it has the digits of its client's lease.
+    """The name of a client's doorbell: a semaphore has no lock, so it has the digits of the client's lease.
 
     Raises:
-        ValueError: that is not the name of a lease.
+        ValueError: `lease` is not the name of a lease.
     """
     if not is_name(LEASE, lease):
         raise ValueError(f"not the name of a lease: {lease!r}")
@@ -120,13 +119,15 @@ def create_locked(kind: LockedKind, mode: int, size: int, tag: str = "") -> Lock
             os.close(fd)
             raise
         os.close(fd)
-    raise OSError(errno.EAGAIN, "something unlinks shared-memory objects as fast as they are made")
+    raise OSError(
+        errno.EAGAIN, "a process unlinks shared-memory objects in /dev/shm as fast as they are made: find and stop it"
+    )
 
 
 def look(name: str) -> int:
-    """Opens an object that may be anybody's, for reading. Follows no link, and waits for nobody.
+    """Opens an object for reading, which may be any user's. Follows no link, and does not block.
 
-    shm_open would wait for a FIFO's writer, and 45 s for a file lease (F_SETLEASE) of the owner's.
+    shm_open would wait for the writer of a FIFO, and 45 s for a file lease (F_SETLEASE) of the owner.
 
     Raises:
         BlockingIOError: there is a file lease on it.
@@ -136,7 +137,7 @@ def look(name: str) -> int:
 
 
 def with_number(error: Exception) -> OSError:
-    """What posix_ipc raised, as an OSError with its errno: it has classes of its own, or a text without a number."""
+    """An error of posix_ipc as an OSError with an errno: it has its own classes, or a text without a number."""
     if isinstance(error, OSError) and error.errno is not None:
         return error
     if isinstance(error, posix_ipc.Error):
@@ -148,13 +149,13 @@ def with_number(error: Exception) -> OSError:
 
 
 def is_garbage(fd: int) -> bool:
-    """Whether nobody holds this object any more.
+    """Whether no process holds this object any more.
+
+    To unlink a name, use `remove_garbage`: here the lock is released again, so a process that is just creating the
+    object may hold it right after the answer.
 
     Args:
-        fd: of an open of its own. On the descriptor that holds the lock, this would give the lock away.
-
-    To unlink a name, use `remove_garbage`: here the lock is let go again, and an object that is just being
-    created may come to life right after the answer.
+        fd: opened for this call. A descriptor that holds the lock would lose it.
     """
     if not _lock_exclusively(fd):
         return False
@@ -163,11 +164,11 @@ def is_garbage(fd: int) -> bool:
 
 
 def remove_garbage(name: str, fd: int) -> bool:
-    """Unlinks a name that nobody holds, with the lock held: whoever is just creating it sees it gone.
+    """Unlinks a name that no process holds, with the lock held: a process that is just creating it sees it gone.
 
     Args:
-        name: of the object.
-        fd: an open of its own of that object, to be closed by the caller afterwards; that lets the lock go.
+        name: the object's.
+        fd: the object, opened for this call. The caller closes it afterwards, which releases the lock.
     """
     if not _lock_exclusively(fd):
         return False
@@ -176,7 +177,7 @@ def remove_garbage(name: str, fd: int) -> bool:
 
 
 def remove(name: str) -> None:
-    """Unlinks an object; it is fine if it is gone already."""
+    """Unlinks an object, unless it is gone already."""
     with contextlib.suppress(posix_ipc.ExistentialError):
         posix_ipc.unlink_shared_memory(name)
 

@@ -1,4 +1,4 @@
-"""TCP: the token, and why no encrypted connection comes about though somebody listens. grpc tells of neither."""
+"""TCP: the token, and why an encrypted connection to a server that listens fails. grpc does not say it."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ _SECONDS = 2.0
 
 
 def checked_token(token: str) -> str:
-    """A bearer token as it can be sent, without white space around it; empty: none.
+    """A bearer token without white space around it; empty: none.
 
     Raises:
-        ValueError: it cannot be sent.
+        ValueError: a header cannot carry it.
     """
     token = token.strip()
     if not all(" " <= character <= "~" for character in token):
-        raise ValueError("the token cannot be sent: it takes printable ASCII, and has a line break or the like in it")
+        raise ValueError("the token cannot be sent: it may have printable ASCII only, and has a line break or the like")
     return token
 
 
 def why_not(address: Address, ca: str | os.PathLike[str] | None) -> str:
-    """Why nobody gets through to a TCP address at which somebody listens; empty: nobody does, or it is something else.
+    """Why TLS keeps a client from a TCP address; empty: no server listens, or TLS is not the reason.
 
     Args:
-        address: where the server listens.
-        ca: file with the certificate that the server's is to be signed with. None: it is spoken to in the clear.
+        address: the server's.
+        ca: file with the certificate that the server's must be signed with; None: the client uses no encryption.
     """
     if address.scheme != "tcp":
         return ""

@@ -95,7 +95,7 @@ class ChaosServer(Server):
         assert self.process is not None
         try:
             self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
+        except TimeoutError:
             return False
         return True
 

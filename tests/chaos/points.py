@@ -107,7 +107,7 @@ def _around(owner: Any, name: str, before: str, after: str) -> None:
 
 def wrap_client() -> None:
     """Puts the client's points into the library, once in a process."""
-    from pagefold._session import conversation, transport
+    from pagefold._session import instructions, transport
 
     call = transport.GrpcTransport.call
 
@@ -117,7 +117,7 @@ def wrap_client() -> None:
         hit(f"{method.name}.after")
         return reply
 
-    carry_out = conversation.Conversation._carry_out
+    carry_out = instructions.Instructions.carry_out
 
     def carried_out(self: Any, reply: Any) -> Any:
         if reply.merges.count:
@@ -130,7 +130,7 @@ def wrap_client() -> None:
         return result
 
     transport.GrpcTransport.call = called  # type: ignore[method-assign]
-    conversation.Conversation._carry_out = carried_out  # type: ignore[method-assign]
+    instructions.Instructions.carry_out = carried_out  # type: ignore[method-assign]
 
 
 def wrap_server() -> None:

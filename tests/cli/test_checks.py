@@ -58,8 +58,8 @@ def test_every_check_of_this_machine_says_what_it_means() -> None:
         assert check.state == "ok" or check.remedy, check
 
 
-def test_tier_off_fails_with_the_remedy(machine: Machine) -> None:
-    check = checks.tier(machine, probe(["uffd", "user"]))
+def test_barrier_off_fails_with_the_remedy(machine: Machine) -> None:
+    check = checks.barrier(machine, probe(["uffd", "user"]))
     assert (check.state, check.found) == ("fail", "off")
     assert "nothing is merged" in check.meaning
     for way in ("/etc/sysctl.d/", "udev rule", "PAGEFOLD_BARRIER=user", "EFAULT", "docs/machine.md"):
@@ -73,22 +73,22 @@ def test_features_are_less_those_that_are_disabled(machine: Machine) -> None:
 
 
 @pytest.mark.needs("user-uffd")
-def test_tier_user_warns_of_efault() -> None:
+def test_barrier_user_warns_of_efault() -> None:
     machine = Machine(environ={"PAGEFOLD_BARRIER": "user"})
-    check = checks.tier(machine, probe(["uffd"]))
+    check = checks.barrier(machine, probe(["uffd"]))
     assert check.state == "warn"
     assert "EFAULT" in check.meaning
 
 
 @pytest.mark.parametrize("barrier", ["uffd", "nonsense"])
 def test_a_barrier_that_cannot_be_had_fails(barrier: str) -> None:
-    check = checks.tier(Machine(environ={"PAGEFOLD_BARRIER": barrier}), probe(["uffd", "user"]))
+    check = checks.barrier(Machine(environ={"PAGEFOLD_BARRIER": barrier}), probe(["uffd", "user"]))
     assert check.state == "fail"
     assert check.remedy == "unset PAGEFOLD_BARRIER"
 
 
 def test_asking_for_off_is_not_blamed_on_the_kernel() -> None:
-    check = checks.tier(Machine(environ={"PAGEFOLD_BARRIER": "off"}), probe())
+    check = checks.barrier(Machine(environ={"PAGEFOLD_BARRIER": "off"}), probe())
     assert check.state == "fail"
     assert check.remedy == "unset PAGEFOLD_BARRIER"
 

@@ -35,7 +35,7 @@ RESULT = Result(
     written_bytes=0,
     verified=True,
     lost_bytes=0,
-    tier="uffd",
+    barrier="uffd",
     window_max_micros=1,
 )
 

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.message import Message
-from pagefold._session import transport
+from pagefold._session import channel
 from pagefold.cli import app as cli
 from pagefold.cli import doctor
 from pagefold.cli.admin import Admin
@@ -106,7 +106,7 @@ def test_an_error_of_a_server_is_a_line_of_its_own(capsys: pytest.CaptureFixture
     cli.print_error(str(CommandError(HOSTILE)))
     assert capsys.readouterr().err == f"pagefold: {SHOWN}\n"
     for status in grpc.StatusCode:
-        assert str(transport.translate(status, "", HOSTILE, "unix:/x")).isprintable()
+        assert str(channel.Failure(status, "", HOSTILE).exception("unix:/x")).isprintable()
 
 
 def test_what_is_printable() -> None:

@@ -10,7 +10,8 @@ from typing import Literal
 
 import pytest
 from pagefold import Buffer
-from pagefold._options import backings
+from pagefold._options.backings import BACKINGS
+from pagefold._options.options import choice
 from pagefold_core import Arena, Space, make_object, memory_room, punch_hole, spare_pages
 from pagefold_proto import shm_names
 from support import kernel
@@ -80,6 +81,6 @@ def test_some_memory_may_be_taken_back() -> None:
 
 
 def test_names_of_backings() -> None:
-    assert [backings.checked(name) for name in ("auto", "shm", "memfd")] == ["auto", "shm", "memfd"]
+    assert [choice("backing", name, {}, BACKINGS) for name in ("auto", "shm", "memfd")] == ["auto", "shm", "memfd"]
     with pytest.raises(ValueError, match="backing 'hugetlb'"):
-        backings.checked("hugetlb")
+        choice("backing", "hugetlb", {}, BACKINGS)

@@ -14,8 +14,9 @@ import pagefold
 import pytest
 from pagefold import _errors
 from pagefold._options import barriers
+from pagefold._options.options import choice
 from pagefold._reports import SettleReport
-from pagefold._session import transport
+from pagefold._session import channel
 from pagefold_proto import obstacle_table
 from pagefold_proto.text import human
 from pagefold_proto.v1 import memory_pb2 as pb
@@ -37,9 +38,9 @@ def test_the_version_is_that_of_the_distribution() -> None:
     assert pagefold.__version__ == project["version"]
 
 
-def test_a_domain_that_is_no_text_is_refused_with_words() -> None:
+def test_a_label_that_is_no_text_is_refused_with_words() -> None:
     with pytest.raises(ValueError, match="is no text"):
-        pagefold.connect("unix:/nowhere/x.sock", domain="caf\udce9")
+        pagefold.connect("unix:/nowhere/x.sock", label="caf\udce9")
 
 
 def test_importing_it_imports_nothing_heavy() -> None:
@@ -49,8 +50,8 @@ def test_importing_it_imports_nothing_heavy() -> None:
 
 
 def test_every_reason_has_an_exception_and_every_exception_of_the_server_a_reason() -> None:
-    assert set(transport.ERRORS) == set(pb.Reason.values())
-    server_side = {e for e in transport.ERRORS.values() if issubclass(e, _errors.ServerRefused)}
+    assert set(channel.ERRORS) == set(pb.Reason.values())
+    server_side = {e for e in channel.ERRORS.values() if issubclass(e, _errors.ServerRefused)}
     assert server_side == {_errors.ServerRefused, *_errors.ServerRefused.__subclasses__()}
 
 
@@ -58,10 +59,11 @@ def test_the_servers_half_of_the_table_is_understood() -> None:
     errors = pytest.importorskip("pagefold_server.errors")
     for status, reason in errors.TABLE.values():
         name = pb.Reason.Name(reason)
-        error = transport.translate(status, name, "why", "unix:/x")
-        assert type(error) is transport.ERRORS[reason]
-        assert getattr(error, "reason", name) == name
-    assert errors.REASON_KEY == transport.REASON_KEY
+        error = channel.Failure(status, name, "why").exception("unix:/x")
+        assert type(error) is channel.ERRORS[reason]
+        word = channel.reason_word(reason)
+        assert getattr(error, "reason", word) == word == name.removeprefix("REASON_").lower()
+    assert errors.REASON_KEY == channel.REASON_KEY
 
 
 @pytest.mark.parametrize(
@@ -77,7 +79,7 @@ def test_the_servers_half_of_the_table_is_understood() -> None:
 def test_failures_without_a_known_reason(
     status: grpc.StatusCode, reason: str, kind: type[_errors.PagefoldError]
 ) -> None:
-    error = transport.translate(status, reason, "details", "unix:/x")
+    error = channel.Failure(status, reason, "details").exception("unix:/x")
     assert type(error) is kind
     assert "details" in str(error)
     assert "unix:/x" in str(error)
@@ -92,8 +94,8 @@ def test_the_tree_at_the_top_of_the_file_is_the_tree() -> None:
 
 
 def test_errors_travel_between_processes() -> None:
-    error = pickle.loads(pickle.dumps(_errors.LimitReached("REASON_LIMIT", "too many")))
-    assert (type(error), error.reason, str(error)) == (_errors.LimitReached, "REASON_LIMIT", "too many")
+    error = pickle.loads(pickle.dumps(_errors.LimitReached("limit", "too many")))
+    assert (type(error), error.reason, str(error)) == (_errors.LimitReached, "limit", "too many")
     assert str(pickle.loads(pickle.dumps(_errors.OutOfSharedMemory("full")))) == "full"
 
 
@@ -132,7 +134,7 @@ class Features:
         self.userfaultfd, self.wp_shmem = userfaultfd, wp_shmem
 
 
-def test_the_tier_is_what_was_asked_for_or_an_error() -> None:
+def test_the_barrier_is_what_was_asked_for_or_an_error() -> None:
     choose = barriers.choose
     assert choose(None, Features()) == ("uffd", None)  # type: ignore[arg-type]
     assert choose("user", Features("user-mode")) == ("user", None)  # type: ignore[arg-type]
@@ -151,4 +153,4 @@ def test_the_tier_is_what_was_asked_for_or_an_error() -> None:
         with pytest.raises(pagefold.BarrierUnavailable, match=r"EPERM|5\.19"):
             choose(barrier, features)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="'uffd', 'user' or 'off'"):
-        barriers.checked("yes")
+        choice("barrier", "yes", {}, barriers.BARRIERS)

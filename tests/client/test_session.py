@@ -15,16 +15,17 @@ from pagefold._session import patience as patience_module
 from pagefold._session import session as session_module
 from pagefold._session.conversation import Conversation
 from pagefold._session.patience import Patience
-from pagefold._session.session import Session, Wiring
+from pagefold._session.session import Components, Session
 from pagefold._session.transport import LocalTransport
+from pagefold.testing import FakeServer
 from pagefold_core import PAGE_SIZE as PAGE
 from pagefold_core import Answer, Ending, Turn, after_fork_in_parent, before_fork, call
 from pagefold_proto.v1 import memory_pb2 as pb
-from support.fakes import FakeArena, FakeServer, FakeSpace, make_bell
+from support.fakes import FakeArena, FakeSpace, make_bell
 from support.waiting import until
 
 
-class Bed:
+class Rig:
     def __init__(self) -> None:
         self.space = FakeSpace()
         self.server = FakeServer()
@@ -42,8 +43,8 @@ class Bed:
 
     def _begin(self, answer: Answer) -> None:
         ending = Ending(self.bell, self.transport.close)
-        wiring = (self.space, self.arena, self.conversation, self.transport, self.bell, self.release, ending)
-        session = Session(Wiring(*wiring))
+        components = self.space, self.arena, self.conversation, self.transport, self.bell, ending, self.release
+        session = Session(Components(*components, tracker="checksum"))
         answer.give(session)
         session.run()
 
@@ -68,58 +69,58 @@ class Bed:
 
 
 @pytest.fixture
-def bed(no_names: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bed]:
+def rig(no_names: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
     monkeypatch.setattr(session_module, "BACKOFF_SECONDS", (0.001, 0.01))
-    bed = Bed()
-    yield bed
-    bed.session.close()
-    assert bed.released == 1
-    assert bed.transport.closed
+    rig = Rig()
+    yield rig
+    rig.session.close()
+    assert rig.released == 1
+    assert rig.transport.closed
 
 
-def test_it_is_silent_after_one_empty_call_and_calls_when_rung(bed: Bed) -> None:
-    bed.start()
-    until(lambda: bed.space.waits > 0)
-    assert bed.silent() == 1
-    bed.bell.ring()
-    until(lambda: bed.calls == 2, what="the call that a ring asks for")
-    assert bed.silent() == 2
+def test_it_is_silent_after_one_empty_call_and_calls_when_rung(rig: Rig) -> None:
+    rig.start()
+    until(lambda: rig.space.waits > 0)
+    assert rig.silent() == 1
+    rig.bell.ring()
+    until(lambda: rig.calls == 2, what="the call that a ring asks for")
+    assert rig.silent() == 2
 
 
-def test_news_are_told_until_a_call_was_empty(bed: Bed) -> None:
-    bed.start()
-    until(lambda: bed.space.waits > 0)
-    bed.server.replies.append(pb.ExchangeReply(merges=pb.MergeBatch(segment=[1], first=[0], count=[4])))
-    bed.bell.ring()  # merges come, their results go, an empty call
-    until(lambda: bed.calls == 4, what="three more calls")
-    assert bed.silent() == 4
-    assert bed.server.booked == [(pb.EVENT_KIND_MERGED, 1, 0, 4, 0, 0, 0)]
+def test_news_are_told_until_a_call_was_empty(rig: Rig) -> None:
+    rig.start()
+    until(lambda: rig.space.waits > 0)
+    rig.server.replies.append(pb.ExchangeReply(merges=pb.MergeBatch(segment=[1], first=[0], count=[4])))
+    rig.bell.ring()  # merges come, their results go, an empty call
+    until(lambda: rig.calls == 4, what="three more calls")
+    assert rig.silent() == 4
+    assert rig.server.booked == [(pb.EVENT_KIND_MERGED, 1, 0, 4, 0, 0, 0)]
 
 
-def test_settle_says_what_the_server_says(bed: Bed) -> None:
-    bed.start()
-    report = bed.session.settle(5)
+def test_settle_says_what_the_server_says(rig: Rig) -> None:
+    rig.start()
+    report = rig.session.settle(5)
     assert report.settled
     assert (report.reason, report.passes) == ("", 1)
 
 
-def test_settle_that_takes_too_long_says_so_with_the_latest_numbers(bed: Bed) -> None:
-    bed.server.settle = False
-    bed.server.replies.append(pb.ExchangeReply(totals=pb.DomainTotals(pages_shared=1, pages_sharing=2, zero_pages=3)))
-    bed.server.replies.extend(pb.ExchangeReply(totals=pb.DomainTotals(pages_sharing=2)) for _ in range(100))
-    bed.start()
-    report = bed.session.settle(0.1)
+def test_settle_that_takes_too_long_says_so_with_the_latest_numbers(rig: Rig) -> None:
+    rig.server.settle = False
+    rig.server.replies.append(pb.ExchangeReply(totals=pb.DomainTotals(pages_shared=1, pages_sharing=2, zero_pages=3)))
+    rig.server.replies.extend(pb.ExchangeReply(totals=pb.DomainTotals(pages_sharing=2)) for _ in range(100))
+    rig.start()
+    report = rig.session.settle(0.1)
     assert (report.settled, report.pages_sharing) == (False, 2)
     assert "timeout of settle() was too short" in report.reason
     assert 0.1 <= report.seconds < 1
-    assert bed.calls < 50, "it does not ask in a tight loop"
-    until(lambda: bed.server.of("Exchange")[-1].settling == 0, what="the server being told that nobody waits")
+    assert rig.calls < 50, "it does not ask in a tight loop"
+    until(lambda: rig.server.of("Exchange")[-1].settling == 0, what="the server being told that nobody waits")
 
 
-def test_settle_that_the_server_gives_up_says_so(bed: Bed) -> None:
-    bed.server.settle = False
-    bed.server.called = lambda method, request: (
-        bed.server.replies.append(
+def test_settle_that_the_server_gives_up_says_so(rig: Rig) -> None:
+    rig.server.settle = False
+    rig.server.called = lambda method, request: (
+        rig.server.replies.append(
             pb.ExchangeReply(
                 settle_report=pb.SettleReport(
                     settling=request.settling,
@@ -130,16 +131,16 @@ def test_settle_that_the_server_gives_up_says_so(bed: Bed) -> None:
         if method == "Exchange" and request.settling
         else None
     )
-    bed.start()
-    report = bed.session.settle(5)
+    rig.start()
+    report = rig.session.settle(5)
     assert not report.settled
     assert report.reason == "7 pages (28 KiB) are not merged: scanning is stopped (run=0): pagefold scan start"
 
 
-def test_many_threads_may_settle_at_once(bed: Bed) -> None:
-    bed.start()
+def test_many_threads_may_settle_at_once(rig: Rig) -> None:
+    rig.start()
     reports: list[Any] = []
-    threads = [threading.Thread(target=lambda: reports.append(bed.session.settle(10))) for _ in range(20)]
+    threads = [threading.Thread(target=lambda: reports.append(rig.session.settle(10))) for _ in range(20)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -147,7 +148,7 @@ def test_many_threads_may_settle_at_once(bed: Bed) -> None:
     assert [r.settled for r in reports] == [True] * 20
 
 
-def test_a_server_that_does_not_answer_is_asked_again_while_local_work_goes_on(bed: Bed) -> None:
+def test_a_server_that_does_not_answer_is_asked_again_while_local_work_goes_on(rig: Rig) -> None:
     gone = threading.Event()
     gone.set()
 
@@ -155,119 +156,119 @@ def test_a_server_that_does_not_answer_is_asked_again_while_local_work_goes_on(b
         if gone.is_set():
             raise ServerUnavailable("gone")
 
-    bed.server.called = called
-    bed.space.event(pb.EVENT_KIND_COPIED, 1, 0, 1)
-    bed.start()
-    until(lambda: bed.calls >= 5, what="it trying again")
-    until(lambda: "does not answer" in bed.session.trouble)
-    report = bed.session.settle(0.02)
+    rig.server.called = called
+    rig.space.event(pb.EVENT_KIND_COPIED, 1, 0, 1)
+    rig.start()
+    until(lambda: rig.calls >= 5, what="it trying again")
+    until(lambda: "does not answer" in rig.session.trouble)
+    report = rig.session.settle(0.02)
     assert "the server does not answer" in report.reason
-    assert not bed.arena.reachable, "nobody waits for its being announced"
-    block = bed.arena.allocate(PAGE)
+    assert not rig.arena.reachable, "nobody waits for its being announced"
+    block = rig.arena.allocate(PAGE)
     block.free()
-    until(lambda: bed.arena.pages_in_use == 0, what="freed memory coming back without a server")
+    until(lambda: rig.arena.pages_in_use == 0, what="freed memory coming back without a server")
     gone.clear()
-    until(lambda: bed.session.trouble == "", what="the server coming back")
-    assert bed.server.booked[0] == (pb.EVENT_KIND_COPIED, 1, 0, 1, 0, 0, 0)
-    requests = {r.SerializeToString() for r in bed.server.of("Exchange") if r.sequence == 1}
+    until(lambda: rig.session.trouble == "", what="the server coming back")
+    assert rig.server.booked[0] == (pb.EVENT_KIND_COPIED, 1, 0, 1, 0, 0, 0)
+    requests = {r.SerializeToString() for r in rig.server.of("Exchange") if r.sequence == 1}
     assert len(requests) == 1, "the same request every time"
 
 
-def test_a_session_that_the_server_does_not_know_is_opened_again(bed: Bed) -> None:
-    bed.start()
-    block = bed.arena.allocate(PAGE)
-    bed.session.kick()
-    until(lambda: bed.arena.is_announced)
-    assert bed.session.settle(5).settled
-    bed.space.event(pb.EVENT_KIND_COPIED, 1, 0, 1)
-    before = len(bed.server.requests)
-    bed.server.failures.append(("Exchange", SessionLost("REASON_UNKNOWN_SESSION", "who are you")))
-    assert bed.session.settle(5).settled
-    said = [name for name, _ in bed.server.requests[before:]]
+def test_a_session_that_the_server_does_not_know_is_opened_again(rig: Rig) -> None:
+    rig.start()
+    block = rig.arena.allocate(PAGE)
+    rig.session.kick()
+    until(lambda: rig.arena.is_announced)
+    assert rig.session.settle(5).settled
+    rig.space.event(pb.EVENT_KIND_COPIED, 1, 0, 1)
+    before = len(rig.server.requests)
+    rig.server.failures.append(("Exchange", SessionLost("unknown_session", "who are you")))
+    assert rig.session.settle(5).settled
+    said = [name for name, _ in rig.server.requests[before:]]
     assert said[:4] == ["Exchange", "Hello", "AddSegment", "Exchange"]
-    hellos = bed.server.of("Hello")
+    hellos = rig.server.of("Hello")
     assert hellos[-1] == hellos[0], "the same lease, doorbell and slot"
-    assert ("resume",) in bed.space.calls, "what was to be reported to the other server is not reported to this one"
-    assert bed.server.of("Exchange")[-1].sequence < len(bed.server.of("Exchange")), "calls are numbered anew"
-    assert not bed.session.lost
+    assert ("resume",) in rig.space.calls, "what was to be reported to the other server is not reported to this one"
+    assert rig.server.of("Exchange")[-1].sequence < len(rig.server.of("Exchange")), "calls are numbered anew"
+    assert not rig.session.lost
     block.free()
-    bed.session.close()
-    assert len(bed.server.of("Bye")) == 1
+    rig.session.close()
+    assert len(rig.server.of("Bye")) == 1
 
 
-def test_a_lost_session_is_told_once_and_memory_goes_on(bed: Bed, caplog: pytest.LogCaptureFixture) -> None:
-    reason, text, level = "REASON_PROTOCOL_VIOLATION", "excluded this client", logging.ERROR
+def test_a_lost_session_is_told_once_and_memory_goes_on(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    reason, text, level = "protocol_violation", "excluded this client", logging.ERROR
     caplog.set_level(logging.INFO, "pagefold")
-    bed.start()
-    assert bed.session.settle(5).settled
-    bed.server.failures.append(("Exchange", SessionLost(reason, "no")))
-    report = bed.session.settle(5)
+    rig.start()
+    assert rig.session.settle(5).settled
+    rig.server.failures.append(("Exchange", SessionLost(reason, "no")))
+    report = rig.session.settle(5)
     assert not report.settled
     assert text in report.reason
-    assert text in bed.session.settle(5).reason
+    assert text in rig.session.settle(5).reason
     assert [record.levelno for record in caplog.records] == [level]
-    calls = bed.calls
-    block = bed.arena.allocate(PAGE)
-    bed.space.event(pb.EVENT_KIND_COPIED, 1, 0, 1)
+    calls = rig.calls
+    block = rig.arena.allocate(PAGE)
+    rig.space.event(pb.EVENT_KIND_COPIED, 1, 0, 1)
     block.free()
-    bed.session.kick()
-    until(lambda: bed.arena.pages_in_use == 0 and not bed.space.journal, what="local work going on")
-    assert bed.calls == calls
-    bed.session.close()
-    assert bed.server.of("Bye") == []
+    rig.session.kick()
+    until(lambda: rig.arena.pages_in_use == 0 and not rig.space.journal, what="local work going on")
+    assert rig.calls == calls
+    rig.session.close()
+    assert rig.server.of("Bye") == []
 
 
 def test_a_fault_of_our_own_ends_the_session_and_not_the_program(
-    bed: Bed, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    rig: Rig, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bed.start()
-    monkeypatch.setattr(bed.conversation, "turn", lambda *_: 1 / 0)
-    report = bed.session.settle(5)
+    rig.start()
+    monkeypatch.setattr(rig.conversation, "turn", lambda *_: 1 / 0)
+    report = rig.session.settle(5)
     assert "fault" in report.reason
     assert "ZeroDivisionError" in caplog.text
     monkeypatch.undo()
 
 
-def test_closing_reports_the_last_events_and_drops_what_is_free(bed: Bed) -> None:
-    bed.start()
-    block = bed.arena.allocate(PAGE)
-    bed.session.kick()
-    until(lambda: bed.arena.is_announced)
+def test_closing_reports_the_last_events_and_drops_what_is_free(rig: Rig) -> None:
+    rig.start()
+    block = rig.arena.allocate(PAGE)
+    rig.session.kick()
+    until(lambda: rig.arena.is_announced)
     block.free()
-    bed.session.close()
-    bed.session.close()
-    assert bed.server.booked == [(pb.EVENT_KIND_RELEASED, 1, 0, 1, 0, 0, 0)]
-    assert [name for name, _ in bed.server.requests][-2:] == ["DropSegment", "Bye"]
-    assert bed.space.closed
+    rig.session.close()
+    rig.session.close()
+    assert rig.server.booked == [(pb.EVENT_KIND_RELEASED, 1, 0, 1, 0, 0, 0)]
+    assert [name for name, _ in rig.server.requests][-2:] == ["DropSegment", "Bye"]
+    assert rig.space.closed
 
 
-def test_closing_with_buffers_left_keeps_their_space(bed: Bed) -> None:
-    bed.start()
-    bed.arena.allocate(PAGE)
-    bed.session.close()
-    assert not bed.space.closed
-    assert bed.server.of("DropSegment") == []
+def test_closing_with_buffers_left_keeps_their_space(rig: Rig) -> None:
+    rig.start()
+    rig.arena.allocate(PAGE)
+    rig.session.close()
+    assert not rig.space.closed
+    assert rig.server.of("DropSegment") == []
 
 
-def test_who_settles_with_a_session_that_has_ended_is_told(bed: Bed) -> None:
-    bed.start()
-    bed.session.close()
-    assert bed.session.settle(5).reason == "the client was closed"
+def test_who_settles_with_a_session_that_has_ended_is_told(rig: Rig) -> None:
+    rig.start()
+    rig.session.close()
+    assert rig.session.settle(5).reason == "the client was closed"
 
 
-def test_closing_wakes_those_who_wait(bed: Bed) -> None:
-    bed.server.settle = False
-    bed.start()
+def test_closing_wakes_those_who_wait(rig: Rig) -> None:
+    rig.server.settle = False
+    rig.start()
     reports: list[Any] = []
-    thread = threading.Thread(target=lambda: reports.append(bed.session.settle(30)))
+    thread = threading.Thread(target=lambda: reports.append(rig.session.settle(30)))
     thread.start()
-    until(lambda: bool(bed.conversation.settles))
-    bed.session.close()
+    until(lambda: bool(rig.conversation.settles))
+    rig.session.close()
     thread.join(10)
     assert reports[0].reason == "the client was closed"
 
 
-def test_closing_does_not_wait_for_a_server_that_hangs(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_does_not_wait_for_a_server_that_hangs(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session_module, "GOODBYE_SECONDS", 0.1)
     hung, closed = threading.Event(), threading.Event()
 
@@ -276,33 +277,33 @@ def test_closing_does_not_wait_for_a_server_that_hangs(bed: Bed, monkeypatch: py
         closed.wait(20)
         raise ServerUnavailable("closed")
 
-    bed.server.called = hang
-    monkeypatch.setattr(bed.transport, "close", lambda: (closed.set(), setattr(bed.transport, "closed", True)))
-    bed.start()
+    rig.server.called = hang
+    monkeypatch.setattr(rig.transport, "close", lambda: (closed.set(), setattr(rig.transport, "closed", True)))
+    rig.start()
     assert hung.wait(5)
     began = time.monotonic()
-    bed.session.close()
+    rig.session.close()
     assert time.monotonic() - began < 5
 
 
-def test_a_fork_does_not_wait_for_a_session_that_goes_round_and_round(bed: Bed) -> None:
-    bed.server.called = lambda method, _: bed.server.replies.append(pb.ExchangeReply(more=True))
-    bed.start()
+def test_a_fork_does_not_wait_for_a_session_that_goes_round_and_round(rig: Rig) -> None:
+    rig.server.called = lambda method, _: rig.server.replies.append(pb.ExchangeReply(more=True))
+    rig.start()
     began = time.monotonic()
     for _ in range(20):
         before_fork()
-        calls = bed.calls
+        calls = rig.calls
         time.sleep(0.001)  # that nothing happens is what is asked
-        assert bed.calls == calls, "the fork has the turns to itself"
+        assert rig.calls == calls, "the fork has the turns to itself"
         after_fork_in_parent()
     assert time.monotonic() - began < 5
-    bed.server.called = None
+    rig.server.called = None
 
 
-def test_whoever_is_in_the_middle_of_a_fork_waits_for_no_session(bed: Bed) -> None:
-    bed.start()
+def test_whoever_is_in_the_middle_of_a_fork_waits_for_no_session(rig: Rig) -> None:
+    rig.start()
     before_fork()
-    bed.session.close()  # does not wait: the session says goodbye when the fork is over
+    rig.session.close()  # does not wait: the session says goodbye when the fork is over
     with pytest.raises(RuntimeError, match="in the middle of a fork"):
         call(lambda _: None)
     with Turn():
@@ -310,69 +311,69 @@ def test_whoever_is_in_the_middle_of_a_fork_waits_for_no_session(bed: Bed) -> No
     after_fork_in_parent()
 
 
-def endless(bed: Bed, kind: str) -> None:
+def endless(rig: Rig, kind: str) -> None:
     """A server that has the client go round for ever, and gives it nothing."""
     answers = {
         "more": lambda: pb.ExchangeReply(more=True),
-        "look": lambda: pb.ExchangeReply(look=bed.calls),
+        "look": lambda: pb.ExchangeReply(look=rig.calls),
         "nowhere": lambda: pb.ExchangeReply(merges=pb.MergeBatch(segment=[99] * 9, first=range(9), count=[1] * 9)),
         "adopt": lambda: pb.ExchangeReply(adopts=pb.AdoptBatch(segment=[99], first=[0], count=[9])),
     }
 
     def called(method: str, request: Any) -> None:
         if method == "Exchange" and kind in answers:
-            bed.server.replies.append(answers[kind]())
-        if method == "Exchange" and kind == "stranger" and bed.calls % 2:
-            raise SessionLost("REASON_UNKNOWN_SESSION", "who are you")
+            rig.server.replies.append(answers[kind]())
+        if method == "Exchange" and kind == "stranger" and rig.calls % 2:
+            raise SessionLost("unknown_session", "who are you")
 
     def decline(*columns: list[int]) -> int:
         for row in zip(*columns, strict=True):
-            bed.space.event(pb.EVENT_KIND_DECLINED, *row[:3])
+            rig.space.event(pb.EVENT_KIND_DECLINED, *row[:3])
         return 0
 
-    bed.space.merge = decline  # type: ignore[method-assign]
-    bed.space.adopt = lambda *_: 0  # type: ignore[method-assign]
-    bed.server.called = called
+    rig.space.merge = decline  # type: ignore[method-assign]
+    rig.space.adopt = lambda *_: 0  # type: ignore[method-assign]
+    rig.server.called = called
 
 
 @pytest.mark.parametrize("kind", ["more", "look", "nowhere", "adopt", "stranger", "ring", "ring after the end"])
 def test_a_server_that_gives_nothing_gets_a_small_share_of_a_core(
-    bed: Bed, monkeypatch: pytest.MonkeyPatch, kind: str
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """It burned a core, as long as it liked."""
     monkeypatch.setattr(patience_module, "GRACE_SECONDS", 0.02)
     if kind == "ring after the end":
-        bed.server.failures.append(("Exchange", SessionLost("REASON_PROTOCOL_VIOLATION", "no")))
+        rig.server.failures.append(("Exchange", SessionLost("protocol_violation", "no")))
     elif kind != "ring":
-        endless(bed, kind)
+        endless(rig, kind)
     if kind.startswith("ring"):
-        bed.space.rings = True
-    bed.start()
-    bed.bell.ring()
-    until(lambda: bed.calls > 0)
+        rig.space.rings = True
+    rig.start()
+    rig.bell.ring()
+    until(lambda: rig.calls > 0)
     time.sleep(0.3)
-    began, calls = time.process_time(), bed.calls
+    began, calls = time.process_time(), rig.calls
     time.sleep(1)
     assert time.process_time() - began < 0.4
-    assert bed.calls - calls < 1500
-    block = bed.arena.allocate(PAGE)  # and nothing of the program's waits for its turn
-    if not bed.session.lost:
-        bed.session.kick()
-        until(lambda: bed.arena.is_announced, 0.5)
+    assert rig.calls - calls < 1500
+    block = rig.arena.allocate(PAGE)  # and nothing of the program's waits for its turn
+    if not rig.session.lost:
+        rig.session.kick()
+        until(lambda: rig.arena.is_announced, 0.5)
     block.free()
     monkeypatch.undo()
-    bed.server.called = None
+    rig.server.called = None
 
 
-def test_a_settle_is_not_kept_waiting_by_what_went_before(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_settle_is_not_kept_waiting_by_what_went_before(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience_module, "GRACE_SECONDS", 0.0)
     monkeypatch.setattr(patience_module, "SHARE", 0.0001)
-    endless(bed, "more")
-    bed.start()
-    until(lambda: bed.calls > 3)
+    endless(rig, "more")
+    rig.start()
+    until(lambda: rig.calls > 3)
     for _ in range(20):
-        assert bed.session.settle(5).seconds < 1
-    bed.server.called = None
+        assert rig.session.settle(5).seconds < 1
+    rig.server.called = None
 
 
 def test_patience() -> None:
@@ -388,44 +389,44 @@ def test_patience() -> None:
     assert patience.rest(patience_module.GRACE_SECONDS / 2, 0.0) == 0
 
 
-def test_an_answer_that_no_server_gives_ends_the_session(bed: Bed, caplog: pytest.LogCaptureFixture) -> None:
-    bed.start()
-    bed.server.replies.append(pb.ExchangeReply(adopts=pb.AdoptBatch(segment=[1], first=[0], count=[1 << 31])))
-    bed.bell.ring()
-    until(lambda: bed.session.lost, what="the end")
-    assert "the same version" in bed.session.settle(5).reason
-    assert not [call for call in bed.space.calls if call[0] == "adopt"]
+def test_an_answer_that_no_server_gives_ends_the_session(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    rig.start()
+    rig.server.replies.append(pb.ExchangeReply(adopts=pb.AdoptBatch(segment=[1], first=[0], count=[1 << 31])))
+    rig.bell.ring()
+    until(lambda: rig.session.lost, what="the end")
+    assert "the same version" in rig.session.settle(5).reason
+    assert not [call for call in rig.space.calls if call[0] == "adopt"]
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
 
 
-def test_a_program_that_closed_grpcs_descriptors_is_told(bed: Bed, caplog: pytest.LogCaptureFixture) -> None:
-    bed.start()
-    assert bed.session.settle(5).settled
-    bed.server.failures.append(("Exchange", DescriptorsClosed("close descriptors before connect()")))
-    assert "before connect()" in bed.session.settle(5).reason
-    assert bed.session.lost
-    calls = bed.calls
-    bed.session.close()
-    assert bed.calls == calls
+def test_a_program_that_closed_grpcs_descriptors_is_told(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    rig.start()
+    assert rig.session.settle(5).settled
+    rig.server.failures.append(("Exchange", DescriptorsClosed("close descriptors before connect()")))
+    assert "before connect()" in rig.session.settle(5).reason
+    assert rig.session.lost
+    calls = rig.calls
+    rig.session.close()
+    assert rig.calls == calls
     assert len(caplog.records) == 1
 
 
-def test_after_a_fork_memory_is_thawed_when_the_children_are_gone(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_fork_memory_is_thawed_when_the_children_are_gone(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session_module, "GENERATION_POLL", 0.01)
-    bed.start()
-    block = bed.arena.allocate(16 * PAGE)
-    bed.space.child = True
-    bed.space.fork()
-    bed.session.kick()
+    rig.start()
+    block = rig.arena.allocate(16 * PAGE)
+    rig.space.child = True
+    rig.space.fork()
+    rig.session.kick()
     block.free()
-    until(lambda: bed.arena.quarantined, what="quarantine")
-    until(lambda: ("thaw",) in bed.space.calls, what="a look whether the child lives")
-    assert bed.arena.quarantined
-    bed.space.thaw_error = OSError(28, "no space")
-    bed.space.child = False
-    tries = len(bed.space.calls)
-    until(lambda: len(bed.space.calls) > tries + 2, what="trying again")
-    assert bed.arena.quarantined
-    bed.space.thaw_error = None
-    until(lambda: not bed.arena.quarantined, what="the thaw")
-    assert bed.arena.pages_in_use == 0
+    until(lambda: rig.arena.quarantined, what="quarantine")
+    until(lambda: ("thaw",) in rig.space.calls, what="a look whether the child lives")
+    assert rig.arena.quarantined
+    rig.space.thaw_error = OSError(28, "no space")
+    rig.space.child = False
+    tries = len(rig.space.calls)
+    until(lambda: len(rig.space.calls) > tries + 2, what="trying again")
+    assert rig.arena.quarantined
+    rig.space.thaw_error = None
+    until(lambda: not rig.arena.quarantined, what="the thaw")
+    assert rig.arena.pages_in_use == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from typing import Any
 import pagefold
 import pytest
 from pagefold._launch import user_server
+from pagefold._launch.launch import CLIENTS, KEPT, NotReady, launch, server_environment
 from pagefold_proto import addresses
 from support.waiting import until
 
@@ -99,7 +101,7 @@ def test_no_server_is_started_for_tcp(no_names: None) -> None:
 
 
 def test_without_the_servers_packages_the_error_names_the_extra(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(user_server, "_NEEDED", ("pagefold_server", "no_such_package"))
+    monkeypatch.setattr(user_server, "NEEDED", ("pagefold_server", "no_such_package"))
     with pytest.raises(pagefold.ServerUnavailable, match=r"no_such_package .* pip install 'pagefold\[server\]'"):
         pagefold.connect(address)
 
@@ -163,3 +165,23 @@ def test_a_default_directory_that_others_can_write_to_is_refused_even_with_a_ser
     directory.chmod(0o777)
     with pytest.raises(ValueError, match="chmod 700"):
         pagefold.connect()
+
+
+def test_no_variable_of_a_clients_reaches_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two lists of them had drifted apart: a server got the client's token."""
+    pages = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
+    documented = set(re.findall(r"^\| `(PAGEFOLD_\w+)` \|", pages, re.MULTILINE))
+    assert documented == CLIENTS
+    for name in CLIENTS | {"PAGEFOLD_SLEEP_MILLISECS", "SECRET"}:
+        monkeypatch.setenv(name, "1")
+    kept = {name for name in server_environment(with_settings=True) if name not in KEPT and not name.startswith("LC_")}
+    assert kept >= {"PAGEFOLD_SLEEP_MILLISECS"}
+    assert not kept & (CLIENTS | {"SECRET"})
+    assert not [name for name in server_environment(with_settings=False) if name.startswith("PAGEFOLD_")]
+
+
+def test_a_server_that_ends_before_it_answers_is_told_at_once(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("wb") as log, pytest.raises(NotReady) as caught:
+        launch(f"unix:{tmp_path}/x.sock", {"no_such_setting": 1}, server_environment(False), log.fileno(), 60)
+    assert caught.value.code == 2
+    assert "no-such-setting" in (tmp_path / "log").read_text()

@@ -21,7 +21,7 @@ import pagefold_core
 import pagefold_proto
 import pagefold_server
 import pytest
-from pagefold._launch import boot, interpreter, user_server
+from pagefold._launch import boot, interpreter, launch
 from support.waiting import until
 
 pytestmark = pytest.mark.usefixtures("no_names")
@@ -114,7 +114,7 @@ def test_code_in_the_working_directory_never_runs_in_a_demo(tmp_path: Path) -> N
     place = tmp_path / "place"
     marker = evil_place(place)
     (tmp_path / "main.py").write_text(
-        "from pagefold.cli.embedded import embedded_server\nimport pagefold\n"
+        "from pagefold.testing import embedded_server\nimport pagefold\n"
         "with embedded_server() as address, pagefold.connect(address, autostart=False) as client:\n"
         "    assert client.stats().connected\n"
     )
@@ -265,7 +265,7 @@ def test_the_server_keeps_nothing_of_the_program(where: Path, tmp_path: Path) ->
     proc = Path(f"/proc/{pid}")
     assert os.readlink(proc / "cwd") == "/"
     told = dict(line.split("=", 1) for line in (proc / "environ").read_text().split("\0") if line)
-    assert set(told) <= user_server._KEPT | {boot.VARIABLE} | {name for name in told if name.startswith("LC_")}
+    assert set(told) <= launch.KEPT | {boot.VARIABLE} | {name for name in told if name.startswith("LC_")}
     opened = [os.readlink(fd) for fd in (proc / "fd").iterdir() if fd.exists()]
     assert "/etc/passwd" not in opened
     status = dict(line.split(":\t", 1) for line in (proc / "status").read_text().splitlines() if ":\t" in line)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pagefold as library
 import pytest
-from pagefold.cli.embedded import embedded_server
+from pagefold.testing import embedded_server
 from support import kernel
 from support.server import Server
 from support.waiting import until
@@ -192,7 +192,7 @@ def checks(report: Any) -> dict[str, Any]:
 def test_doctor_with_a_server(server: Server) -> None:
     report = told(server.address, "doctor")
     assert report["able"]
-    assert checks(report)["tier"]["state"] == checks(report)["server"]["state"] == "ok"
+    assert checks(report)["barrier"]["state"] == checks(report)["server"]["state"] == "ok"
     assert "protocol 1" in checks(report)["server"]["found"]
     assert "this machine can merge" in pagefold(server.address, "doctor")
 
@@ -200,8 +200,8 @@ def test_doctor_with_a_server(server: Server) -> None:
 def test_doctor_says_off_where_the_kernel_lacks_it(server: Server) -> None:
     report = told(server.address, "doctor", code=1, PAGEFOLD_DISABLE="uffd,user")
     assert not report["able"]
-    assert (checks(report)["tier"]["state"], checks(report)["tier"]["found"]) == ("fail", "off")
-    assert "see client, tier" in pagefold(server.address, "doctor", code=1, PAGEFOLD_DISABLE="uffd,user")
+    assert (checks(report)["barrier"]["state"], checks(report)["barrier"]["found"]) == ("fail", "off")
+    assert "see client, barrier" in pagefold(server.address, "doctor", code=1, PAGEFOLD_DISABLE="uffd,user")
 
 
 def test_doctor_without_a_server(tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ def test_demo_on_a_terminal_and_in_a_log() -> None:
     assert "\x1b[?25h" in text  # the cursor is back
 
 
-def test_demo_in_tier_off_says_so() -> None:
+def test_demo_with_barrier_off_says_so() -> None:
     env = environment(PAGEFOLD_DISABLE="uffd,user")
     ended = subprocess.run(
         [*CLI, "demo", "--workers", "2", "--mib", "1"], env=env, capture_output=True, text=True, timeout=60
@@ -317,7 +317,7 @@ def test_a_killed_demo_leaves_nothing_for_long() -> None:
                 assert running.poll() is None
             children = descendants(running.pid)
             running.kill()
-        workers = [pid for pid in children if "crew" in Path(f"/proc/{pid}/cmdline").read_text()]
+        workers = [pid for pid in children if "_demo.workers" in Path(f"/proc/{pid}/cmdline").read_text()]
         assert len(workers) == 2
         until(lambda: not any(alive(pid) for pid in workers), what="the workers' end")
         for pid in set(children) - set(workers):

@@ -16,7 +16,7 @@ from pathlib import Path
 import pagefold
 import pytest
 from pagefold.cli.app import app
-from pagefold.cli.embedded import embedded_server
+from pagefold.testing import embedded_server
 from support.server import Server
 from support.waiting import until
 from typer.main import get_command
@@ -29,7 +29,7 @@ MODULES = sorted(
     for path in CLIENT.rglob("[_a-z]*.py")
     if "cli" not in path.parts and not path.stem.startswith("__")
 )
-MODULES += ["pagefold.cli.embedded"]
+MODULES += ["pagefold.testing"]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

@@ -29,14 +29,14 @@ def sharing(work: Work, **options: object) -> list[Worker]:
 
 
 @pytest.mark.parametrize("how", ["asked for", "absent"])
-def test_tier_off_is_plain_memory_and_says_so(how: str, server: Server, work: Work) -> None:
+def test_barrier_off_is_plain_memory_and_says_so(how: str, server: Server, work: Work) -> None:
     env = {"PAGEFOLD_DISABLE": "uffd,user"} if how == "absent" else {"PAGEFOLD_BARRIER": "off"}
     one, two = sharing(work, env=env)
     report = one.call("settle")
     assert not report.settled
     assert report.reason
     stats = one.call("stats")
-    assert (stats.tier, stats.merged_bytes, stats.saved_bytes) == ("off", 0, 0)
+    assert (stats.barrier, stats.merged_bytes, stats.saved_bytes) == ("off", 0, 0)
     assert ("userfaultfd" in stats.trouble) == (how == "absent"), "what is missing is named, with what to do"
     assert one.call("digest", "a") == two.call("digest", "a")
     one.call("write", "a", 0, b"plain memory")
@@ -80,10 +80,10 @@ def test_older_kernels_merge_and_break_all_the_same(absent: str, server: Server,
 
 
 @pytest.mark.needs("user-uffd")
-def test_the_user_tier_merges_what_the_program_writes_itself(server: Server, work: Work) -> None:
+def test_the_barrier_user_merges_what_the_program_writes_itself(server: Server, work: Work) -> None:
     one, two = sharing(work, barrier="user")
     assert one.call("settle").settled
-    assert one.call("stats").tier == "user"
+    assert one.call("stats").barrier == "user"
     assert one.call("stats").merged_bytes == (PAGES - 1) * PAGE
     one.call("write", "a", 5 * PAGE, b"mine")
     assert one.call("read", "a", 5 * PAGE, 4) == b"mine"

@@ -346,7 +346,7 @@ expected = array.copy()
 deadline = time.monotonic() + 60
 merged = windows = 0
 for number in range(30):
-    client._parts.session.kick()
+    client._session.kick()
     time.sleep(0.003 * (number % 10))        # at another moment of a merge each time
     with child(lambda: None if (array == expected).all() else os._exit(2)) as one:
         array[number::97] = number           # and what is merged is broken

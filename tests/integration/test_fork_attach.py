@@ -83,7 +83,7 @@ def act():
             client.reattach()
             buffer = client.allocate(PAGE)
             buffer[:] = b"x" * PAGE
-            sessions.append(client._parts.session)
+            sessions.append(client._session)
         except BaseException as error:
             failures.append(error)
     threads = [threading.Thread(target=use) for _ in range(8)]
@@ -336,7 +336,7 @@ def act():
         second.go()
     now[12:20] = 11
     assert (one == now).all() and (two == expected).all()
-    until(lambda: not client._parts.space.shared, what="the thaw")
+    until(lambda: not client._session.space.shared, what="the thaw")
     assert (one == now).all() and client.settle(20).settled
     two[:] = one
     assert client.settle(20).settled and (one == now).all() and (two == now).all()

@@ -94,11 +94,10 @@ class Blind:
         time.sleep(0.02)
         return "rung"
 def run(remote):
-    parts = remote.client._parts
-    blind = Blind(parts.space)
-    parts.conversation._space = blind
-    object.__setattr__(parts.session._w, "space", blind)
-    parts.session.kick()
+    session = remote.client._session
+    blind = Blind(session.space)
+    session.conversation._instructions._space = session.space = blind
+    session.kick()
     assert blind.entered.wait(20)
 """
 JOIN = """
@@ -323,7 +322,9 @@ def test_a_view_that_is_gone_before_its_segment_is_dropped_is_no_difference(pair
     No event is about pages that held no frame, and other memory may be at their addresses by then.
     """
     worker = pair.workers[0]
-    worker.call("execute", "def run(remote): remote.client._parts.conversation._drop_segments = lambda timeout: None")
+    worker.call(
+        "execute", "def run(remote): remote.client._session.conversation.segments.drop = lambda session, timeout: None"
+    )
     worker.call("allocate", "large", 40_000 * PAGE)  # has a segment of its own
     worker.call("fill_pages", "large", [0, 1, 2])
     (large,) = [s for s in pair.segments() if s.pages >= 40_000]

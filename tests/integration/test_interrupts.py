@@ -117,8 +117,8 @@ assert hits > 5 * seconds, hits
 spans = sorted((a.ctypes.data, -(-a.nbytes // PAGE) * PAGE) for a in mine.values())
 assert all(low + size <= following for (low, size), (following, _) in zip(spans, spans[1:])), "memory of two arrays"
 assert all((array == number).all() for number, array in mine.items())
-client._parts.arena.sweep()
-client._parts.arena.check()
+client._session.arena.sweep()
+client._session.arena.check()
 
 done = []
 def probe():                                  # what the interrupted thread holds, another one waits for

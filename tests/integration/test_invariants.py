@@ -198,7 +198,7 @@ def test_I6_a_write_stays_with_its_writer(server: Server, work: Work) -> None:
 
 
 def test_labels_keep_domains_apart(server: Server, work: Work) -> None:
-    one, two, three = work(domain="left"), work(domain="left"), work(domain="right")
+    one, two, three = work(label="left"), work(label="left"), work(label="right")
     for w in (one, two, three):
         w.call("allocate", "a", 64 * PAGE)
         w.call("fill_pages", "a", list(range(1, 65)))

@@ -86,8 +86,8 @@ LIE = """
 from types import SimpleNamespace
 def run(remote):
     columns = dict(kind=[1], segment=[1], first=[0], count=[1], pool=[1], frame=[7], detail=[0])
-    remote.client._parts.conversation._outbox.append(SimpleNamespace(**columns))
-    remote.client._parts.session.kick()
+    remote.client._session.conversation._outbox._chunks.append(SimpleNamespace(**columns))
+    remote.client._session.kick()
 """
 HIDE_PAGEMAP = """
 import ctypes, os, stat

@@ -310,10 +310,10 @@ def test_too_many_events(client: Raw) -> None:
 
 
 def test_no_client_comes_near_the_limits() -> None:
-    from pagefold._session import conversation
+    from pagefold._session import outbox
     from pagefold_server.api import memory
 
-    most = min(conversation.MAX_EVENTS, memory.MAX_MESSAGE_BYTES // conversation.EVENT_BYTES)
+    most = min(outbox.MAX_EVENTS, memory.MAX_MESSAGE_BYTES // outbox.EVENT_BYTES)
     assert most < memory.MAX_EVENTS
     columns = {name: [2**32 - 1] * most for name in ("segment", "first", "count", "pool", "frame", "detail")}
     events = pb.Events(kind=[pb.EVENT_KIND_WRITTEN] * most, **columns)

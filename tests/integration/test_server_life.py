@@ -79,7 +79,7 @@ def test_it_ends_by_itself_when_nobody_has_been_there_for_long(serve: Serve) -> 
     with Raw(server.address) as raw:
         raw.hello()
         assert server.process is not None
-        with pytest.raises(subprocess.TimeoutExpired):
+        with pytest.raises(TimeoutError):
             server.process.wait(1.2)
     assert server.process.wait(10) == 0
 

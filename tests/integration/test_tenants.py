@@ -48,7 +48,7 @@ def test_equal_pages_of_two_domains_never_share_a_frame(
     house: House, crew: Crew, places: tuple[tuple[int, str], ...]
 ) -> None:
     server = house[0]
-    pairs = [[crew(uid, domain=label) for _ in range(2)] for uid, label in places]
+    pairs = [[crew(uid, label=label) for _ in range(2)] for uid, label in places]
     for pair in pairs:
         assert pair[0].call("settle").settled
     for pair, place in zip(pairs, places, strict=True):

@@ -1,22 +1,20 @@
-"""Stand-ins for what a client works with: a space without memory, and a server inside the process."""
+"""Stand-ins for the native half: a space without memory, an arena of segments that nobody maps."""
 
 from __future__ import annotations
 
 import itertools
 import threading
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import posix_ipc
+from pagefold._session.outbox import COLUMNS
 from pagefold_core import Doorbell
 from pagefold_proto import shm_names
 from pagefold_proto.descriptor import Descriptor
 from pagefold_proto.v1 import memory_pb2 as pb
-
-COLUMNS = ("kind", "segment", "first", "count", "pool", "frame", "detail")
 
 
 class FakeSpace:
@@ -259,54 +257,3 @@ class FakeBlock:
 
     def free(self) -> None:
         self._space.free.append(self._segment)
-
-
-@dataclass
-class FakeServer:
-    """A server inside the process, for LocalTransport: keeps what it was told, and answers what `replies` says.
-
-    `failures` are raised, first to last, instead of an answer; "lost" ones after the call was carried out.
-    """
-
-    requests: list[tuple[str, Any]] = field(default_factory=list)
-    replies: deque[pb.ExchangeReply] = field(default_factory=deque)
-    failures: deque[tuple[str, Exception]] = field(default_factory=deque)
-    lost: deque[Exception] = field(default_factory=deque)
-    settle: bool = True
-    booked: list[tuple[int, ...]] = field(default_factory=list)
-    sequences: dict[bytes, int] = field(default_factory=dict)  # by session
-    answer: pb.ExchangeReply | None = None
-    called: Callable[[str, Any], None] | None = None
-
-    def __call__(self, method: str, request: Any) -> Any:
-        self.requests.append((method, request))
-        if self.called is not None:
-            self.called(method, request)
-        if self.failures and self.failures[0][0] in (method, "*"):
-            raise self.failures.popleft()[1]
-        if method == "Hello":
-            token = len(self.sequences).to_bytes(16, "big")
-            self.sequences[token] = 0
-            return pb.HelloReply(session=token, max_batch_pages=4096, max_message_bytes=1 << 20, poll_millisecs=50)
-        if method == "AddSegment":
-            return pb.AddSegmentReply()
-        if method == "DropSegment":
-            return pb.DropSegmentReply()
-        if method == "Bye":
-            return pb.ByeReply()
-        assert method == "Exchange"
-        if request.sequence != self.sequences[request.session]:
-            assert request.sequence == self.sequences[request.session] + 1, "sequence numbers count up"
-            self.sequences[request.session] = request.sequence
-            length = len(request.events.kind)
-            columns = [list(getattr(request.events, name)) or [0] * length for name in COLUMNS]
-            self.booked += list(zip(*columns, strict=True))
-            self.answer = self.replies.popleft() if self.replies else pb.ExchangeReply()
-            if request.settling and self.settle:
-                self.answer.settle_report.MergeFrom(pb.SettleReport(settling=request.settling, settled=True, passes=1))
-        if self.lost:
-            raise self.lost.popleft()
-        return self.answer
-
-    def of(self, method: str) -> list[Any]:
-        return [request for name, request in self.requests if name == method]

@@ -21,7 +21,7 @@ from support.waiting import until
 
 PAGE = 4096
 client = pagefold.connect(sys.argv[1], autostart=False, **({"tracker": variant.TRACKER} if variant.TRACKER else {}))
-space = client._parts.space
+space = client._session.space
 
 def table(pages, seed=1):
     "Pages that differ from each other, and that every program has which asks for the same seed."
@@ -33,7 +33,7 @@ def table(pages, seed=1):
 
 def quiet():
     "Until nothing of a fork is left."
-    until(lambda: not client._parts.space.shared, what="the thaw")
+    until(lambda: not client._session.space.shared, what="the thaw")
 """
 
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import grpc
+from pagefold._launch.launch import NotReady, ServerProcess, launch, server_environment
 from pagefold_proto.v1 import admin_pb2, admin_pb2_grpc
 
 from support import variant
 
+TESTS: Final = str(Path(__file__).parents[1])
+START_SECONDS: Final = 120.0
+
 
 class Server:
-    """`python -m pagefold_server` on a socket in a directory of its own. Quick by default: tests have no time."""
+    """`pagefold_server` on a socket in a directory of its own. Quick by default: tests have no time."""
 
     module = "pagefold_server"
     environment: ClassVar[dict[str, str]] = {}
@@ -30,28 +31,20 @@ class Server:
         self.log = directory / "server.log"
         quick = {"cpu_ceiling_percent": 100, "sleep_millisecs": 0, "log_format": "json", "engine": variant.ENGINE}
         self.settings: dict[str, object] = quick | settings
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: ServerProcess | None = None
         self._channel: grpc.Channel | None = None
         self.start()
 
     def start(self) -> None:
-        env = {k: v for k, v in os.environ.items() if not k.startswith("PAGEFOLD_")}
-        env |= self.environment
-        env |= {f"PAGEFOLD_{k.upper()}": str(v) for k, v in self.settings.items()}
-        ready, tell = os.pipe()
+        environment = server_environment(False) | self.environment
+        environment |= {f"PAGEFOLD_{key.upper()}": str(value) for key, value in self.settings.items()}
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", self.module, "--address", self.address, "--ready-fd", str(tell)],
-                env=env,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=[tell],
-            )
-        os.close(tell)
-        with open(ready, "rb") as pipe:
-            if not pipe.read(1):
-                raise AssertionError(f"the server did not start:\n{self.log.read_text()}")
+            try:
+                self.process = launch(
+                    self.address, {}, environment, log.fileno(), START_SECONDS, module=self.module, places=[TESTS]
+                )
+            except NotReady as error:
+                raise AssertionError(f"the server did not start:\n{self.log.read_text()}") from error
 
     @property
     def pid(self) -> int:
@@ -81,8 +74,7 @@ class Server:
             self._channel = None
         if self.process is None:
             return 0
-        if self.process.poll() is None:
-            self.process.send_signal(sig)
+        self.process.send_signal(sig)
         code = self.process.wait(20)
         self.process = None
         return code

@@ -75,14 +75,14 @@ class World:
 
     def measure(self) -> tuple[int, int, int, int, frozenset[str]]:
         """Pages in use, descriptors, threads, mappings that are pinned to us, names."""
-        parts = self.client._parts
-        assert parts is not None
-        parts.arena.sweep()
-        parts.arena.check()
+        session = self.client._session
+        assert session is not None
+        session.arena.sweep()
+        session.arena.check()
         files = len(os.listdir("/proc/self/fd"))
         threads = len(os.listdir("/proc/self/task"))
         pins = sum("/pagefold-l-" in line for line in Path("/proc/self/maps").read_text().splitlines())
-        return parts.arena.pages_in_use, files, threads, pins, frozenset(kernel.names())
+        return session.arena.pages_in_use, files, threads, pins, frozenset(kernel.names())
 
     def is_level(self) -> bool:
         """Whether nothing has been left since the beginning. gRPC's threads come and go."""
@@ -227,6 +227,8 @@ def strike_children(world: World, call: str, stride: int) -> int:
         if over or steps // stride % 10 == 0:
             until(lambda: not world.client.stats().trouble, PATIENCE, "the thaw")
             world.check(full=True)
+            # The next child would hold up what the parent has not reported yet, and would not settle.
+            assert world.client.settle(PATIENCE).settled, world.client.stats()
         if over:
             return steps
         steps += stride

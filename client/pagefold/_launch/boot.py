@@ -1,10 +1,10 @@
-"""What a Python runs first that the library starts: `python -I -S _boot.py MODULE [ARGUMENT...]`.
+"""The first file that an interpreter of the library's runs: `python -I -S boot.py MODULE [ARGUMENT...]`.
 
-Isolated (-I), an interpreter imports nothing from where it stands and heeds no $PYTHON...; without site (-S), it has
-nothing but its own library. `interpreter.py` tells, in $PAGEFOLD_BOOT, in which places its packages are: they come
-behind its own library and before its site-packages, whose .pth files are read as usual. Then it runs the module.
+With -I an interpreter imports nothing from its working directory and ignores $PYTHON...; with -S it finds only the
+standard library. `interpreter.py` says in $PAGEFOLD_BOOT where packages are. Those directories go behind the standard
+library and before site-packages, whose .pth files are read as usual. Then the module is run.
 
-It is a program of its own, and imports nothing of pagefold: the path is not set when it starts.
+This file imports nothing of pagefold: the path is not set when it starts.
 """
 
 from __future__ import annotations
@@ -18,21 +18,23 @@ import sys
 
 VARIABLE = "PAGEFOLD_BOOT"
 TOLD_FD = 3
-"""Where a detached one tells its number, and where it may tell more; no descriptor beyond it is left open."""
+"""Descriptor on which a detached server writes its number, and on which every server says that it answers."""
 EXIT_OTHER_PYTHON = 3
 """This interpreter cannot load the extension modules of the one that started it."""
 
 
 def tag() -> str:
-    """What two interpreters have in common that can load the same extension modules."""
+    """Equal in two interpreters if they can load the same extension modules."""
     return f"{sys.implementation.cache_tag}{sys.abiflags}"
 
 
 def main() -> None:
-    """See the head of this file."""
+    """Sets the process up as $PAGEFOLD_BOOT says, and runs the module that the arguments name."""
     told = json.loads(os.environ.pop(VARIABLE))
     if told["tag"] != tag():
         sys.exit(EXIT_OTHER_PYTHON)
+    if told["closes"]:
+        os.closerange(TOLD_FD + 1, os.sysconf("SC_OPEN_MAX"))
     if told["detach"]:
         _detach()
     _set_path(told["path"])
@@ -43,7 +45,7 @@ def main() -> None:
 
 
 def _detach() -> None:
-    """Leaves everything behind that is the starter's: session, directory, limits, signals, descriptors, and itself."""
+    """Drops what the process inherited from its starter: session, directory, limits, signals; the parent, by a fork."""
     os.chdir("/")  # or its filesystem could not be unmounted
     os.setsid()
     os.umask(0o077)
@@ -52,7 +54,6 @@ def _detach() -> None:
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    os.closerange(TOLD_FD + 1, os.sysconf("SC_OPEN_MAX"))
     pid = os.fork()
     if pid:
         os.write(TOLD_FD, f"{pid}\n".encode())

@@ -1,15 +1,14 @@
-"""The Python that belongs to this library, and how it is started so that it runs our code and nobody else's.
+"""The Python that belongs to this library, and the command that has it run the library's code only.
 
-`sys.executable` need not be it: under uWSGI it is uwsgi, in a frozen program it is that program, which would run a
-second time; a program that embeds Python has what it guessed. And `python -m` imports from the working directory,
-whosever that is, with the rights of the program. So here:
+`sys.executable` may be another program: uwsgi under uWSGI, the program itself if it is frozen, a guess where Python is
+embedded. And `python -m` imports from the working directory, which may be another user's. So:
 
-* An interpreter is a file that is called python, in the place that this one says, or in `bin` of the environment that
-  the library runs in. It is never looked for in $PATH.
-* It runs isolated (`boot.py`), and looks for packages where this program does, but not in the working directory, nor
-  beside the program's script, unless the library itself is there.
+* An interpreter is a file named python, either `sys.executable` or in `bin` of the environment that the library runs
+  in. $PATH is never searched.
+* It runs isolated (`boot.py`). It finds packages where this program does, except in the working directory and beside
+  the program's script, unless the library itself is there.
 
-Starts nothing itself.
+This file starts nothing.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from pagefold._launch import boot
 
 _NAME: Final = re.compile(r"python[0-9.]*[a-z]*")
 _SCRIPT: Final = os.path.abspath(boot.__file__)
-# Where the library and what it cannot do without were found: there its environment is.
+# The directories of these packages are the library's environment.
 _OURS: Final = ("pagefold", "pagefold_core", "pagefold_proto", "grpc", "posix_ipc")
 
 
@@ -40,12 +39,12 @@ _imported_in: Final = _here()
 
 
 def candidates() -> list[str]:
-    """Interpreters that may be the library's, the likeliest first. `boot` has the last word on whether they are."""
+    """Interpreters that may be the library's, the likeliest first. `boot` refuses one of another version."""
     return list(dict.fromkeys(path for path in _paths() if os.path.isfile(path) and os.access(path, os.X_OK)))
 
 
 def first() -> str:
-    """The likeliest one.
+    """The likeliest of the candidates.
 
     Raises:
         FileNotFoundError: there is none.
@@ -57,23 +56,27 @@ def first() -> str:
 
 
 def arguments(module: str, *words: str) -> list[str]:
-    """What an interpreter gets to run a module."""
+    """Arguments with which an interpreter runs a module."""
     return ["-I", "-S", "-X", "utf8", _SCRIPT, module, *words]
 
 
-def environment(variables: dict[str, str], detach: bool = False) -> dict[str, str]:
-    """An environment for it.
+def environment(
+    variables: dict[str, str], *, detach: bool = False, closes: bool = False, places: Sequence[str] = ()
+) -> dict[str, str]:
+    """The environment for these arguments.
 
     Args:
-        variables: what the module gets to know.
+        variables: what the module finds in its environment.
         detach: the process leaves its starter; see `boot`.
+        closes: the process closes all descriptors but the first four.
+        places: further directories with packages.
     """
-    told = {"tag": boot.tag(), "path": places(), "detach": detach}
+    told = {"tag": boot.tag(), "path": [*own_places(), *places], "detach": detach, "closes": closes}
     return variables | {boot.VARIABLE: json.dumps(told)}
 
 
-def places() -> list[str]:
-    """Where this program finds packages, but for the places of its own code."""
+def own_places() -> list[str]:
+    """Directories in which this program finds packages, except those of the program's own code."""
     ours = {os.path.realpath(place) for place in _found_in()}
     theirs = {os.path.realpath(place) for place in (_here(), _imported_in, *_of_the_program()) if place} - ours
     return [
@@ -102,7 +105,7 @@ def _found_in() -> Iterator[str]:
 
 
 def _of_the_program() -> Iterator[str]:
-    """The directory of the program's script; of one that was started with -m, the directory that it was started in."""
+    """The directory of the program's script; of a program started with -m, the directory in which it was started."""
     main = sys.modules.get("__main__")
     if getattr(main, "__spec__", None) is None:
         yield os.path.dirname(os.path.abspath(getattr(main, "__file__", None) or "/"))

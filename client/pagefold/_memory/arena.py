@@ -1,4 +1,4 @@
-"""What a program is told when memory cannot be had. Who gets which memory is the native arena's business."""
+"""The errors for memory that cannot be allocated or taken back. The native arena allocates it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _MORE_MAPPINGS: Final = (
 
 
 def not_allocated(nbytes: int, error: NotBacked) -> PagefoldError:
-    """What to raise when so many bytes are not handed out."""
+    """The error for an allocation of `nbytes` that the arena refuses."""
     kind, *numbers = error.args
     if kind == "closed":
         return ClientClosed("the client is closed: connect again to allocate memory")
@@ -61,7 +61,7 @@ def not_allocated(nbytes: int, error: NotBacked) -> PagefoldError:
 
 
 def not_taken_back(error: NotBacked) -> Exception:
-    """What to raise when pages keep their frames."""
+    """The error for pages that cannot leave their frames."""
     _, number, pages = error.args
     if number not in _SHORT_OF_MEMORY:
         return OSError(number, f"pages cannot be adopted: {os.strerror(number)}")
@@ -73,6 +73,6 @@ def not_taken_back(error: NotBacked) -> Exception:
 
 
 def no_segment(nbytes: int, error: OSError) -> OutOfSharedMemory:
-    """What to raise when an object for so many bytes cannot be made or mapped."""
+    """The error for an object of `nbytes` that cannot be made or mapped."""
     why = _REMEDIES.get(error.errno or 0, str(error))
     return OutOfSharedMemory(f"cannot make a segment for {human(nbytes)}: {why}")

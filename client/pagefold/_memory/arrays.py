@@ -1,7 +1,7 @@
 """NumPy arrays in the client's memory. Each starts on a page boundary: only pages at equal offsets can be equal.
 
 NumPy is imported when the first array is made, and is not a dependency: `pip install 'pagefold[numpy]'`.
-The result is a plain ndarray. Its base keeps the memory alive, and exported, so that it cannot be closed underneath.
+Each is a plain ndarray. Its base keeps the memory alive and exported, so that the buffer behind it cannot be closed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def import_numpy() -> ModuleType:
 def zeros(
     allocate: Allocate, shape: SupportsIndex | tuple[SupportsIndex, ...], dtype: DTypeLike, order: Order
 ) -> NDArray[Any]:
-    """An array of zeros; `empty` too, because fresh memory is zero anyway."""
+    """An array of zeros. It serves for `empty` too: new memory is zero."""
     np = import_numpy()
     if order not in ("C", "F"):
         raise ValueError(f"order must be 'C' or 'F', not {order!r}")

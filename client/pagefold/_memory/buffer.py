@@ -1,4 +1,4 @@
-"""Buffers, and which memory an object covers. Memory itself is the native half's; who gets which is the arena's."""
+"""Buffers, and which memory an object covers. The native arena decides where a buffer is."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer as BytesLike
 
 
+_PLACE: Final = ("segment", "first", "pages")
+"""Attributes of a `Block` that say where the arena has it."""
+
+
 class Buffer(Block):
     r"""Page-aligned memory that may be merged with equal pages of other processes. `Client.allocate` makes it.
 
     It has the buffer protocol: `memoryview(buf)`, `numpy.frombuffer(buf)`, `file.readinto(buf)`, `sock.recv_into(buf)`.
-    Indexing gives and takes integers, slicing gives a copy as bytes and takes bytes-like objects of the same length.
-    The memory goes back when it is closed, or when the last reference to it (views and arrays included) is gone.
-    It outlives its client, and is thread-safe as memory is: threads that write the same bytes have to agree.
+    An index reads or writes an integer. A slice reads a copy as bytes, and takes bytes-like objects of the same length.
+    The memory is freed by `close()`, or with the last reference to it, views and arrays included. It outlives its
+    client. Threads may use it as any memory: those that write the same bytes have to agree.
 
     Example:
         >>> with client.allocate(1 << 20) as buf:
@@ -30,8 +34,11 @@ class Buffer(Block):
         b'hello\x00'
     """
 
-    # No __new__ and no __init__: making one is a single native call, and an exception comes before it or after it.
+    # No __new__ and no __init__: a single native call makes a buffer, and an exception comes before or after it.
     __slots__ = ()
+
+    def __dir__(self) -> list[str]:
+        return [name for name in super().__dir__() if name not in _PLACE]
 
     def __enter__(self) -> Buffer:
         return self
@@ -65,10 +72,10 @@ class Buffer(Block):
                 view[key] = flat
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
-        """Refuses what copy, deepcopy and pickle ask for: a buffer is a place in memory, and there is one of it."""
+        """Refuses copy, deepcopy and pickle: a buffer is a place in memory, and there is one of it."""
         raise TypeError(
-            "a pagefold Buffer is memory of this process, and cannot be copied or pickled: take bytes(buffer), or a "
-            "NumPy array over it, which can"
+            "a pagefold Buffer is memory of this process, and cannot be copied or pickled: copy or pickle "
+            "bytes(buffer), or a NumPy array over it"
         )
 
     def __repr__(self) -> str:
@@ -77,7 +84,7 @@ class Buffer(Block):
 
 
 def span_of(obj: Any) -> tuple[int, int]:
-    """The memory that an object covers: (address, bytes). Of an array with gaps, all from its first to its last byte.
+    """The memory that an object covers: (address, bytes); for an array with gaps, from its first to its last byte.
 
     Raises:
         ValueError: it is neither a Buffer, nor an ndarray, nor a memoryview, or it is closed.

@@ -1,1 +1,1 @@
-"""What connect() chooses by, and what the machine allows: barriers, trackers, backings."""
+"""The options of connect(): barriers, trackers and backings, and what this machine allows of them."""

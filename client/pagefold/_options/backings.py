@@ -1,9 +1,9 @@
-"""The backing: where the kernel keeps a segment's pages. Chosen here; objects and room are the native arena's business.
+"""The backing: where the kernel keeps a segment's pages. The native arena makes the objects and watches the room.
 
 "shm"    a POSIX shared-memory object, in /dev/shm. Bounded by that filesystem, which containers make 64 MiB.
-"memfd"  memfd_create: the same memory without a name and without that bound. Others get at it through this
-         process's /proc/<pid>/fd only, so the server has to see that: same user or root, same PID namespace.
-"auto"   "shm" where /dev/shm has room to spare, "memfd" otherwise, for each allocation anew.
+"memfd"  memfd_create: the same memory without a name and without that bound. The server opens it through this
+         process's /proc/<pid>/fd, so it has to be of the same user or root's, and in the same PID namespace.
+"auto"   each allocation is "shm" where /dev/shm has room to spare, else "memfd".
 """
 
 from __future__ import annotations
@@ -12,15 +12,3 @@ from typing import Final, Literal, get_args
 
 Backing = Literal["auto", "shm", "memfd"]
 BACKINGS: Final[tuple[Backing, ...]] = get_args(Backing)
-
-
-def checked(backing: str) -> Backing:
-    """The name of a backing.
-
-    Raises:
-        ValueError: it is none.
-    """
-    for known in BACKINGS:
-        if backing == known:
-            return known
-    raise ValueError(f"backing {backing!r}: it is 'auto', 'shm' or 'memfd'")

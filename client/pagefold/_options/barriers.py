@@ -1,4 +1,4 @@
-"""How writes are held during a window, decided once at start: what was asked for, and what can be had."""
+"""The barrier: how writes are held during a window. It is chosen once, when a client connects."""
 
 from __future__ import annotations
 
@@ -16,20 +16,8 @@ Barrier = Literal["uffd", "user", "off"]
 BARRIERS: Final[tuple[Barrier, ...]] = get_args(Barrier)
 
 
-def checked(barrier: str) -> Barrier:
-    """The name of a barrier.
-
-    Raises:
-        ValueError: it is none.
-    """
-    for known in BARRIERS:
-        if barrier == known:
-            return known
-    raise ValueError(f"barrier {barrier!r}: it is 'uffd', 'user' or 'off'")
-
-
 def why_not(barrier: Barrier, features: Features) -> str:
-    """Why a barrier cannot be had here, and what to do; empty if it can."""
+    """Why this machine does not allow a barrier, and what to do; empty if it does."""
     if barrier == "off":
         return ""
     if barrier == "uffd" and features.userfaultfd != "full":
@@ -42,14 +30,14 @@ def why_not(barrier: Barrier, features: Features) -> str:
 
 
 def choose(asked: Barrier | None, features: Features) -> tuple[Barrier, Kind | None]:
-    """The tier to use, and what keeps pages from merging then (None: nothing).
+    """The barrier to use, and the obstacle that it is to merging (None: it is none).
 
     Args:
-        asked: what the user asked for; None: "uffd" if it can be had, else "off".
+        asked: what the user asked for; None: "uffd" if this machine allows it, else "off".
         features: of kernel and user.
 
     Raises:
-        BarrierUnavailable: it was asked for and cannot be had.
+        BarrierUnavailable: this machine does not allow the barrier that was asked for.
     """
     why = why_not(asked or "uffd", features)
     if asked is None:

@@ -1,4 +1,4 @@
-"""How written pages are found, decided once at start: what was asked for, and what can be had."""
+"""The tracker: how written pages are found. It is chosen once, when a client connects."""
 
 from __future__ import annotations
 
@@ -15,43 +15,31 @@ Tracker = Literal["pagemap", "checksum"]
 TRACKERS: Final[tuple[Tracker, ...]] = get_args(Tracker)
 
 
-def checked(tracker: str) -> Tracker:
-    """The name of a tracker.
-
-    Raises:
-        ValueError: it is none.
-    """
-    for known in TRACKERS:
-        if tracker == known:
-            return known
-    raise ValueError(f"tracker {tracker!r}: it is 'pagemap' or 'checksum'")
-
-
-def why_not(features: Features, tier: Barrier) -> str:
-    """Why the tracker "pagemap" cannot be had here; empty if it can."""
+def why_not(features: Features, barrier: Barrier) -> str:
+    """Why this machine does not have the tracker "pagemap"; empty if it does."""
     if closed := dumpable.why_not():
         return closed
     if not features.wp_async or not features.pagemap_scan:
         return "this kernel does not tell which pages were written: it takes Linux 6.7 or later"
-    if tier == "off":
-        return "nothing is merged (tier off), so nothing needs to be found"
+    if barrier == "off":
+        return "nothing is merged (barrier off), so nothing needs to be found"
     return ""
 
 
-def choose(asked: Tracker | None, features: Features, tier: Barrier) -> Tracker:
-    """The tracker to use: "pagemap" if it can be had, unless "checksum" is asked for.
+def choose(asked: Tracker | None, features: Features, barrier: Barrier) -> Tracker:
+    """The tracker to use: "pagemap" if this machine has it, unless "checksum" was asked for.
 
     Args:
         asked: what the user asked for; None: nothing.
         features: of kernel and user.
-        tier: how writes are held.
+        barrier: how writes are held.
 
     Raises:
-        TrackerUnavailable: it was asked for and cannot be had.
+        TrackerUnavailable: this machine does not have the tracker that was asked for.
     """
     if asked == "checksum":
         return "checksum"
-    why = why_not(features, tier)
+    why = why_not(features, barrier)
     if why and asked == "pagemap":
         raise TrackerUnavailable(f"tracker='pagemap' cannot be had here: {why}; leave it out, or use 'checksum'")
     return "checksum" if why else "pagemap"

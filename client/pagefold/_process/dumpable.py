@@ -1,7 +1,8 @@
 """Whether the kernel shows this process its own pages: /proc/self/pagemap, by which written pages are found.
 
-It belongs to root, and is closed to the process itself, where that is not *dumpable* (prctl(2)): after a change of user
-(setuid workers of a root master, gunicorn --user), and where the program's file gives it capabilities (setcap).
+In a process that is not *dumpable* (prctl(2)) the file belongs to root, and is closed to the process itself. That is so
+after a change of user (setuid workers of a root master, gunicorn --user) and where the program's file has capabilities
+(setcap).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ _PAGEMAP: Final = "/proc/self/pagemap"
 
 
 def why_not() -> str:
-    """Why /proc/self/pagemap is closed to this process, and what to do; empty if it is open, or for another reason."""
+    """Why /proc/self/pagemap is closed to a process that is not dumpable, and what to do; empty if this one is."""
     try:
         closed = os.stat(_PAGEMAP).st_uid != os.geteuid() and not os.access(_PAGEMAP, os.R_OK, effective_ids=True)
     except OSError:

@@ -1,18 +1,18 @@
-"""What a fork does to a client: nothing of it is in the middle of anything, and the child is told that it is a copy.
+"""What a fork does to a client: no call and no window is under way, and the child knows that it is a copy.
 
-    before      nobody talks to a server, and nobody begins to; then, natively: no window, pages frozen
+    before      no session talks to a server, and none begins to; then, natively: no window, pages frozen
     in parent   pages stay quarantined until all children are gone; then they are thawed
-    in child    no channel, no thread: memory is a snapshot; the client connects anew when it is used
+    in child    no channel, no thread: memory is a snapshot; the client connects again when it is used
 
-All of it is the native half's business (`native/src/fork/`). It has the C library call it at every fork, Python's and
-that of C code alike, so both processes keep their bytes whatever forked. The hooks here only have whoever forks wait
-until no session has a turn (`pagefold_core.Turn`), so that grpc is not copied in the middle of a call. They are native
-functions: an exception that a signal handler raises comes before one of them, or after it.
+The native half (`native/src/fork/`) does it. The C library calls it at every fork, of Python and of C code, so both
+processes keep their bytes. The hooks here have the forking thread wait until no session has a turn
+(`pagefold_core.Turn`), so that no fork copies grpc in the middle of a call. They are native functions: an exception
+that a signal handler raises comes before or after one.
 
-C code that forks may call the hooks (PyOS_BeforeFork and its like), some of them, or none: the native half knows
+C code that forks may call all of Python's hooks (PyOS_BeforeFork and its like), some, or none: the native half knows
 whether a fork has waited (`can_attach`). Without PyOS_AfterFork_Child a child can use its memory from C, but Python
-cannot run there for long, whatever we do: threads may be waiting for its lock that do not exist. vfork and posix_spawn,
-which `subprocess` uses, call no hooks and need none: their children do nothing but exec.
+hangs there sooner or later: threads that do not exist may hold its lock. vfork and posix_spawn, which `subprocess`
+uses, call no hooks and need none: their children only exec.
 """
 
 from __future__ import annotations
@@ -26,17 +26,19 @@ import pagefold_core
 from pagefold._process.log import log as _log
 
 GENERATION_POLL: Final = 0.5
-"""Seconds between two looks whether forked children are gone."""
+"""Seconds between two checks whether forked children are gone."""
 
 
 def tell_troubles() -> None:
     """Logs what went wrong at the last fork, once."""
     for trouble in pagefold_core.fork_troubles():
-        _log.error("a fork did not go well; the child may lack memory, or hold up merging for good: %s", trouble)
+        _log.error(
+            "a fork went wrong; the child may lack memory, or keep its parent's from merging for good: %s", trouble
+        )
 
 
 def why_not_attach() -> str:
-    """Why grpc cannot be used in this process: a fork on the way to it went past the hooks. Empty if none did."""
+    """Why this process cannot use grpc: a fork on the way to it went past the hooks. Empty if none did."""
     if pagefold_core.can_attach():
         return ""
     if "uwsgi" in sys.modules:
@@ -50,5 +52,5 @@ def why_not_attach() -> str:
 os.register_at_fork(
     before=pagefold_core.before_fork,
     after_in_parent=pagefold_core.after_fork_in_parent,
-    after_in_child=tell_troubles,  # there is nothing else to do there, and nothing is lost but a line of the log
+    after_in_child=tell_troubles,  # an exception in here costs a line of the log, no more
 )

@@ -1,17 +1,17 @@
-"""Locks, sleep and clock as the kernel has them, whatever the program made of Python's.
+"""Locks, sleep and clock of the kernel, whatever a program has put in the place of Python's.
 
 gevent and eventlet replace threads by greenlets: in `threading`, `_thread`, `time`, `queue`, `select`, `socket`,
 `subprocess` and `os`, before or after this library is imported, or after a client has connected. Other tools stop the
 clock. The session's thread waits in native code, so a greenlet in its place stands the program still; and a primitive
 of theirs that two real threads share loses wake-ups, or switches to a greenlet in the middle of what it protects.
 
-So threads, and what they wait for, are native (`pagefold_core`), and what is here comes from instances of the built-in
-modules that nobody else has. What holds:
+So threads, and what they wait for, are native (`pagefold_core`), and this file has instances of the built-in modules
+that no other code can reach. What holds:
 
-* No other module of the client imports one of the replaced modules (a test sees to that).
-* No greenlet takes a lock of the client's that it could be switched away with: the native ones are held for no call
-  into Python, and log handlers are called by threads of their own (`log.py`).
-* gRPC, which has locks of its own, is called by the session's thread only, which is a real one.
+* No other module of the client imports one of the replaced modules (a test checks that).
+* No greenlet is switched away while it holds a lock of the client's: native locks are held across no call into Python,
+  and threads that hold no lock call the log's handlers (`log.py`).
+* Only the session's thread, which is a real one, calls gRPC, which has locks of its own.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 def _own(name: str) -> ModuleType:
-    """An instance of a built-in module that no other code can reach, and so nobody has changed."""
+    """An instance of a built-in module that no other code can reach or change."""
     spec = importlib.machinery.BuiltinImporter.find_spec(name)
     assert spec is not None, f"{name} is built into CPython"
     module = importlib.util.module_from_spec(spec)
@@ -45,15 +45,15 @@ wall_clock: Final[Callable[[], float]] = _time.time
 thread_time: Final[Callable[[], float]] = _time.thread_time
 TIMEOUT_MAX: Final[float] = _thread.TIMEOUT_MAX
 
-# With which a waiting greenlet looks whether it may go on: a settle() takes milliseconds at least.
+# First and longest pause of a waiting greenlet between two looks: a settle() takes milliseconds at least.
 _LOOK_SECONDS: Final = (0.001, 0.02)
 
 
 def wait_among_greenlets(probe: Callable[[float], T | None], timeout: float) -> T | None:
-    """Waits for something while other greenlets of the thread run. Never with a lock held.
+    """Waits for something while other greenlets of the thread run. Call it without any lock held.
 
     Args:
-        probe: waits so many seconds for it; what it returns then, but None.
+        probe: waits for it up to the given number of seconds. Returns None if it has not come.
         timeout: seconds.
     """
     until = monotonic() + timeout
@@ -62,6 +62,22 @@ def wait_among_greenlets(probe: Callable[[float], T | None], timeout: float) -> 
         sys.modules["time"].sleep(min(pause, left))  # the program's own: it is what switches
         pause = min(2 * pause, longest)
     return found
+
+
+def wait_until(probe: Callable[[], bool], timeout: float, pause: float) -> bool:
+    """Looks again and again whether something is so. False if it is not in time.
+
+    Args:
+        probe: looks.
+        timeout: seconds.
+        pause: seconds between two looks.
+    """
+    until = monotonic() + timeout
+    while not probe():
+        if monotonic() > until:
+            return False
+        sleep(pause)
+    return True
 
 
 def are_greenlets() -> bool:

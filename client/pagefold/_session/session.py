@@ -1,16 +1,19 @@
-"""The session: a daemon thread that talks to the server when there is something to say, and is silent otherwise.
+"""The session: a daemon thread that talks to the server when it has something to report, and is silent otherwise.
 
     sweep -> talk, if there is news -> merge and adopt what came back -> again, until a turn was empty
       ^                                                                               |
       `---- the doorbell, news of our own, a forked child's end, a settle() ---- wait natively, without the GIL
 
 No signal reaches the thread (`pagefold_core.call`), and it begins by connecting. It talks to the server in turns
-(`pagefold_core.Turn`): a fork waits for one, and none is taken while it waits. While the server does not answer,
-local work goes on and the same call is made again, later and later, for ever. When it does not know this client any
-more, it was started anew: the next turn opens a session there, and reports how everything is. A client with nothing to
-say notices by the lock on its pool that its server is gone. Only a server that does not want this client, or that
-breaks the protocol, and a program that closes gRPC's descriptors end the session for good: memory goes on, nothing
-merges. Turns that bring nothing get a small share of a core (`patience.py`).
+(`pagefold_core.Turn`): a fork waits for the end of a turn, and no turn begins while it waits.
+
+* The server does not answer: local work goes on, and the thread repeats the call, at growing intervals, without end.
+* The server does not know this client: it was started anew. The next turn opens a session there, and reports all state.
+* The server is gone, and the client has nothing to report: it notices by the lock on its pool.
+* The server refuses this client or breaks the protocol, or the program closes gRPC's descriptors: the session is over.
+  Memory stays usable, and nothing more of it merges.
+
+Turns that bring nothing get a small share of a core (`patience.py`).
 """
 
 from __future__ import annotations
@@ -19,9 +22,9 @@ import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Final
 
-from pagefold_core import Ending, Turn
+from pagefold_core import Arena, Doorbell, Ending, Space, Turn
 from pagefold_proto import obstacle_table
 from pagefold_proto.obstacle_table import Obstacle
 from pagefold_proto.v1 import memory_pb2 as pb
@@ -36,12 +39,15 @@ from pagefold._errors import (
     ServerUnavailable,
     SessionLost,
 )
+from pagefold._options.trackers import Tracker
 from pagefold._process import fork, threads
 from pagefold._process.fork import GENERATION_POLL
 from pagefold._process.log import log as _log
 from pagefold._reports import SettleReport
-from pagefold._session.conversation import OBSTACLE_SECONDS, Conversation
+from pagefold._session.channel import reason_word
+from pagefold._session.conversation import Conversation
 from pagefold._session.patience import Patience
+from pagefold._session.self_report import OBSTACLE_SECONDS
 from pagefold._session.transport import Transport
 
 IDLE_SECONDS: Final = 5.0
@@ -50,75 +56,83 @@ BACKOFF_SECONDS: Final = (0.05, 5.0)
 GOODBYE_SECONDS: Final = 2.0
 _TICK: Final = 0.25
 _REST_TICK: Final = 0.01
-# What a server says that was started anew, or that has no room for so many clients just now.
-_COME_BACK: Final = ("REASON_UNKNOWN_SESSION", "REASON_LIMIT")
-
-
-class Bell(Protocol):
-    """The doorbell: `pagefold_core.Doorbell`, or a fake."""
-
-    def ring(self) -> bool: ...
+_COME_BACK: Final = (reason_word(pb.REASON_UNKNOWN_SESSION), reason_word(pb.REASON_LIMIT))
+"""Reasons of a server that was started anew, or that has no room for this client at the moment."""
+_EXCLUDED: Final = reason_word(pb.REASON_PROTOCOL_VIOLATION)
 
 
 @dataclass(frozen=True, slots=True)
-class Wiring:
-    """What a session works with.
+class Components:
+    """What connect() has assembled for a client. Its session works with these, and ends them.
 
     Attributes:
-        space: the native space, or a fake; its `wait` and `close` are used here.
-        arena: the native arena, or a fake; is swept.
-        conversation: what is said.
-        transport: closed at the end.
-        bell: rung by the server, and by `kick`.
-        release: at the very end, lets go of the names of lease and doorbell.
-        ending: how the thread is told to end, and tells that it has.
+        space: the native space.
+        arena: the native arena.
+        conversation: says to the server what there is to say.
+        transport: to the server; closed at the end.
+        bell: rung by the server, and by `Session.kick`.
+        ending: tells the session's thread to end, and others that it has ended.
+        release: removes the names of lease and doorbell, at the very end.
+        tracker: how written pages are found.
     """
 
-    space: Any
-    arena: Any
+    space: Space
+    arena: Arena
     conversation: Conversation
     transport: Transport
-    bell: Bell
-    release: Callable[[], None]
+    bell: Doorbell
     ending: Ending
+    release: Callable[[], None]
+    tracker: Tracker
 
 
 class Session:
-    """See the head of this file. Made after a successful hello, by the thread that then calls `run`."""
+    """One client's standing with its server. The thread that makes it, after a successful hello, then calls `run`.
 
-    def __init__(self, wiring: Wiring) -> None:
+    Attributes:
+        lost: why the session is over for good; empty: it is not.
+        trouble: why the server does not answer at the moment; empty: it does.
+        space, arena, conversation, tracker: as in `Components`.
+    """
+
+    def __init__(self, components: Components) -> None:
         self.lost = ""
         self.trouble = ""
-        self._w = wiring
+        self.space = components.space
+        self.arena = components.arena
+        self.conversation = components.conversation
+        self.tracker = components.tracker
+        self._components = components
+        self._ending = components.ending
         self._failures = 0
-        self._next_look = 0.0  # whether forked children are gone
+        self._next_thaw = 0.0
         self._patience = Patience()
         self._rest_seconds = 0.0
 
     @property
     def is_ending(self) -> bool:
-        """Whether it was told to end."""
-        return self._w.ending.stopping
+        """Whether the session was told to end."""
+        return self._ending.stopping
 
     def kick(self) -> None:
-        """Has the thread look for work now. Takes no lock."""
-        self._w.bell.ring()
+        """Makes the thread look for work now. Takes no lock."""
+        self._components.bell.ring()
 
     def settle(self, timeout: float) -> SettleReport:
-        """Waits until nothing is left to merge; see `Client.settle`."""
+        """Waits until nothing is left to merge, or for `timeout` seconds; see `Client.settle`."""
         began = threads.monotonic()
-        begin, ring = self._w.conversation.settles.begin, self._w.bell.ring
+        begin, ring = self.conversation.settles.begin, self._components.bell.ring
         if threads.are_greenlets():
             outcome = threads.wait_among_greenlets(begin(ring).wait, timeout)
         else:
             outcome = begin(ring).wait(timeout)
         report, failure = outcome or (None, "")
         seconds = threads.monotonic() - began
-        totals = self._w.conversation.totals
+        totals = self.conversation.totals
         if report is None:
             obstacles = self.obstacles()
             if not (failure or self.trouble):
-                pages = self._w.conversation.unmerged_pages()
+                pages = self.conversation.report.unmerged_pages()
                 obstacles.append(Obstacle(kind=pb.OBSTACLE_KIND_TIMEOUT, pages=pages))
             why = "" if self.lost else failure
             return SettleReport(
@@ -146,48 +160,48 @@ class Session:
         )
 
     def obstacles(self) -> list[Obstacle]:
-        """What keeps this client's pages from merging: as it knows by itself, and as of the server's last answer."""
-        conversation = self._w.conversation
+        """What keeps this client's pages from merging, as the client itself and the server's last answer know it."""
         own = obstacle_table.OWN - obstacle_table.JUDGED
-        found = [known for known in conversation.known_obstacles() if known.kind in own]
+        found = [known for known in self.conversation.report.obstacles() if known.kind in own]
         for kind, detail in ((pb.OBSTACLE_KIND_LOST, self.lost), (pb.OBSTACLE_KIND_UNREACHABLE, self.trouble)):
             if detail:
-                pages = conversation.unmerged_pages()
+                pages = self.conversation.report.unmerged_pages()
                 return [*found, Obstacle(kind=kind, pages=pages, detail=detail)]
-        return [*found, *(told for told in conversation.told if told.kind not in own)]
+        return [*found, *(told for told in self.conversation.server_obstacles if told.kind not in own)]
 
     def close(self) -> None:
-        """Ends the session and waits until that is done. In the session's own thread it does not wait."""
-        self._w.ending.end(GOODBYE_SECONDS)
+        """Ends the session and waits for its end. The session's own thread does not wait."""
+        self._ending.end(GOODBYE_SECONDS)
 
     # In the thread
 
     def run(self) -> None:
-        """Lives until it is told to end."""
+        """Works until the session is told to end."""
         talk = True
         try:
             while not self.is_ending:
                 try:
                     talk = self._step(talk)
                     self._rest()
-                except Exception:  # the thread lives on: freed memory is still taken back
-                    _log.exception("pagefold's session failed: memory works, and nothing is merged any more")
+                except Exception:  # the thread lives on: it still takes freed memory back
+                    _log.exception(
+                        "pagefold's session failed: memory stays usable, and nothing more of it is merged; report this"
+                    )
                     self._lose("a fault of the client library's own; see the log", logging.DEBUG)
                     talk = False
-                    self._w.ending.pause(_TICK)
+                    self._ending.pause(_TICK)
         finally:
             self._finish()
 
     def _step(self, talk: bool) -> bool:
-        """Goes round once; whether to talk in the next round. Waits if there is nothing to do."""
-        w = self._w
+        """One round: takes a turn if there is news, else waits. Returns whether the next round begins with a turn."""
         self._tidy()
-        if w.ending.outlives and not w.arena.pages_in_use:
-            w.ending.stop()
+        if self._ending.outlives and not self.arena.pages_in_use:
+            self._ending.stop()
             return False
         if self.lost:
-            w.conversation.forget_events()
-        elif talk or w.conversation.has_work():
+            self.conversation.forget_events()
+        elif talk or self.conversation.has_work():
             try:
                 talk = self._turn()
             except DescriptorsClosed as error:
@@ -199,10 +213,10 @@ class Session:
             except ServerRefused as error:
                 if error.reason in _COME_BACK:
                     if isinstance(error, SessionLost):
-                        w.conversation.lose_session()
+                        self.conversation.lose_session()
                     self._back_off(error)
                     return True
-                if error.reason == "REASON_PROTOCOL_VIOLATION":
+                if error.reason == _EXCLUDED:
                     self._lose(f"the server excluded this client: {error}", logging.ERROR)
                 elif isinstance(error, IncompatibleServer):
                     self._lose(str(error), logging.ERROR)
@@ -210,126 +224,124 @@ class Session:
                     self._lose(f"the server does not know this client any more: {error}", logging.WARNING)
                 return False
             self._failures, self.trouble = 0, ""
-            w.arena.set_reachable(True)
+            self.arena.set_reachable(True)
             if talk:
                 return True
         return self._wait()
 
     def _turn(self) -> bool:
-        w = self._w
-        began, w.conversation.earned = threads.thread_time(), 0.0
+        began, self.conversation.earned.seconds = threads.thread_time(), 0.0
         try:
             with Turn():
-                return w.conversation.turn()
+                return self.conversation.turn()
         finally:
-            self._rest_seconds = self._patience.rest(threads.thread_time() - began, w.conversation.earned)
+            self._rest_seconds = self._patience.rest(threads.thread_time() - began, self.conversation.earned.seconds)
 
     def _rest(self) -> None:
-        """Until the last turn is paid for, or the program needs one."""
+        """Pauses until the last turn is paid for, or the program needs another one."""
         until, self._rest_seconds = threads.monotonic() + self._rest_seconds, 0.0
-        while (left := until - threads.monotonic()) > 0 and not self._w.conversation.is_pressed:
-            if self._w.ending.pause(min(left, _REST_TICK)):
+        while (left := until - threads.monotonic()) > 0 and not self.conversation.is_pressed:
+            if self._ending.pause(min(left, _REST_TICK)):
                 return
 
     def _tidy(self) -> None:
-        w = self._w
         thawed = self._thaw()
-        trouble = w.arena.sweep(thawed or w.arena.quarantined)
+        trouble = self.arena.sweep(thawed or self.arena.quarantined)
         if trouble is not None:
             _log.warning("%d freed pages cannot be given back yet: %s", *trouble)
 
     def _thaw(self) -> bool:
-        """Looks which children are gone: now and then, and when somebody begins to settle. True: nothing is shared."""
-        w, now = self._w, threads.monotonic()
-        if not w.space.shared or (now < self._next_look and w.conversation.settles.is_current):
+        """Checks whether forked children are gone: every GENERATION_POLL seconds, and when a settle() begins.
+
+        Returns:
+            True: nothing is shared any more.
+        """
+        now = threads.monotonic()
+        if not self.space.shared or (now < self._next_thaw and self.conversation.settles.is_current):
             return False
-        self._next_look = now + GENERATION_POLL
+        self._next_thaw = now + GENERATION_POLL
         fork.tell_troubles()
         try:
-            thawed: bool = w.space.thaw()
+            thawed: bool = self.space.thaw()
         except OSError as error:  # memory is short: the next look tries again
             _log.debug("thawing memory after a fork: %s", error)
             return False
         return thawed
 
     def _wait(self) -> bool:
-        w = self._w
-        settling = bool(w.conversation.settles)
+        settling = bool(self.conversation.settles)
         timeout = IDLE_SECONDS
         if settling:
             timeout = SETTLING_SECONDS
-        elif w.space.shared or w.arena.quarantined or w.conversation.is_dropping:
+        elif self.space.shared or self.arena.quarantined or self.conversation.segments.are_dropping:
             timeout = GENERATION_POLL
-        elif w.conversation.is_outdated and not self.lost:
+        elif self.conversation.report.is_outdated and not self.lost:
             timeout = OBSTACLE_SECONDS
         try:
-            woken = w.space.wait(w.bell, w.conversation.poll_seconds, timeout)
+            woken = self.space.wait(self._components.bell, self.conversation.poll_seconds, timeout)
         except OSError as error:
             _log.debug("waiting for the doorbell: %s", error)
-            self._w.ending.pause(_TICK)
+            self._ending.pause(_TICK)
             return True
         if self.lost and woken == "rung":
-            w.ending.pause(_TICK)  # nothing is to be said any more, however often it rings
-        return woken == "rung" or (not self.lost and (settling or w.conversation.is_deserted))
+            self._ending.pause(_TICK)  # a server that rings without end gets no core for it
+        return woken == "rung" or (not self.lost and (settling or self.conversation.is_deserted))
 
     def _back_off(self, error: PagefoldError) -> None:
         if self._failures == 0:
-            _log.info("nothing is merged for the moment, trying on: %s", error)
+            _log.info("nothing is merged at the moment, and memory stays usable; the client tries again: %s", error)
         self.trouble = f"the server does not answer: {error}" if isinstance(error, ServerUnavailable) else str(error)
-        self._w.arena.set_reachable(False)
+        self.arena.set_reachable(False)
         least, most = BACKOFF_SECONDS
         delay = min(most, least * 2 ** min(self._failures, 16)) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
         self._failures += 1
         until = threads.monotonic() + delay
         while not self.is_ending and (left := until - threads.monotonic()) > 0:
-            self._w.ending.pause(min(left, _TICK))
+            self._ending.pause(min(left, _TICK))
             self._tidy()
 
     def _lose(self, why: str, level: int) -> None:
         if self.lost:
             return
         self.lost = why
-        _log.log(level, "nothing is merged any more, memory goes on as it is: %s", why)
-        w = self._w
-        w.space.untrack()  # nobody will be told: the program need not pay for being watched
-        w.arena.set_reachable(False)
-        w.conversation.settles.end(why)
+        _log.log(level, "nothing more is merged, and memory stays usable; connect again to merge: %s", why)
+        self.space.untrack()  # no server reads it, so the program need not pay for tracking
+        self.arena.set_reachable(False)
+        self.conversation.settles.end(why)
         with Turn():
-            w.transport.close()
+            self._components.transport.close()
 
     def _finish(self) -> None:
-        w = self._w
         try:
-            left = w.arena.close()
-            w.conversation.settles.end("the client was closed")
+            left = self.arena.close()
+            self.conversation.settles.end("the client was closed")
             if not self.lost:
                 self._say_goodbye()
             with Turn():
-                w.transport.close()
-            for segment in [*left, *w.conversation.leftovers()]:
+                self._components.transport.close()
+            for segment in [*left, *self.conversation.segments.leftovers()]:
                 segment.discard()
-            w.space.forget_children()  # nothing is merged, punched or thawed any more, so forks need no lease
+            self.space.forget_children()  # nothing is merged, punched or thawed any more, so forks need no lease
             if not left:
-                w.space.close()  # else its buffers keep it: they must be frozen at a fork like any other memory
-            w.conversation.close()
-            w.release()
-        except Exception:  # whoever closes waits for this thread: it must finish
-            _log.exception("closing a pagefold client failed")
+                self.space.close()  # else its buffers keep it: they must be frozen at a fork like any other memory
+            self.conversation.close()
+            self._components.release()
+        except Exception:  # close() waits for this thread: it must finish
+            _log.exception("closing a pagefold client failed; memory stays usable")
         finally:
-            w.arena.set_reachable(False)
-            w.ending.finish()
+            self.arena.set_reachable(False)
+            self._ending.finish()
 
     def _say_goodbye(self) -> None:
-        w = self._w
         until = threads.monotonic() + GOODBYE_SECONDS
         try:
-            while w.conversation.has_work() and (left := until - threads.monotonic()) > 0:
+            while self.conversation.has_work() and (left := until - threads.monotonic()) > 0:
                 with Turn():
-                    w.conversation.turn(timeout=left)
+                    self.conversation.turn(timeout=left)
             with Turn():
-                w.conversation.bye(GOODBYE_SECONDS)
+                self.conversation.bye(GOODBYE_SECONDS)
         except PagefoldError as error:
-            _log.info("the server was not told that this client is closed, and will notice by itself: %s", error)
+            _log.info("the server was not told that this client is closed, and will notice by its lease: %s", error)
 
 
-GAVE_UP: Final = "the server stopped waiting, and does not say why: pagefold status"
+GAVE_UP: Final = "the server gave up and does not say why: see `pagefold status`"

@@ -1,4 +1,4 @@
-"""What a conversation needs of the native space and arena. Whatever has it will do: tests converse without memory."""
+"""What a conversation needs of the native space and arena, as protocols: tests have fakes without memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class SpaceEvents(Protocol):
 
 
 class SpaceSegment(Protocol):
-    """What is told of a segment; `pagefold_core.Segment`, or a fake."""
+    """What the server is told of a segment; `pagefold_core.Segment`, or a fake."""
 
     @property
     def number(self) -> int: ...
@@ -39,7 +39,7 @@ class SpaceSegment(Protocol):
 
 
 class ConversationArena(Protocol):
-    """The part of `pagefold_core.Arena` that says which segments there are."""
+    """The part of `pagefold_core.Arena` that knows which segments there are."""
 
     @property
     def pages_in_use(self) -> int: ...
@@ -52,15 +52,20 @@ class ConversationArena(Protocol):
     def announced(self) -> None: ...
 
 
-class ConversationSpace(Protocol):
+class PoolSpace(Protocol):
+    """The part of `pagefold_core.Space` that knows which pools frames are mapped of."""
+
+    def add_pool(self, pool: int, fd: int, /) -> None: ...
+    def drop_pool(self, pool: int, /) -> bool: ...
+
+
+class ConversationSpace(PoolSpace, Protocol):
     """The part of `pagefold_core.Space` that carries out what the server says."""
 
     def merge(
         self, segment: list[int], first: list[int], count: list[int], pool: list[int], frame: list[int], /
     ) -> int: ...
     def adopt(self, segment: list[int], first: list[int], count: list[int], room: int | None, /) -> int: ...
-    def add_pool(self, pool: int, fd: int, /) -> None: ...
-    def drop_pool(self, pool: int, /) -> bool: ...
     def resume(self) -> None: ...
     def switched(self, segment: int, first: int, count: int, /) -> int: ...
     def let_parents_go(self, segment: int, /) -> None: ...

@@ -1,18 +1,18 @@
-"""Calls to the server. Unary and short: the caller makes each in a turn (`pagefold_core.Turn`), which a fork waits for.
+"""Calls to the server. They are unary and short. The caller makes each in a turn (`pagefold_core.Turn`); forks wait.
 
-A transport has two methods, so that a test can bring its own (`LocalTransport`). This file is also the client's
-half of the error table: reason -> exception. Nothing here retries, knows sessions, or starts servers.
+A transport has two methods, so that a test can bring its own (`LocalTransport`). Nothing here retries, knows sessions,
+or starts servers. What a failed call means is in `channel.py`.
 
-gRPC keeps descriptors of its own, and writes, polls and closes by their numbers whatever is behind these. A program
-that closes all descriptors (daemon libraries do) closes gRPC's, and its next files get the numbers. So beside each
-channel a *witness* is open: if that was closed, gRPC is not called any more in this process, nor in its children. And
-nothing is asked of gRPC that it would do by itself between calls: its threads sleep then, and touch no descriptor.
+gRPC writes, polls and closes its descriptors by number. A program that closes all descriptors (daemon libraries do)
+closes gRPC's, and its next files get the numbers. So each channel has a *witness*, an open descriptor of the library's.
+Once a witness was closed, this process and its children call gRPC no more. And gRPC is set up to do nothing between
+calls: its threads sleep then, and touch no descriptor.
 
-Two more things are asked before gRPC is: whether its threads can be had, for it ends the process where one cannot; and
-whether it outlived the fork that this process comes from, for otherwise its calls never end, whatever their time-out.
+Before gRPC is used, two more things are checked. Its threads can be started: gRPC ends the process where one cannot.
+And gRPC works after the fork that this process comes from: else its calls never end, whatever their time-out.
 
-In a forked child nothing of the parent's connection is touched: closing or finalizing it there would touch gRPC's
-threads, which do not exist. The session's thread has hold of it, does not exist there either, and so never lets go.
+A forked child leaves the parent's connection alone: closing or finalizing it would touch gRPC's threads, which do not
+exist there. The session's thread, which does not exist there either, holds the reference to it.
 """
 
 from __future__ import annotations
@@ -29,64 +29,22 @@ import pagefold_core
 from google.protobuf.message import DecodeError, Message
 from pagefold_proto.addresses import Address
 from pagefold_proto.descriptor import Descriptor
-from pagefold_proto.limits import REASON_KEY
-from pagefold_proto.text import printable
 from pagefold_proto.v1 import memory_pb2 as pb
 
-from pagefold._errors import (
-    AccessDenied,
-    DescriptorsClosed,
-    ForkedClient,
-    IncompatibleServer,
-    LimitReached,
-    OutOfThreads,
-    PagefoldError,
-    ServerFault,
-    ServerRefused,
-    ServerUnavailable,
-    SessionLost,
-)
+from pagefold._errors import DescriptorsClosed, ForkedClient, OutOfThreads, ServerFault, ServerUnavailable
 from pagefold._process import threads
+from pagefold._session.channel import Failure, bearer, open_channel, reason_word
 
 Q = TypeVar("Q", bound=Message)
 R = TypeVar("R", bound=Message)
 
 MAX_MESSAGE_BYTES: Final = 4 << 20
-"""What a server may send at once: three times the largest reply. Requests are far below."""
+"""Most bytes of a message: three times the largest reply. Requests are far below."""
 WITNESS: Final = "pagefold-witness"
-MAX_DETAILS: Final = 1000
-"""Characters of a server's text that are kept."""
 _CLOSED: Final = (
-    "this program has closed descriptors that are not its own, gRPC's among them: no server can be reached from this "
-    "process any more, and nothing is merged; memory keeps its bytes. Close descriptors before pagefold.connect(), or "
-    "exec afterwards"
-)
-
-ERRORS: Final[dict[int, type[PagefoldError]]] = {
-    pb.REASON_UNSPECIFIED: ServerFault,
-    pb.REASON_PROTOCOL_MISMATCH: IncompatibleServer,
-    pb.REASON_PAGE_SIZE_MISMATCH: IncompatibleServer,
-    pb.REASON_UNKNOWN_SESSION: SessionLost,
-    pb.REASON_BAD_NAME: ServerRefused,
-    pb.REASON_NOT_A_SEGMENT: ServerRefused,
-    pb.REASON_BAD_SIZE: ServerRefused,
-    pb.REASON_WRONG_OWNER: AccessDenied,
-    pb.REASON_LEASE_NOT_HELD: ServerRefused,
-    pb.REASON_LIMIT: LimitReached,
-    pb.REASON_PROTOCOL_VIOLATION: SessionLost,
-    pb.REASON_BAD_TOKEN: AccessDenied,
-    pb.REASON_BAD_CONFIG: ServerRefused,
-    pb.REASON_SHUTTING_DOWN: ServerUnavailable,
-    pb.REASON_SEGMENT_IN_USE: ServerRefused,
-    pb.REASON_INTERNAL: ServerFault,
-}
-"""What each of the server's reasons is for a caller. Total; a test compares it with memory.proto."""
-
-# Without a reason, these mean that nobody (able to answer) is there; the rest, that something broke.
-_NOBODY: Final = (
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.CANCELLED,
+    "this program has closed descriptors that are not its own, gRPC's among them: this process can reach no server any "
+    "more, and nothing more is merged; memory keeps its bytes. Close descriptors before pagefold.connect(), or exec "
+    "afterwards"
 )
 
 MORE_THREADS: Final = (
@@ -94,17 +52,17 @@ MORE_THREADS: Final = (
     "TasksMax=), and by memory: raise that bound, or have fewer threads"
 )
 ATTEMPT_SECONDS: Final = 5.0
-"""What a connection has to come about, more than a call: on a busy machine 50 ms, gRPC's least, are never enough."""
+"""Time for a connection, which may outlast a call: on a busy machine gRPC's least, 50 ms, are never enough."""
 _FORK_SUPPORT: Final = "GRPC_ENABLE_FORK_SUPPORT"
 FORK_SUPPORT_OFF: Final = ("0", "f", "false", "n", "no")  # as gRPC reads it; anything else leaves it on
 
-# Of all channels that this process has, or has inherited.
+# One for each channel that this process has made or inherited.
 _witnesses: dict[object, Descriptor] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class Method(Generic[Q, R]):
-    """One of the five calls, with the types of what goes up and comes down."""
+    """One of the five calls, with the types of its request and reply."""
 
     name: str
     request: type[Q]
@@ -112,7 +70,7 @@ class Method(Generic[Q, R]):
 
     @property
     def path(self) -> str:
-        """As gRPC names it."""
+        """The method's name in gRPC."""
         return f"/pagefold.v1.Memory/{self.name}"
 
 
@@ -124,14 +82,14 @@ BYE: Final = Method("Bye", pb.ByeRequest, pb.ByeReply)
 
 
 class Transport(Protocol):
-    """How calls reach a server."""
+    """A way to make calls to a server."""
 
     def call(self, method: Method[Q, R], request: Q, timeout: float) -> R:
         """Makes a call and waits for its reply.
 
         Raises:
-            ServerUnavailable: nobody answered within `timeout` seconds. The call may have been carried out.
-            ServerRefused: the server said no.
+            ServerUnavailable: no server answered within `timeout` seconds. The call may have been carried out.
+            ServerRefused: the server refused the call.
         """
 
     def close(self) -> None:
@@ -141,8 +99,10 @@ class Transport(Protocol):
 class LocalTransport:
     """A server inside this process, for tests: one function that takes a request and returns the reply.
 
+    `pagefold.testing.FakeServer` is such a function.
+
     Args:
-        handler: called with the method's name and a copy of the request. What it raises reaches the caller.
+        handler: called with the method's name and a copy of the request. Its exceptions reach the caller.
     """
 
     def __init__(self, handler: Callable[[str, Any], Message]) -> None:
@@ -150,12 +110,12 @@ class LocalTransport:
         self.closed = False
 
     def call(self, method: Method[Q, R], request: Q, timeout: float) -> R:
-        """See `Transport`."""
+        """Hands a copy of the request to the handler, and returns a copy of its reply."""
         sent = method.request.FromString(request.SerializeToString())
         return method.reply.FromString(self._handler(method.name, sent).SerializeToString())
 
     def close(self) -> None:
-        """See `Transport`."""
+        """Notes that it was closed."""
         self.closed = True
 
 
@@ -169,15 +129,14 @@ class GrpcTransport:
 
     Raises:
         DescriptorsClosed: gRPC's descriptors were closed in this process.
-        ForkedClient: gRPC did not outlive the fork that this process comes from.
-        OutOfThreads: the system has no threads for it.
-        OSError: there is no descriptor left.
+        ForkedClient: gRPC does not work after the fork that this process comes from.
+        OutOfThreads: gRPC's threads cannot be started.
+        OSError: the process has no descriptor left, or `ca` cannot be read.
     """
 
     def __init__(self, address: Address, token: str | None = None, ca: str | os.PathLike[str] | None = None) -> None:
         options = (
             ("grpc.use_local_subchannel_pool", 1),  # shares nothing with the program's own channels
-            ("grpc.enable_http_proxy", 0),  # the server is on this machine
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.http2.bdp_probe", 0),  # a ping, some time after a call
@@ -186,28 +145,23 @@ class GrpcTransport:
             ("grpc.max_reconnect_backoff_ms", 2000),
         )
         self._address = address
-        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        self._metadata = bearer(token)
         if not _is_intact():
             raise DescriptorsClosed(_CLOSED)
         if why := why_not_after_fork():
             raise ForkedClient(why)
         _ensure_threads()
-        certificate = b""
+        certificate = None
         if ca is not None:
             with open(ca, "rb") as file:
                 certificate = file.read()
         self._key = object()
         _witnesses[self._key] = Descriptor(os.memfd_create(WITNESS, os.MFD_CLOEXEC))
-        if ca is None:
-            channel = grpc.insecure_channel(address.grpc_target, options)
-        else:
-            credentials = grpc.ssl_channel_credentials(certificate)
-            channel = grpc.secure_channel(address.grpc_target, credentials, options)
-        self._channel: grpc.Channel | None = channel
+        self._channel: grpc.Channel | None = open_channel(address, options, certificate)
         self._calls: dict[str, Callable[..., Any]] = {}
 
     def call(self, method: Method[Q, R], request: Q, timeout: float) -> R:
-        """See `Transport`."""
+        """Makes a call over the channel, and waits for its reply."""
         channel = self._channel
         if not _is_intact():
             self._forget()
@@ -222,16 +176,19 @@ class GrpcTransport:
             seconds = _by_grpcs_clock(timeout)
             reply: bytes = call(request, timeout=seconds, metadata=self._metadata)
         except grpc.RpcError as error:
-            raise self._translated(error) from error
-        except ValueError as error:  # grpc's word for a channel that another thread has closed
+            raise Failure.of(error).exception(self._address) from error
+        except ValueError as error:  # what grpc raises for a channel that another thread has closed
             raise ServerUnavailable(f"the connection was closed: {error}") from error
         try:
             return method.reply.FromString(reply)  # here: gRPC would print a traceback on the program's stderr
         except DecodeError as error:
-            raise ServerFault("INTERNAL", f"an answer makes no sense: {error} (server at {self._address})") from error
+            raise ServerFault(
+                reason_word(pb.REASON_INTERNAL),
+                f"the server's answer cannot be read: {error} (server at {self._address})",
+            ) from error
 
     def close(self) -> None:
-        """See `Transport`."""
+        """Closes the channel, unless its descriptors are gRPC's no more."""
         if not _is_intact():
             self._forget()
         channel, self._channel = self._channel, None
@@ -242,39 +199,16 @@ class GrpcTransport:
                 witness.close()
 
     def _forget(self) -> None:
-        """What is forgotten is never finalized, not even at exit: gRPC's files are gone."""
+        """Keeps the channel from ever being finalized, even at exit: gRPC's descriptors are other files now."""
         ctypes.pythonapi.Py_IncRef(ctypes.py_object((self._channel, self._calls)))
         self._channel, self._calls = None, {}
 
-    def _translated(self, error: Any) -> PagefoldError:
-        reason = next((value for key, value in error.trailing_metadata() or () if key == REASON_KEY), "")
-        return translate(error.code(), str(reason), str(error.details()), str(self._address))
-
-
-def translate(status: grpc.StatusCode, reason: str, details: str, address: str) -> PagefoldError:
-    """The exception for a failed call.
-
-    Args:
-        status: gRPC's.
-        reason: from the trailing metadata, by name; empty if the server gave none.
-        details: text for people.
-        address: of the server, for the text.
-    """
-    details = printable(details[:MAX_DETAILS])
-    if not reason and status in _NOBODY:
-        return ServerUnavailable(f"no server answers at {address}: {details}")
-    number = pb.Reason.Value(reason) if reason in pb.Reason.keys() else pb.REASON_UNSPECIFIED  # noqa: SIM118
-    kind = ERRORS[number]
-    if issubclass(kind, ServerRefused):
-        return kind(reason or status.name, f"{details} (server at {address})")
-    return kind(f"{details} (server at {address})")
-
 
 def _by_grpcs_clock(timeout: float) -> float:
-    """What gRPC has to be told for a time-out of so many seconds.
+    """The number that has gRPC wait for `timeout` seconds.
 
-    Its Python half adds it to `time.time()`, its C half asks the kernel. By a clock that a test has stopped years ago
-    every deadline would be over. What the clock is for gRPC, only gRPC's own function tells.
+    gRPC's Python half adds it to `time.time()`, and its C half asks the kernel. If a test has stopped Python's clock,
+    every deadline is over. Only gRPC's own function tells which clock it reads.
     """
     moment_in = getattr(sys.modules.get("grpc._channel"), "_deadline", None)
     if moment_in is None:
@@ -287,24 +221,24 @@ _first_used: tuple[int, bool] | None = None
 
 
 def why_not_after_fork() -> str:
-    """Why gRPC cannot be called in this process, which was forked from one that called it; empty if it can."""
+    """Why gRPC does not work in this process, which was forked from one that used it; empty if it works."""
     if _first_used is None:
         return ""
     pid, is_off = _first_used
     if pid == os.getpid() or not is_off:
         return ""
     return (
-        "no server can be reached from this process: the one that it was forked from had connected, and with "
+        "this process can reach no server: it was forked from one that had connected, and with "
         f"{_FORK_SUPPORT} off gRPC's calls would hang here for ever. Leave {_FORK_SUPPORT} unset, or connect in the "
-        "children only. Inherited memory is a snapshot, and stays right"
+        "children only. Inherited memory is a snapshot, and keeps its bytes"
     )
 
 
 def _ensure_threads() -> None:
-    """Makes sure that a channel, and the session that uses it, find the threads that they start.
+    """Makes sure that the threads of a channel and of its session can be started.
 
     Raises:
-        OutOfThreads: they do not.
+        OutOfThreads: they cannot.
     """
     global _first_used
     count = 3  # the session's, the warden's, and one more of gRPC's if all others are busy
@@ -313,14 +247,14 @@ def _ensure_threads() -> None:
         count += min(max(os.sysconf("SC_NPROCESSORS_CONF"), 4), 16) + 2
     if not pagefold_core.can_start(count):
         raise OutOfThreads(
-            f"the {count} threads that a connection takes cannot be started, and for want of one gRPC would end this "
-            f"process. {MORE_THREADS}"
+            f"the {count} threads of a connection cannot be started, and gRPC would end this process for lack of one. "
+            f"{MORE_THREADS}"
         )
     if _first_used is None:
         _first_used = os.getpid(), os.environ.get(_FORK_SUPPORT, "").strip().lower() in FORK_SUPPORT_OFF
 
 
 def _is_intact() -> bool:
-    """Whether gRPC's descriptors are gRPC's still, as far as can be told."""
-    # In this order: one that another thread closes is taken out first.
+    """Whether gRPC's descriptors are still gRPC's, by its witnesses."""
+    # In this order: another thread takes a witness out of the table before it closes it.
     return all(witness.is_there or key not in _witnesses for key, witness in list(_witnesses.items()))

@@ -1,7 +1,7 @@
 """The command line: `pagefold SUBCOMMAND`. A file per subcommand; `app` puts them together.
 
-Needs typer and rich, which the library does without: they come with the `server` extra. Imports nothing of them
-before `main` is called, so that their absence is a sentence and no traceback.
+It needs typer and rich, which the library does without: they come with the `server` extra. `main` imports them, so that
+their absence is a sentence and no traceback.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def _fill_standard_descriptors() -> None:
-    """Opens /dev/null where standard input, output or error is closed: else the next socket gets what is printed."""
+    """Opens /dev/null where standard input, output or error is closed: else the next socket gets the output."""
     while (number := os.open(os.devnull, os.O_RDWR | os.O_NONBLOCK)) <= 2:
         os.set_inheritable(number, True)
     os.close(number)

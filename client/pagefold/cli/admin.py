@@ -1,7 +1,6 @@
 """The Admin service of a server, as plain calls. Failures become `CommandError`, with what to do about them.
 
-One connection, made with the first call. It may use gRPC's streams, which the library must not: operators' tools
-do not fork.
+The first call makes the connection. Unlike the library it may use gRPC's streams: operators' tools do not fork.
 """
 
 from __future__ import annotations
@@ -10,23 +9,31 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import grpc
 from google.protobuf.message import Message
 from pagefold_proto import addresses
-from pagefold_proto.limits import REASON_KEY
 from pagefold_proto.tls import checked_token, why_not
 from pagefold_proto.v1 import admin_pb2 as pb
-from pagefold_proto.v1.memory_pb2 import SettleReport
+from pagefold_proto.v1.memory_pb2 import (
+    REASON_BAD_CONFIG,
+    REASON_BAD_TOKEN,
+    REASON_SHUTTING_DOWN,
+    Reason,
+    SettleReport,
+)
 
+from pagefold._session.channel import Failure, Metadata, bearer, open_channel
 from pagefold.cli.exits import CommandError, ExitCode
 
 _SERVICE: Final = "/pagefold.v1.Admin/"
 _SECONDS: Final = 10.0
 _LONGEST: Final = 1e8
-"""Seconds, three years. gRPC takes a much later deadline for one that is over."""
-_NOBODY: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+"""Seconds: three years. gRPC takes a much later deadline for one in the past."""
+_STOPPING: Final = Reason.Name(REASON_SHUTTING_DOWN)
+_BAD_CONFIG: Final = Reason.Name(REASON_BAD_CONFIG)
+_BAD_TOKEN: Final = Reason.Name(REASON_BAD_TOKEN)
 
 R = TypeVar("R", bound=Message)
 
@@ -35,31 +42,27 @@ class Admin:
     """One server's operator side.
 
     Args:
-        address: in either form; empty: this user's own server.
+        address: of the server, in either form; empty: this user's own server.
         token_file: holds the bearer token, for TCP.
-        ca: certificate that the server's is signed with. Without it, TCP is not encrypted.
+        ca: certificate that the server's is signed with; None: TCP is not encrypted.
 
     Raises:
-        CommandError: the address has no proper form, or a file cannot be read.
+        CommandError: the address is not one, or a file cannot be read.
     """
 
     def __init__(self, address: str = "", token_file: Path | None = None, ca: Path | None = None) -> None:
         self.address = parse_address(address)
-        self._metadata: tuple[tuple[str, str], ...] = ()
+        self._metadata: Metadata = ()
         self._ca = ca
-        options = (("grpc.enable_http_proxy", 0),)
+        certificate = None
         if self.address.scheme == "tcp":
             text = _read(token_file).decode(errors="replace") if token_file else os.environ.get("PAGEFOLD_TOKEN", "")
             try:
-                token = checked_token(text)
+                self._metadata = bearer(checked_token(text))
             except ValueError as error:
                 raise CommandError(str(error), ExitCode.USAGE) from error
-            self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
-        if self.address.scheme == "tcp" and ca is not None:
-            credentials = grpc.ssl_channel_credentials(_read(ca))
-            self._channel = grpc.secure_channel(self.address.grpc_target, credentials, options)
-        else:
-            self._channel = grpc.insecure_channel(self.address.grpc_target, options)
+            certificate = None if ca is None else _read(ca)
+        self._channel = open_channel(self.address, (), certificate)
 
     def __enter__(self) -> Admin:
         return self
@@ -70,7 +73,7 @@ class Admin:
         self._channel.close()
 
     def status(self, timeout: float = _SECONDS) -> pb.Status:
-        """One look at everything."""
+        """The state of the whole server."""
         return self._call("GetStatus", pb.GetStatusRequest(), pb.Status, timeout)
 
     def clients(self) -> pb.ListClientsReply:
@@ -104,11 +107,11 @@ class Admin:
         return self._call("Stop", pb.StopRequest(), pb.StopReply)
 
     def fsck(self, request: pb.FsckRequest) -> Iterator[pb.FsckNews]:
-        """An audit's news as they come; the summary is the last."""
+        """An audit's messages as they come; the last is the summary."""
         yield from self._stream("Fsck", request, pb.FsckNews)
 
     def watch(self, interval: float) -> Iterator[pb.Status]:
-        """The status again and again, until the server stops."""
+        """The status at each interval of seconds, until the server stops."""
         yield from self._stream("WatchStatus", pb.WatchStatusRequest(interval_seconds=interval), pb.Status)
 
     def _stream(self, name: str, request: Message, reply: type[R]) -> Iterator[R]:
@@ -129,31 +132,32 @@ class Admin:
             raise self._failed(error) from error
         return answer
 
-    def _failed(self, error: Any) -> CommandError:
-        code, details = error.code(), error.details() or ""
-        reason = next((value for key, value in error.trailing_metadata() or () if key == REASON_KEY), "")
-        if code in _NOBODY and not reason:
-            why = why_not(self.address, self._ca)
+    def _failed(self, error: grpc.RpcError) -> CommandError:
+        failure, where = Failure.of(error), self.address
+        if failure.is_silence:
+            why = why_not(where, self._ca)
             if why:
-                return CommandError(f"somebody listens at {self.address}, but {why}: check --ca")
-            if stuck := addresses.stuck(self.address):
+                return CommandError(f"a server listens at {where}, but {why}: check --ca")
+            if stuck := addresses.stuck(where):
                 return CommandError(stuck, ExitCode.NO_SERVER)
             return CommandError(
-                f"no server answers at {self.address}: start one with  pagefold serve  or name another with --address",
+                f"no server answers at {where}: start one with  pagefold serve  or name another with --address",
                 ExitCode.NO_SERVER,
             )
-        if reason == "REASON_SHUTTING_DOWN":
-            return CommandError(f"the server at {self.address} is stopping: try again", ExitCode.NO_SERVER)
-        if reason == "REASON_BAD_CONFIG":
-            return CommandError(details, ExitCode.USAGE)
-        if reason == "REASON_BAD_TOKEN":
-            return CommandError(f"{self.address} wants a token: give --token-file FILE (what the server has)")
-        if code is grpc.StatusCode.UNIMPLEMENTED:
+        if failure.reason == _STOPPING:
+            return CommandError(f"the server at {where} is stopping: try again", ExitCode.NO_SERVER)
+        if failure.reason == _BAD_CONFIG:
+            return CommandError(failure.details, ExitCode.USAGE)
+        if failure.reason == _BAD_TOKEN:
+            return CommandError(f"{where} wants a token: give --token-file FILE (what the server has)")
+        if failure.status is grpc.StatusCode.UNIMPLEMENTED:
             return CommandError(
-                f"what listens at {self.address} is no pagefold server of this version, or its "
-                f"tenants_address, where commands are not answered ({details})"
+                f"what listens at {where} is no pagefold server of this version, or its "
+                f"tenants_address, where commands are not answered ({failure.details})"
             )
-        return CommandError(details or f"the call failed with {code.name}: the server's log says more")
+        return CommandError(
+            failure.details or f"the call failed with {failure.status.name}: the server's log says more"
+        )
 
 
 def parse_address(address: str) -> addresses.Address:

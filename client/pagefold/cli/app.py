@@ -1,4 +1,4 @@
-"""The command line's assembly: subcommands, `--version`, and what happens to exceptions."""
+"""The command line: its subcommands, `--version`, and how exceptions become exit codes."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def pagefold(
     """User-space same-page merging: identical pages of many processes share one frame.
 
     Examples:
-      pagefold demo                  see it work, with a server of its own
-      pagefold doctor                can this machine merge, and if not, why
-      pagefold serve                 a server for this user's programs
-      pagefold status --watch        what it saves, as it happens
+      pagefold demo                  shows it at work, with a server of its own
+      pagefold doctor                says whether this machine can merge, and why not
+      pagefold serve                 runs a server for this user's programs
+      pagefold status --watch        shows what it saves, as it happens
     """
 
 
@@ -73,7 +73,7 @@ def _code_of(act: Callable[[], object]) -> int:
     except PagefoldError as error:
         print_error(str(error))
         return ExitCode.FAILED
-    except BrokenPipeError:  # a reader that has seen enough knows
+    except BrokenPipeError:  # the reader has left, and needs no message
         return ExitCode.FAILED
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED

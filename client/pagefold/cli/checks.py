@@ -1,6 +1,6 @@
-"""What `pagefold doctor` looks at: each check reads one thing of this machine and says what it means for merging.
+"""The checks of `pagefold doctor`: each reads one thing of this machine and says what it means for merging.
 
-A check never raises and changes nothing. It looks through `Machine`, which a test can make up.
+A check never raises and changes nothing. It reads through `Machine`, which a test can replace.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ from pagefold_proto.limits import SHM
 from pagefold_proto.text import human
 
 from pagefold._errors import BarrierUnavailable, TrackerUnavailable
-from pagefold._options import backings, barriers, trackers
+from pagefold._options import barriers, trackers
+from pagefold._options.backings import BACKINGS
+from pagefold._options.options import choice, disabled_features
 from pagefold._process import dumpable
 
 State = Literal["ok", "warn", "fail"]
 
 SMALL_SHM: Final = 256 << 20
-"""Bytes; containers get 64 MiB if nobody asks for more."""
+"""Bytes. Containers have 64 MiB unless told otherwise."""
 DEFAULT_MAP_COUNT: Final = 65530
 _FIRST_LOGIN_UID: Final = 1000
 _LOGIND: Final = (
@@ -36,14 +38,14 @@ _LOGIND: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
         name: stable, for scripts.
-        state: "fail" prevents merging, "warn" costs something or will, "ok" is fine.
-        found: what there is.
-        meaning: what that does to merging.
-        remedy: what to do about it; empty if there is nothing to do.
+        state: "fail" prevents merging; "warn" costs something, now or later; "ok" does neither.
+        found: what the machine has.
+        meaning: what that means for merging.
+        remedy: what to do about it; empty: nothing.
     """
 
     name: str
@@ -55,13 +57,13 @@ class Check:
 
 @dataclass(frozen=True)
 class Machine:
-    """What checks look at.
+    """What checks read.
 
     Attributes:
-        root: in front of every path under /proc, /sys and /etc.
+        root: prefix of every path under /proc, /sys and /etc.
         shm: the directory of shared-memory objects.
         environ: the environment.
-        uid: effective, of this user.
+        uid: the effective user.
     """
 
     root: Path = Path("/")
@@ -70,28 +72,27 @@ class Machine:
     uid: int = field(default_factory=os.geteuid)
 
     def read(self, path: str) -> str:
-        """A small file's text; empty if it cannot be read."""
+        """The text of a small file; empty if it cannot be read."""
         try:
             return (self.root / path.lstrip("/")).read_text().strip()
         except OSError:
             return ""
 
     def chosen(self, path: str) -> str:
-        """The choice in brackets, as /sys/kernel/mm/transparent_hugepage has it."""
+        """The word in brackets, as files of /sys/kernel/mm/transparent_hugepage mark the choice."""
         words = self.read(path).split()
         return next((word.strip("[]") for word in words if word.startswith("[")), "")
 
     def features(self) -> Features:
-        """The kernel's features, less those that $PAGEFOLD_DISABLE names."""
-        names = self.environ.get("PAGEFOLD_DISABLE", "").replace(" ", "").split(",")
-        return probe([name for name in names if name])
+        """The kernel's features, without those that $PAGEFOLD_DISABLE names."""
+        return probe(disabled_features(self.environ))
 
 
 def machine_checks(machine: Machine, used: str = "") -> list[Check]:
-    """All checks of kernel and user, the most important first. `used`: the tracker that a client has."""
+    """All checks of kernel and user, the most important first. `used`: the tracker of a client that was tried."""
     features = machine.features()
     return [
-        tier(machine, features),
+        barrier(machine, features),
         tracker(machine, features, used),
         *own_pages(),
         shared_memory(machine),
@@ -104,27 +105,29 @@ def machine_checks(machine: Machine, used: str = "") -> list[Check]:
     ]
 
 
-def tier(machine: Machine, features: Features) -> Check:
-    """How writes can be held."""
+def barrier(machine: Machine, features: Features) -> Check:
+    """How a client holds writes."""
     meaning = {
-        "uffd": "writes are held while a page is switched, those of system calls too: pages can be merged",
-        "user": "a system call that writes into a page at the moment it is switched fails with EFAULT",
-        "off": "memory works, and nothing is merged",
+        "uffd": "all writes are held while a page is remapped, those of system calls too: pages can be merged",
+        "user": "a system call that writes into a page while it is remapped fails with EFAULT",
+        "off": "memory is usable, and nothing is merged",
     }
     source = {"syscall": "userfaultfd(2)", "device": "/dev/userfaultfd"}.get(features.userfaultfd_source, "none")
     asked = machine.environ.get("PAGEFOLD_BARRIER", "")
     try:
-        chosen, _ = barriers.choose(barriers.checked(asked) if asked else None, features)
+        chosen, _ = barriers.choose(choice("barrier", None, machine.environ, barriers.BARRIERS), features)
     except (BarrierUnavailable, ValueError) as error:
-        return Check("tier", "fail", f"PAGEFOLD_BARRIER={asked}", f"connect() fails: {error}", "unset PAGEFOLD_BARRIER")
+        return Check(
+            "barrier", "fail", f"PAGEFOLD_BARRIER={asked}", f"connect() fails: {error}", "unset PAGEFOLD_BARRIER"
+        )
     if chosen == "uffd":
-        return Check("tier", "ok", f"uffd ({source})", meaning[chosen])
+        return Check("barrier", "ok", f"uffd ({source})", meaning[chosen])
     if chosen == "user":
-        return Check("tier", "warn", f"user ({source})", meaning[chosen], barriers.why_not("uffd", features))
+        return Check("barrier", "warn", f"user ({source})", meaning[chosen], barriers.why_not("uffd", features))
     if asked:
-        return Check("tier", "fail", f"off (PAGEFOLD_BARRIER={asked})", meaning[chosen], "unset PAGEFOLD_BARRIER")
+        return Check("barrier", "fail", f"off (PAGEFOLD_BARRIER={asked})", meaning[chosen], "unset PAGEFOLD_BARRIER")
     return Check(
-        "tier", "fail", "off", f"{meaning[chosen]}: {barriers.why_not('uffd', features)}", _uffd_remedy(features)
+        "barrier", "fail", "off", f"{meaning[chosen]}: {barriers.why_not('uffd', features)}", _uffd_remedy(features)
     )
 
 
@@ -134,16 +137,16 @@ def _uffd_remedy(features: Features) -> str:
     return (
         "echo vm.unprivileged_userfaultfd=1 > /etc/sysctl.d/60-pagefold.conf; sysctl --system   (or a udev rule for "
         "/dev/userfaultfd on Linux 6.1, or CAP_SYS_PTRACE: docs/machine.md; in a container allow userfaultfd in the "
-        "seccomp profile; or PAGEFOLD_BARRIER=user, at the price that a system call that writes into a page while it "
-        "is switched fails with EFAULT)"
+        "seccomp profile; or PAGEFOLD_BARRIER=user, with which a system call that writes into a page while it is "
+        "remapped fails with EFAULT)"
     )
 
 
 def tracker(machine: Machine, features: Features, used: str = "") -> Check:
-    """How changed pages are found: what a client uses, or else would use."""
+    """How written pages are found: the tracker that a client uses, or would use."""
     asked = machine.environ.get("PAGEFOLD_TRACKER", "")
     try:
-        way = used or trackers.choose(trackers.checked(asked) if asked else None, features, "uffd")
+        way = used or trackers.choose(choice("tracker", None, machine.environ, trackers.TRACKERS), features, "uffd")
     except (TrackerUnavailable, ValueError) as error:
         return Check("tracker", "fail", f"PAGEFOLD_TRACKER={asked}", f"connect() fails: {error}", "unset it")
     more = ""
@@ -159,13 +162,13 @@ def tracker(machine: Machine, features: Features, used: str = "") -> Check:
     elif asked:
         remedy = "leave out PAGEFOLD_TRACKER (and tracker=)"
     else:
-        remedy = "see tier: nobody looks for written pages where nothing can be merged"
+        remedy = "see barrier: nobody looks for written pages where nothing can be merged"
     meaning = f"the server reads every page in every pass{f': {why}' if why else ''}{more}"
     return Check("tracker", "warn", way, meaning, remedy)
 
 
 def own_pages() -> list[Check]:
-    """Whether the kernel shows processes like this one their own pages; told only if it does not."""
+    """Whether the kernel shows a process like this one its own pages. No check if it does."""
     why = dumpable.why_not()
     if not why:
         return []
@@ -174,11 +177,11 @@ def own_pages() -> list[Check]:
 
 
 def shared_memory(machine: Machine) -> Check:
-    """Where all memory comes from."""
+    """Whether /dev/shm has room for memory and frames."""
     try:
         found = os.statvfs(machine.shm)
     except OSError as error:
-        return Check("shm", "fail", str(error), "there is no memory to hand out", f"mount -t tmpfs tmpfs {machine.shm}")
+        return Check("shm", "fail", str(error), "no memory can be allocated", f"mount -t tmpfs tmpfs {machine.shm}")
     size, free = found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
     told = f"{human(free)} free of {human(size)}" if size else "no limit"
     try:
@@ -192,19 +195,19 @@ def shared_memory(machine: Machine) -> Check:
             "shm",
             "warn",
             told,
-            "memory is taken from memfd objects instead (unless backing='shm' was asked for), but shared frames are "
-            "here: when it is full, nothing more is merged, and status says so",
+            "memory comes from memfd objects instead (unless backing='shm' was asked for), but frames are here: when "
+            "it is full, nothing more is merged, and `pagefold status` says so",
             f"mount -o remount,size=8G {machine.shm}   (docker run --shm-size=8g; in Kubernetes an emptyDir with "
             "medium: Memory)",
         )
-    return Check("shm", "ok", told, "all memory that pagefold hands out, and its frames, come from here")
+    return Check("shm", "ok", told, "memory and frames come from here")
 
 
 def backing(machine: Machine) -> Check:
-    """Where segments are, and whether those outside of /dev/shm can be had."""
+    """Where segments are, and whether memfd objects can be made."""
     asked = machine.environ.get("PAGEFOLD_BACKING", "")
     try:
-        chosen = backings.checked(asked or "auto")
+        chosen = choice("backing", None, machine.environ, BACKINGS) or "auto"
     except ValueError as error:
         return Check("backing", "fail", f"PAGEFOLD_BACKING={asked}", f"connect() fails: {error}", "unset it")
     try:
@@ -225,11 +228,11 @@ def backing(machine: Machine) -> Check:
 
 
 def map_count(limit: int, page_size: int) -> Check:
-    """The kernel's limit for mappings."""
+    """The kernel's limit for mappings of a process."""
     budget = limit // 2
     meaning = (
-        f"a client cuts its memory into {budget:,} mappings at most: a run of merged pages takes one, an isolated "
-        f"page up to two, so at the very worst {human(budget // 2 * page_size)} of it can be merged"
+        f"a client cuts its memory into at most {budget:,} mappings. A run of merged pages takes one, an isolated page "
+        f"up to two: at the very worst {human(budget // 2 * page_size)} can be merged"
     )
     remedy = (
         "if status reports pages over budget: echo vm.max_map_count=1048576 > /etc/sysctl.d/60-pagefold.conf; "
@@ -252,7 +255,7 @@ def huge_pages(machine: Machine) -> Check:
             "huge_pages",
             "warn",
             found,
-            "programs' memory takes single pages all the same; but what the server or the C library writes gets huge "
+            "programs' memory is in single pages all the same. What the server and the C library write is in huge "
             "ones: a pool of frames grows by 2 MiB at a time, and a client's two small objects may take 2 MiB each",
             f"mount -o remount,huge=never {machine.shm}; echo never > {base}/shmem_enabled",
         )
@@ -260,14 +263,15 @@ def huge_pages(machine: Machine) -> Check:
 
 
 def overcommit(machine: Machine) -> Check:
-    """Whether the kernel promises only what it has."""
+    """Whether the kernel promises only memory that it has."""
     mode = machine.read("/proc/sys/vm/overcommit_memory")
     if mode == "2":
         return Check(
             "overcommit",
             "warn",
             "vm.overcommit_memory=2",
-            "every merged page counts as if it were to be copied: merging stops at the commit limit, memory goes on",
+            "the kernel counts every merged page as if it were copied: merging stops at the commit limit, memory stays "
+            "usable",
             "sysctl -w vm.overcommit_memory=0, or raise vm.overcommit_ratio (docs/machine.md: how it lasts)",
         )
     return Check("overcommit", "ok", f"vm.overcommit_memory={mode or 'unknown'}", "mappings of frames are not limited")
@@ -280,12 +284,12 @@ def kernel_ksm(machine: Machine) -> Check:
     found = {"": "not in this kernel", "0": "off", "1": "on", "2": "unmerging"}.get(run, run)
     if run == "1":
         found += f", {sharing} pages sharing"
-    meaning = "kernel KSM cannot merge shared segments, so it does neither pagefold's work nor any harm to it"
+    meaning = "kernel KSM merges no shared memory: it neither helps nor harms pagefold"
     return Check("ksm", "ok", found, meaning)
 
 
 def remove_ipc(machine: Machine) -> list[Check]:
-    """Whether logind unlinks this user's shared memory at logout. Nothing to say of system users."""
+    """Whether logind unlinks this user's shared memory at logout. No check for system users."""
     if machine.uid < _FIRST_LOGIN_UID or not (machine.root / "run/systemd/system").is_dir():
         return []
     if (machine.root / "var/lib/systemd/linger").is_dir() and _lingers(machine):
@@ -296,8 +300,8 @@ def remove_ipc(machine: Machine) -> list[Check]:
                 "remove_ipc",
                 "warn",
                 "RemoveIPC=yes",
-                "at this user's last logout logind unlinks the names in /dev/shm of programs that still run: they "
-                "keep their memory, and a restarted server cannot find it any more",
+                "at this user's last logout logind unlinks the names in /dev/shm of running programs: they keep their "
+                "memory, and a restarted server cannot find it",
                 "loginctl enable-linger   (or RemoveIPC=no in /etc/systemd/logind.conf)",
             )
         ]
@@ -310,7 +314,7 @@ def _lingers(machine: Machine) -> bool:
 
 
 def _removes(machine: Machine) -> bool:
-    """The last word that logind's configuration has; its default is yes."""
+    """RemoveIPC= of logind's configuration, where the last file wins; default yes."""
     value = "yes"
     for place in _LOGIND:
         path = machine.root / place.lstrip("/")

@@ -16,16 +16,16 @@ from pagefold.cli.output import console, count, duration, plain, print_json, tab
 
 def clients(
     address: AddressOption = "",
-    segments: Annotated[bool, typer.Option("--segments", help="Their segments instead, one a line.")] = False,
-    client: Annotated[int, typer.Option(metavar="N", help="Only client N; 0: all.")] = 0,
+    segments: Annotated[bool, typer.Option("--segments", help="List their segments instead, one in each row.")] = False,
+    client: Annotated[int, typer.Option(metavar="N", help="Show client N only; 0: all.")] = 0,
     as_json: JsonOption = False,
     token_file: TokenFileOption = None,
     ca: CaOption = None,
 ) -> None:
     """List the clients of a server, oldest first.
 
-    A client is "silent" if it has work and does not answer (stopped in a debugger, say), "departed" if its session
-    ended while its memory still maps frames, and "excluded" if it reported the impossible.
+    A "silent" client has work and does not answer: it is stopped in a debugger, for example. A "departed" client has
+    ended its session while its memory still maps frames. An "excluded" client has violated the protocol.
 
     Examples:
       pagefold clients
@@ -35,7 +35,7 @@ def clients(
     with Admin(address, token_file, ca) as admin:
         found = [info for info in admin.clients().clients if client in (0, info.client)]
         if client and not found:
-            raise CommandError(f"there is no client {client}: `pagefold clients` lists those that there are")
+            raise CommandError(f"there is no client {client}: `pagefold clients` lists all")
         if segments:
             _show_segments(admin.segments(client), as_json)
             return
@@ -51,7 +51,7 @@ def _show_clients(found: list[pb.ClientInfo], page_size: int) -> None:
         out.print("no clients")
         return
     numbers = ("client", "pid", "merged", "zero", "owned", "mappings", "window p99", "age")
-    texts = ("program", "domain", "state", "tier")
+    texts = ("program", "domain", "state", "barrier")
     # On a narrow terminal all but the numbers that are typed again may take several lines: nothing is cut off.
     listed = table(*numbers[:2], *texts, *numbers[2:], right=numbers, wrap=(*texts, *numbers[2:]))
     for info in found:

@@ -14,11 +14,13 @@ from pagefold.cli.options import AddressOption, CaOption, JsonOption, TokenFileO
 from pagefold.cli.output import console, plain, print_json, table
 from pagefold.cli.serve import pairs
 
-app = typer.Typer(no_args_is_help=True, help="Look at a server's settings, and change them live.", epilog=EXIT_CODES)
+app = typer.Typer(
+    no_args_is_help=True, help="Show a server's settings, and change them while it runs.", epilog=EXIT_CODES
+)
 
 
 def get(
-    key: Annotated[str, typer.Argument(help="One setting; without it, all of them.", show_default=False)] = "",
+    key: Annotated[str, typer.Argument(help="Name of one setting. Default: all.", show_default=False)] = "",
     address: AddressOption = "",
     as_json: JsonOption = False,
     token_file: TokenFileOption = None,
@@ -46,15 +48,15 @@ def get(
 
 
 def set_(
-    assignments: Annotated[list[str], typer.Argument(metavar="KEY=VALUE...", help="What to change.")],
+    assignments: Annotated[list[str], typer.Argument(metavar="KEY=VALUE...", help="Settings and their new values.")],
     address: AddressOption = "",
     as_json: JsonOption = False,
     token_file: TokenFileOption = None,
     ca: CaOption = None,
 ) -> None:
-    """Change settings while the server runs: all of them, or none if one is not accepted.
+    """Change settings while the server runs. If one is not accepted, none is changed.
 
-    They last until the server restarts or reads its file again (SIGHUP); what is to stay belongs in the file.
+    The new values last until the server restarts or reads its file again (SIGHUP). Put lasting ones into the file.
 
     Examples:
       pagefold config set cpu_ceiling_percent=25

@@ -1,7 +1,7 @@
 """`pagefold demo`: processes load the same data, memory falls, one of them writes, and only its pages come back.
 
-Nothing is estimated: memory is what the kernel says (`physical`), and every worker compares every byte of its data
-with what it wrote, three times: before merging, merged, and after the writes.
+Nothing is estimated. The kernel says how much memory is in use (`physical`). Every worker compares every byte of its
+data with what it wrote, three times: before merging, merged, and after the writes.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from pagefold.cli._demo.display import Display, display
 from pagefold.cli._demo.physical import physical_bytes
 from pagefold.cli._demo.workers import PRIVATE_STRIPE, STRIPES, Crew
 from pagefold.cli.admin import Admin
-from pagefold.cli.embedded import embedded_server
 from pagefold.cli.exits import CommandError, ExitCode
 from pagefold.cli.output import console, facts, print_json
+from pagefold.testing import embedded_server
 
 LEAST_SHARE: Final = 0.95
-"""Of the ideal saving; with less the demo fails."""
+"""Part of the ideal saving that the demo has to reach."""
 
 _TICK: Final = 0.15
 
@@ -37,22 +37,22 @@ class Result:
     """What one run found. All sizes are bytes.
 
     Attributes:
-        workers: processes.
-        bytes_per_worker: of data in each.
-        distinct_bytes: of data if every page that is not zero were kept once.
-        physical_before: memory of workers, segments and pool once all is loaded.
+        workers: number of processes.
+        bytes_per_worker: data in each of them.
+        distinct_bytes: data if every page that is not zero were kept once.
+        physical_before: memory of workers, segments and pool once all data is loaded.
         physical_after: the same, merged.
         physical_written: the same, after the writes.
-        returned_bytes: physical_written - physical_after: what the writes brought back.
+        returned_bytes: physical_written - physical_after: memory that the writes took.
         saved_bytes: physical_before - physical_after.
         ideal_saved_bytes: workers x bytes_per_worker - distinct_bytes.
         settle_seconds: from the start of merging until nothing was left to merge.
-        settled: the server said that nothing was left, within the time.
-        written_bytes: in pages that one worker overwrote at the end.
-        verified: every worker compared every byte, each of the three times, and none was lost.
+        settled: nothing was left to merge before the timeout.
+        written_bytes: pages that one worker overwrote at the end.
+        verified: every worker compared every byte, three times, and all were right.
         lost_bytes: bytes that differed.
-        tier: how writes were held.
-        window_max_micros: the longest that writes were held, in any worker.
+        barrier: how writes were held.
+        window_max_micros: the longest time that writes were held, in any worker.
     """
 
     workers: int
@@ -69,28 +69,30 @@ class Result:
     written_bytes: int
     verified: bool
     lost_bytes: int
-    tier: str
+    barrier: str
     window_max_micros: float
 
     @property
     def convincing(self) -> bool:
-        """Whether it did what it promises."""
+        """Whether all bytes were right and the saving is large enough."""
         return self.verified and self.saved_bytes >= LEAST_SHARE * self.ideal_saved_bytes
 
 
 def demo(
-    workers: Annotated[int, typer.Option(metavar="N", min=2, max=64, help="Processes.")] = 4,
-    mib: Annotated[int, typer.Option(metavar="M", min=1, max=1 << 16, help="MiB of data in each of them.")] = 64,
-    write_pages: Annotated[int, typer.Option(metavar="K", min=1, help="Pages that one writes at the end.")] = 64,
-    seed: Annotated[int, typer.Option(metavar="S", min=0, help="Of the data.")] = 1,
-    timeout: Annotated[float, typer.Option(metavar="SECONDS", min=1, help="For merging.")] = 120,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for scripts.")] = False,
+    workers: Annotated[int, typer.Option(metavar="N", min=2, max=64, help="Number of processes.")] = 4,
+    mib: Annotated[int, typer.Option(metavar="M", min=1, max=1 << 16, help="MiB of data in each process.")] = 64,
+    write_pages: Annotated[
+        int, typer.Option(metavar="K", min=1, help="Pages that one process writes at the end.")
+    ] = 64,
+    seed: Annotated[int, typer.Option(metavar="S", min=0, help="Seed of the data.")] = 1,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", min=1, help="Longest time for merging.")] = 120,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")] = False,
 ) -> None:
-    """See it work: processes load the same data, and physical memory falls.
+    """Show merging at work: processes load the same data, and physical memory falls.
 
-    Runs a server of its own in a temporary directory, and cleans everything up. 14 of 16 parts of the data are the
-    same in every process, one is its own, one is zeros. Exits 1 unless every byte was verified and the saving is at
-    least 95 % of the ideal.
+    The demo runs its own server in a temporary directory, and removes everything at the end. Of 16 parts of the data,
+    14 are the same in every process, one is different in each, one is zeros. The demo exits 1 unless every byte was
+    right and the saving is at least 95 % of the ideal.
 
     Examples:
       pagefold demo
@@ -132,28 +134,28 @@ def _run(workers: int, nbytes: int, write_pages: int, seed: int, timeout: float,
                 crew.tell(number, method, *args)
             return gauge.follow(numbers)
 
-        tier = _checked_tier(ask(everybody, "warm_up"))
+        barrier = _checked_barrier(ask(everybody, "warm_up"))
         shown.done(f"{workers} worker processes, a server on {server.removeprefix('unix:')}")
         admin.configure({"run": "0"})
         shown.step(f"each loads {human(nbytes)}")
         ask(everybody, "load")
         lost = sum(ask(everybody, "verify"))
-        before = gauge.look()
+        before = gauge.read_memory()
         shown.done(f"each loaded {human(nbytes)}, every byte is right: {human(before)} physical")
 
         shown.step("merging")
         admin.configure({"run": "1"})
         report = ask([0], "settle", timeout)[0]
-        after = gauge.look()
+        after = gauge.read_memory()
         shown.done(f"merged in {report['seconds']:.1f} s: {human(after)} physical")
         shown.step("comparing every byte")
         lost += sum(ask(everybody, "verify"))
-        after = gauge.look()
+        after = gauge.read_memory()
         shown.done("every worker compared every byte" if not lost else f"{lost} bytes are wrong")
 
         shown.step(f"worker 0 writes {len(pages)} pages")
         ask([0], "write", pages)
-        written = gauge.look()
+        written = gauge.read_memory()
         lost += sum(ask(everybody, "verify"))
         shown.done(
             f"worker 0 wrote {len(pages)} pages ({human(len(pages) * page)}): {human(written - after)} came back"
@@ -176,7 +178,7 @@ def _run(workers: int, nbytes: int, write_pages: int, seed: int, timeout: float,
         written_bytes=len(pages) * page,
         verified=lost == 0,
         lost_bytes=lost,
-        tier=tier,
+        barrier=barrier,
         window_max_micros=max(windows),
     )
 
@@ -188,14 +190,14 @@ class _Gauge:
         self._admin, self._crew, self._shown = admin, crew, shown
 
     def follow(self, numbers: list[int]) -> list[Any]:
-        """Waits for the answers of workers, with an eye on memory."""
+        """Waits for the answers of workers, and reads memory meanwhile."""
         for answers in self._crew.answers(numbers, _TICK):
             if answers is not None:
                 return answers
-            self.look()
+            self.read_memory()
         raise AssertionError("answers end with the answers")
 
-    def look(self) -> int:
+    def read_memory(self) -> int:
         """Physical memory now."""
         segments = self._admin.segments().segments
         apart = sum(segment.allocated_bytes for segment in segments if segment.backing == BACKING_MEMFD)
@@ -213,11 +215,11 @@ def _spread(count: int, pages: int) -> list[int]:
     return [merging[number * len(merging) // count] for number in range(count)]
 
 
-def _checked_tier(told: list[dict[str, str]]) -> str:
+def _checked_barrier(told: list[dict[str, str]]) -> str:
     first = told[0]
-    if first["tier"] == "off":
+    if first["barrier"] == "off":
         raise CommandError(f"nothing can be merged here ({first['trouble']}): pagefold doctor says what to do")
-    return first["tier"]
+    return first["barrier"]
 
 
 def _check_room(needed: int) -> None:
@@ -226,7 +228,7 @@ def _check_room(needed: int) -> None:
     if found.f_blocks and free < needed * 1.1:
         raise CommandError(
             f"{SHM} has {human(free)} free, the demo's shared frames take {human(int(needed * 1.1))} of it: "
-            f"take less (--workers, --mib), or enlarge it: mount -o remount,size=... {SHM}"
+            f"take less (--workers, --mib), or enlarge it: mount -o remount,size=SIZE {SHM}"
         )
 
 
@@ -247,6 +249,6 @@ def _table(result: Result) -> dict[str, str]:
         f"{human(result.returned_bytes)} came back",
         "saved": f"{human(result.saved_bytes)}, {share:.1%} of what is possible",
         "time to settle": f"{result.settle_seconds:.2f} s",
-        "writes were held for": f"{result.window_max_micros:.0f} us at most (tier {result.tier})",
+        "writes were held for": f"{result.window_max_micros:.0f} us at most (barrier {result.barrier})",
         "bytes lost": f"{result.lost_bytes}",
     }

@@ -1,4 +1,4 @@
-"""`pagefold doctor`: can this machine merge, and if not, why and what to do."""
+"""`pagefold doctor`: says whether this machine can merge, and if not, why and what to do."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from pagefold_proto.text import printable
 from pagefold_proto.version import __version__
 from rich.text import Text
 
-from pagefold._launch.user_server import _NEEDED as SERVER_NEEDS
+from pagefold._launch.user_server import NEEDED as SERVER_NEEDS
+from pagefold._options.options import may_autostart
 from pagefold._session.transport import FORK_SUPPORT_OFF
 from pagefold.cli import trial
 from pagefold.cli.admin import Admin, parse_address
 from pagefold.cli.checks import Check, Machine, machine_checks
-from pagefold.cli.embedded import embedded_server
 from pagefold.cli.exits import CommandError, ExitCode
 from pagefold.cli.options import AddressOption, CaOption, JsonOption, TokenFileOption
 from pagefold.cli.output import PROSE_WIDTH, console, count, print_json, table
+from pagefold.testing import embedded_server
 
 _STYLES: Final = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 _WORDS: Final = "what it means, and what to do"
@@ -40,11 +41,11 @@ def doctor(
     token_file: TokenFileOption = None,
     ca: CaOption = None,
 ) -> None:
-    """Look at everything that merging needs, try it, and say for each what it means and what to do.
+    """Check everything that merging needs, try it, and say for each what it means and what to do.
 
-    It starts a client that connects, allocates, settles and reads back (with a server of its own where none answers),
-    and believes that. Changes nothing. Exits 1 if something prevents merging ("fail"); a "warn" costs something, or
-    will.
+    A client connects, allocates, settles and reads back; where no server answers, the command starts one for it. The
+    command changes nothing. A check that says "fail" prevents merging, and the command exits 1. A "warn" costs
+    something, now or later.
 
     Examples:
       pagefold doctor
@@ -76,7 +77,7 @@ def doctor(
 
 
 def try_out(found: Check, address: str, token_file: Path | None = None, ca: Path | None = None) -> trial.Outcome:
-    """What becomes of a client, at this server or, where none answers and one could be started, at one of its own."""
+    """Tries a client at the server; where none answers and one could be started, at an embedded one."""
     if found.state == "fail" and not found.found.startswith(f"{__version__},"):
         return trial.Outcome(error=f"{found.found}: {found.meaning}")
     try:
@@ -89,11 +90,11 @@ def try_out(found: Check, address: str, token_file: Path | None = None, ca: Path
 
 
 def client(outcome: trial.Outcome) -> Check:
-    """What became of the client that was started to find out."""
+    """How the client fared that was started to try."""
     name, most = "client", 2 * trial.PAGES
     if outcome.error:
         return Check(name, "fail", "could not try", outcome.error, "see above")
-    told = f"{outcome.merged} of {most} pages merged in {outcome.seconds:.1f} s ({outcome.tier}, {outcome.tracker})"
+    told = f"{outcome.merged} of {most} pages merged in {outcome.seconds:.1f} s ({outcome.barrier}, {outcome.tracker})"
     if not outcome.intact:
         return Check(name, "fail", told, "it does not read what it has written", "do not use this build; report it")
     if outcome.merged < most:
@@ -106,7 +107,7 @@ def client(outcome: trial.Outcome) -> Check:
 
 
 def server(address: str, connect: Callable[[], Admin]) -> Check:
-    """Whether a server is there, and what it says of itself."""
+    """Whether a server answers, and what it says of itself."""
     name = "server"
     try:
         where = parse_address(address)
@@ -138,14 +139,20 @@ def server(address: str, connect: Callable[[], Admin]) -> Check:
 
 
 def _directory(where: addresses.Address) -> Check | None:
-    """What is wrong with a socket's directory: clients check it for the default address, and to start a server."""
+    """What is wrong with a socket's directory. Clients check it for the default address, and to start a server."""
     if where.scheme == "unix":
         try:
             addresses.verify_directory(str(Path(where.path).parent))
         except FileNotFoundError:
             return None
         except addresses.AddressError as error:
-            return Check("server", "fail", str(where), "clients do not trust a directory of others", str(error))
+            return Check(
+                "server",
+                "fail",
+                str(where),
+                "clients do not trust a directory that other users can write to",
+                str(error),
+            )
     return None
 
 
@@ -157,7 +164,7 @@ def _no_server(where: addresses.Address) -> Check:
     if missing:
         meaning = f"connect() cannot start one either: {', '.join(missing)} missing"
         return Check(name, "fail", found, meaning, "pip install 'pagefold[server]'")
-    if os.environ.get("PAGEFOLD_AUTOSTART", "1").lower() in ("0", "no", "off", "false"):
+    if not may_autostart(os.environ):
         return Check(name, "fail", found, "connect() fails: PAGEFOLD_AUTOSTART is off", "pagefold serve")
     return Check(name, "ok", found, "the first connect() starts one, which ends when it has been unused for a while")
 

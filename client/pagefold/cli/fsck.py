@@ -1,4 +1,4 @@
-"""`pagefold fsck`: an audit of a running server and of its clients, by what the kernel says of them."""
+"""`pagefold fsck`: an audit of a running server and its clients, by what the kernel says that they map."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pagefold.cli.options import AddressOption, CaOption, JsonOption, TokenFileO
 from pagefold.cli.output import console, count, duration, facts, plain, print_json
 
 COULD_NOT_LOOK: Final = 2
-"""Exit code: no difference was found where one could look, and one could not look everywhere."""
+"""Exit code: some things could not be looked at; the others show no difference."""
 
 _BLIND: Final = pb.FINDING_KIND_UNREADABLE
 """From this kind on, findings say what could not be looked at."""
@@ -29,11 +29,12 @@ _UNITS: Final = {"names": "names", "processes": "processes", "frames": "frames",
 def fsck(
     address: AddressOption = "",
     thorough: Annotated[
-        bool, typer.Option("--thorough", help="Every book of the engines too; that stops the server for a moment.")
+        bool,
+        typer.Option("--thorough", help="Check all books of the engines too, which stops the server for a moment."),
     ] = False,
-    names: Annotated[bool, typer.Option("--names", help="Every name in /dev/shm, and who holds it.")] = False,
+    names: Annotated[bool, typer.Option("--names", help="List every name in /dev/shm, and its holder.")] = False,
     patience: Annotated[
-        float, typer.Option(metavar="SECONDS", min=0.1, help="Wait so long for each answer of a client.")
+        float, typer.Option(metavar="SECONDS", min=0.1, help="Wait up to SECONDS for each answer of a client.")
     ] = 10,
     as_json: JsonOption = False,
     token_file: TokenFileOption = None,
@@ -41,13 +42,12 @@ def fsck(
 ) -> None:
     """Compare the server's books with what the kernel says that processes map, while they run; change nothing.
 
-    Looked at are every page that holds a frame, in both directions and in forked children too; every
-    frame's bytes, by digest, and its users, counted again; and every name in /dev/shm. The first
-    difference of each kind is told with both sides. What is on its way, in a client that goes on working,
-    is not taken for a difference.
+    The audit looks at every page that maps a frame, in both directions, in forked children too. It digests
+    every frame and counts its users again. It looks at every name in /dev/shm. It shows the first difference
+    of each kind with both sides. A change that a working client has not reported yet is no difference.
 
-    Exits 0 if all is as it should be, 1 if there is a difference, 2 if there is none as far as could be
-    looked: then it says what stood in the way, another user's process for example.
+    Exits 0 if there is no difference, 1 if there is one, and 2 if something could not be looked at, for
+    example another user's process, and the rest shows no difference.
 
     Examples:
       pagefold fsck
@@ -86,7 +86,7 @@ def fsck(
 
 
 def _with_progress(news: Iterable[pb.FsckNews]) -> Iterator[pb.FsckNews]:
-    """Shows progress on stderr, where somebody looks at it, and hands on the rest."""
+    """Shows progress on stderr if that is a terminal, and hands on the other messages."""
     if not sys.stderr.isatty():
         yield from (told for told in news if not told.HasField("progress"))
         return

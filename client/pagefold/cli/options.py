@@ -1,4 +1,4 @@
-"""What subcommands have in common: options, each written once, and how a command is made from a function."""
+"""What subcommands share: their options, each written once, and the way from a function to a command."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ AddressOption = Annotated[
         "--address",
         envvar="PAGEFOLD_ADDRESS",
         metavar="ADDRESS",
-        help="Where the server listens: unix:/path/server.sock or tcp:HOST:PORT. Empty: this user's own server.",
+        help="The server's address: unix:/path/server.sock or tcp:HOST:PORT. Empty: this user's own server.",
     ),
 ]
 
@@ -27,7 +27,7 @@ TokenFileOption = Annotated[
         "--token-file",
         envvar="PAGEFOLD_TOKEN_FILE",
         metavar="FILE",
-        help="The bearer token, for TCP. Default: $PAGEFOLD_TOKEN.",
+        help="File with the bearer token, for TCP. Default: $PAGEFOLD_TOKEN.",
     ),
 ]
 
@@ -37,15 +37,15 @@ CaOption = Annotated[
         "--ca",
         envvar="PAGEFOLD_CA",
         metavar="FILE",
-        help="The certificate (PEM) that the server's is signed with; without it, TCP is not encrypted.",
+        help="Certificate (PEM) that the server's is signed with. Without it, TCP is not encrypted.",
     ),
 ]
 
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object, for scripts.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
 
 
 def register(app: typer.Typer, function: Callable[..., None], name: str) -> None:
-    """Makes a subcommand of a function. Its docstring is the manual: paragraphs are joined, examples stay."""
+    """Makes a subcommand of a function, with its docstring as the manual: lines of a paragraph are joined."""
     paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
     joined = [text if text.startswith("Example") else " ".join(text.split()) for text in paragraphs]
     app.command(name, help="\n\n".join(joined), epilog=EXIT_CODES)(function)

@@ -1,6 +1,6 @@
 """What commands print: tables for people, JSON for scripts. Results go to stdout, everything else to stderr.
 
-Names come from strangers: what people are shown is escaped, and no markup in it means anything. JSON escapes by itself.
+Names come from strangers, so text for people is escaped, and markup in it has no effect. JSON escapes by itself.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from pagefold.cli.exits import CommandError
 
 _PIPE_WIDTH: Final = 160
 PROSE_WIDTH: Final = 80
-"""Columns of sentences in a log or a pipe: they are read there, mailed and pasted, and not cut up by a program."""
+"""Columns of prose in a log or a pipe, where people read, mail and paste it."""
 
 
 class Output(io.FileIO):
-    """Standard output, where a write that fails ends the command in a sentence.
+    """Standard output. A write that fails ends the command with a sentence.
 
-    The rest of what is printed goes nowhere: else Python would try again when it ends, and complain.
+    Later output is dropped: else Python would write it again when it exits, and complain.
     """
 
     def write(self, data: Any) -> int:
-        """See `io.RawIOBase.write`."""
+        """Writes bytes, and returns how many. A failure is a BrokenPipeError or a CommandError."""
         try:
             return super().write(data)
         except OSError as error:
@@ -61,25 +61,25 @@ def console(width: int = _PIPE_WIDTH) -> Console:
     """Standard output, for people.
 
     Args:
-        width: columns where nobody says how many there are; the default has room for a row of a table in a line.
+        width: columns where neither a terminal nor $COLUMNS says how many; the default fits a row of a table.
     """
     unknown = not sys.stdout.isatty() and "COLUMNS" not in os.environ
     return Console(highlight=False, markup=False, emoji=False, width=width if unknown else None)
 
 
 def print_json(value: object, one_line: bool = False) -> None:
-    """One object on one line where it is read by programs, indented where somebody looks at it."""
+    """Prints one object: indented on a terminal, else on one line."""
     print(json.dumps(value, indent=2 if sys.stdout.isatty() and not one_line else None), flush=True)
 
 
 def print_error(text: str) -> None:
-    """One line on stderr, with the program's name in front. Where that cannot be written, the exit code has to do."""
+    """Prints one line on stderr, after the program's name. If that fails, the exit code says enough."""
     with contextlib.suppress(OSError):
         print(f"pagefold: {printable(text)}", file=sys.stderr)
 
 
 def plain(message: Message) -> dict[str, Any]:
-    """A message as JSON has it. Every field is there, 64-bit numbers are numbers, enums are short lower-case names."""
+    """A message as JSON. It has every field; 64-bit numbers are numbers; enums are short lower-case names."""
     return {field.name: _plain_field(message, field) for field in message.DESCRIPTOR.fields}
 
 
@@ -106,15 +106,15 @@ def enum_word(enum: str, name: str) -> str:
 
 
 class Rows(Table):
-    """A table whose cells show what they are given, and nothing else."""
+    """A table whose cells show text as it is, without markup."""
 
     def row(self, *cells: str | Text) -> None:
-        """Adds a row. Text is put together here, strings are anybody's."""
+        """Adds a row. Strings may come from strangers and are escaped; `Text` is the program's own."""
         self.add_row(*(Text(printable(cell)) if isinstance(cell, str) else cell for cell in cells))
 
 
 def table(*columns: str, right: Iterable[str] = (), wrap: Iterable[str] = ()) -> Rows:
-    """An empty table with a head; columns named in `right` hold numbers, those in `wrap` may take several lines."""
+    """An empty table with a head. Columns in `right` hold numbers; those in `wrap` may take several lines."""
     made = Rows(box=box.SIMPLE_HEAD, pad_edge=False)
     numbers, texts = set(right), set(wrap)
     for column in columns:
@@ -124,7 +124,7 @@ def table(*columns: str, right: Iterable[str] = (), wrap: Iterable[str] = ()) ->
 
 
 def facts(values: Mapping[str, str]) -> Rows:
-    """Names and values, one below the other."""
+    """A table of names and values, one pair in each row."""
     made = Rows(box=None, show_header=False)
     made.add_column(style="dim", no_wrap=True)
     made.add_column(overflow="fold")

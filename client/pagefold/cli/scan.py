@@ -8,12 +8,13 @@ from typing import Annotated
 import typer
 from pagefold_proto.text import human
 
+from pagefold._process.threads import wait_until
 from pagefold.cli.admin import Admin
 from pagefold.cli.exits import EXIT_CODES, CommandError, ExitCode
 from pagefold.cli.options import AddressOption, CaOption, JsonOption, TokenFileOption, register
 from pagefold.cli.output import console, facts, plain, print_json
 
-app = typer.Typer(no_args_is_help=True, help="Start, stop or undo merging, or merge now.", epilog=EXIT_CODES)
+app = typer.Typer(no_args_is_help=True, help="Start or stop merging, undo it, or merge now.", epilog=EXIT_CODES)
 
 _LOOK_SECONDS = 0.1
 
@@ -39,20 +40,20 @@ def stop(
     token_file: TokenFileOption = None,
     ca: CaOption = None,
 ) -> None:
-    """Stop scanning; what is merged stays merged (KSM's run=0).
+    """Stop scanning and merging; merged pages stay merged (KSM's run=0).
 
     Example:
       pagefold scan stop
     """
     with Admin(address, token_file, ca) as admin:
-        _set_run(admin, 0, "stopped; what is merged stays merged", as_json)
+        _set_run(admin, 0, "stopped; merged pages stay merged", as_json)
 
 
 def unmerge(
     address: AddressOption = "",
     wait: Annotated[
         float,
-        typer.Option(metavar="SECONDS", min=0, help="Wait so long until nothing is merged; exit 1 if it takes longer."),
+        typer.Option(metavar="SECONDS", min=0, help="Wait up to SECONDS for unmerging; exit 1 on timeout."),
     ] = 0,
     as_json: JsonOption = False,
     token_file: TokenFileOption = None,
@@ -60,23 +61,25 @@ def unmerge(
 ) -> None:
     """Give every page back its own memory, and merge nothing (KSM's run=2).
 
-    Make sure that /dev/shm and the machine have room for it: `pagefold status` says what is saved now.
+    Make sure first that /dev/shm and the machine have room: `pagefold status` says how much is saved now.
 
     Example:
       pagefold scan unmerge --wait 60
     """
     with Admin(address, token_file, ca) as admin:
         if not wait:
-            _set_run(admin, 2, "giving pages back; pagefold status --watch shows how far it is", as_json)
+            _set_run(admin, 2, "unmerging; `pagefold status --watch` shows how far it is", as_json)
             return
         admin.configure({"run": "2"})
-        deadline = time.monotonic() + wait
-        while True:
+        left = 0
+
+        def is_done() -> bool:
+            nonlocal left
             counters = admin.status().counters
             left = counters.pages_shared + counters.pages_sharing + counters.zero_pages
-            if not left or time.monotonic() > deadline:
-                break
-            time.sleep(_LOOK_SECONDS)  # nothing tells of this but the counters
+            return not left
+
+        wait_until(is_done, wait, _LOOK_SECONDS)  # only the counters tell
         if as_json:
             print_json({"run": 2, "merged_pages_left": left})
         else:
@@ -86,14 +89,16 @@ def unmerge(
 
 def now(
     address: AddressOption = "",
-    timeout: Annotated[float, typer.Option(metavar="SECONDS", min=0.1, help="Give up after so long.")] = 60,
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0.1, help="Wait up to SECONDS; exit 1 on timeout.")
+    ] = 60,
     as_json: JsonOption = False,
     token_file: TokenFileOption = None,
     ca: CaOption = None,
 ) -> None:
     """Merge at full speed until nothing is left to merge, then report.
 
-    Exits 1 if that is not so when the time is up, or if scanning is stopped.
+    Exits 1 on timeout, and where scanning is stopped.
 
     Examples:
       pagefold scan now --timeout 10
@@ -101,7 +106,7 @@ def now(
     """
     with Admin(address, token_file, ca) as admin:
         if admin.status().run != 1:
-            raise CommandError("scanning is stopped: pagefold scan start")
+            raise CommandError("scanning is stopped: start it with  pagefold scan start")
         began = time.monotonic()
         report = admin.scan_now(timeout)
         seconds = time.monotonic() - began

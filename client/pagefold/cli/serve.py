@@ -15,7 +15,7 @@ def serve(
         str | None,
         typer.Option(
             metavar="ADDRESS",
-            help="Where to listen: unix:/path/server.sock or tcp:HOST:PORT. "
+            help="Address to listen at: unix:/path/server.sock or tcp:HOST:PORT. "
             "Default: $PAGEFOLD_ADDRESS, else this user's own socket.",
             show_default=False,
         ),
@@ -25,10 +25,10 @@ def serve(
     ] = None,
     assignments: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any setting; may be repeated.", show_default=False),
+        typer.Option("--set", metavar="KEY=VALUE", help="Value of any setting; may be repeated.", show_default=False),
     ] = None,
     token_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The bearer token that TCP callers must show.")
+        Path | None, typer.Option(metavar="FILE", help="File with the bearer token that TCP callers must show.")
     ] = None,
     tls_cert: Annotated[Path | None, typer.Option(metavar="FILE", help="Certificate chain (PEM) for TCP.")] = None,
     tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="The certificate's private key (PEM).")] = None,
@@ -41,14 +41,16 @@ def serve(
     ] = None,
     ready_fd: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Descriptor that gets a line once the server answers.", show_default=False),
+        typer.Option(
+            metavar="N", help="Descriptor on which the server writes a line once it answers.", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Run the server in the foreground, until SIGTERM or Ctrl-C.
 
-    A setting comes from its default, the TOML file, the environment (PAGEFOLD_SLEEP_MILLISECS for
-    sleep_millisecs, and so on) or a flag; the later wins. `pagefold config get` explains every one.
-    Clients survive the server's end: they keep their memory, and what is merged stays merged.
+    A setting has its value from a flag, else from the environment (PAGEFOLD_SLEEP_MILLISECS for
+    sleep_millisecs), else from the TOML file, else by default. `pagefold config get` explains all settings.
+    When the server ends, programs keep their memory, and merged pages stay merged.
 
     Examples:
       pagefold serve

@@ -1,4 +1,4 @@
-"""`pagefold status`: what a server does and saves, once or again and again."""
+"""`pagefold status`: what a server does and saves, once or at each interval."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _RUN = {0: "stopped", 1: "merging", 2: "unmerging"}
 
 def status(
     address: AddressOption = "",
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Again and again, until Ctrl-C.")] = False,
-    interval: Annotated[float, typer.Option(metavar="SECONDS", min=0.1, help="Between two looks of --watch.")] = 1,
-    domains: Annotated[bool, typer.Option("--domains", help="The domains and users too, one a line.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it at each interval, until Ctrl-C.")] = False,
+    interval: Annotated[float, typer.Option(metavar="SECONDS", min=0.1, help="Interval of --watch.")] = 1,
+    domains: Annotated[bool, typer.Option("--domains", help="List domains and users too, one in each row.")] = False,
     as_json: JsonOption = False,
     token_file: TokenFileOption = None,
     ca: CaOption = None,
 ) -> None:
-    """Show what a server does, what it saves, and what holds it up.
+    """Show what a server does, what it saves, and what keeps pages from merging.
 
-    Counters have the names and the meaning that Linux KSM gives them. With --watch, --json prints an object a line.
+    Counters have KSM's names and meanings. With --watch, --json prints one object in each line.
 
     Examples:
       pagefold status
@@ -73,7 +73,7 @@ def _watch(admin: Admin, interval: float, as_json: bool) -> None:
 
 
 def line(found: pb.Status) -> str:
-    """The status in a line, for a log."""
+    """The status as one line, for a log."""
     counters = found.counters
     return (
         f"saved {human(found.saved_bytes)}, pool {human(found.pool_bytes)}, "
@@ -123,13 +123,13 @@ def render(found: pb.Status) -> RenderableType:
 
 
 def _state(found: pb.Status) -> str:
-    """What it does, which is not all that there is to do while something keeps pages from merging."""
+    """What the server does, and whether an obstacle keeps it from merging all."""
     held_up = any(trouble.blocks for trouble in found.troubles)
     return _RUN.get(found.run, str(found.run)) + (" what it can: see trouble" if held_up and found.run == 1 else "")
 
 
 def _trouble(found: pb.Status) -> list[str]:
-    """A line for each obstacle, with the client whose pages it keeps from merging."""
+    """A line for each obstacle, with the client or user whose pages do not merge."""
     if not found.troubles:
         return [f"trouble: {found.trouble}"] if found.trouble else []
     return [
@@ -156,7 +156,7 @@ def _domains(listed: pb.ListDomainsReply, size: int) -> RenderableType:
 
 
 def _tenants(listed: pb.ListDomainsReply) -> RenderableType:
-    """What the quotas are about: the settings tenant_*."""
+    """What each user has of what the quotas (the settings tenant_*) bound."""
     numbers = ("sessions", "domains", "segments", "bytes", "mappings", "scan cpu", "call cpu", "delayed", "pools")
     made = table("user", *numbers, right=numbers)
     for tenant in listed.tenants:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from typing import Annotated
 
 import typer
 from pagefold_proto.text import printable
 
+from pagefold._process.threads import wait_until
 from pagefold.cli.admin import Admin
 from pagefold.cli.exits import CommandError, ExitCode
 from pagefold.cli.options import AddressOption, CaOption, JsonOption, TokenFileOption
@@ -20,15 +20,17 @@ _LOOK_SECONDS = 0.05
 
 def stop(
     address: AddressOption = "",
-    timeout: Annotated[float, typer.Option(metavar="SECONDS", min=0, help="Wait so long for its end.")] = 20,
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0, help="Wait up to SECONDS for its end; exit 1 on timeout.")
+    ] = 20,
     as_json: JsonOption = False,
     token_file: TokenFileOption = None,
     ca: CaOption = None,
 ) -> None:
     """End a server, as SIGTERM does, and wait until it is gone.
 
-    Programs keep their memory, and what is merged stays merged. They come to the next server at the same address by
-    themselves; a program that connects anew starts one.
+    Programs keep their memory, and merged pages stay merged. The programs connect by themselves to the next server at
+    this address. The next call of pagefold.connect() starts one.
 
     Example:
       pagefold stop
@@ -36,12 +38,9 @@ def stop(
     with Admin(address, token_file, ca) as admin:
         is_there = _is_there(admin)
         pid = admin.stop().pid
-        deadline = time.monotonic() + timeout
-        while is_there():
-            if time.monotonic() > deadline:
-                text = f"the server at {admin.address} (pid {pid}) was told to stop, and has not ended in {timeout:g} s"
-                raise CommandError(text)
-            time.sleep(_LOOK_SECONDS)  # nothing tells of its end
+        if not wait_until(lambda: not is_there(), timeout, _LOOK_SECONDS):  # nothing tells of its end
+            text = f"the server at {admin.address} (pid {pid}) was told to stop, and has not ended in {timeout:g} s"
+            raise CommandError(text)
     if as_json:
         print_json({"pid": pid, "stopped": True})
     else:
@@ -49,7 +48,7 @@ def stop(
 
 
 def _is_there(admin: Admin) -> Callable[[], bool]:
-    """Looks for the server that is there now. Its socket goes last of all; another one's may take its place."""
+    """A function that says whether the present server lives. Its socket goes last; another server may replace it."""
     if admin.address.scheme == "unix":
         known = _identity(admin.address.path)
         return lambda: known is not None and _identity(admin.address.path) == known

@@ -1,7 +1,7 @@
 """A client that the doctor starts: a small process that connects, allocates, settles and reads back.
 
-Whatever keeps programs from merging keeps this one from it, and it says so in the same words. It is run with the
-doctor's environment and limits, and in the domain in which this user's programs are.
+What keeps programs from merging keeps this one from merging, and it says so in the same words. It runs with the
+doctor's environment and limits, in the domain of this user's programs.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ _PATIENCE: Final = 40.0  # for the whole process
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of it.
+    """How the client fared.
 
     Attributes:
         merged: pages merged, of twice `PAGES`.
-        settled: what settle() answered; `reason` is its reason.
-        trouble: of its stats(), as are `tier` and `tracker`.
-        intact: it read what it had written.
-        seconds: for which it settled.
-        error: why it could not even try; empty if it could.
+        settled: the answer of settle(), and `reason` the reason that it gave.
+        trouble: from stats(), as are `barrier` and `tracker`.
+        intact: the client read what it had written.
+        seconds: how long settle() took.
+        error: why the client could not try; empty if it could.
     """
 
     merged: int = 0
     settled: bool = False
     reason: str = ""
     trouble: str = ""
-    tier: str = ""
+    barrier: str = ""
     tracker: str = ""
     intact: bool = False
     seconds: float = 0.0
@@ -47,7 +47,7 @@ class Outcome:
 
 
 def run(address: str, token_file: Path | None = None, ca: Path | None = None) -> Outcome:
-    """Starts one, and waits for it. Never raises for what it finds."""
+    """Runs a client and returns its outcome. A client that fails is an outcome, and raises nothing."""
     environ = dict(os.environ)
     if token_file is not None:
         environ["PAGEFOLD_TOKEN"] = token_file.read_text(errors="replace").strip()
@@ -87,7 +87,7 @@ def _try(address: str, ca: str | None) -> Outcome:
                 settled=report.settled,
                 reason=report.reason,
                 trouble=stats.trouble,
-                tier=stats.tier,
+                barrier=stats.barrier,
                 tracker=stats.tracker,
                 intact=all(buffer[:] == content for buffer in buffers),
                 seconds=report.seconds,
@@ -99,5 +99,5 @@ def _try(address: str, ca: str | None) -> Outcome:
 if __name__ == "__main__":
     import logging
 
-    logging.getLogger("pagefold").addHandler(logging.NullHandler())  # what it logs, it also says
+    logging.getLogger("pagefold").addHandler(logging.NullHandler())  # what it logs is in the outcome too
     print(json.dumps(dataclasses.asdict(_try(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None))))

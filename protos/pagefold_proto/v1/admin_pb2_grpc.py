@@ -90,7 +90,7 @@ class AdminServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def GetStatus(self, request, context):
-        """One look at everything.
+        """The state of the whole server.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,37 +125,37 @@ class AdminServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SetConfig(self, request, context):
-        """Changes settings. All or nothing: one bad key or value and none is changed.
+        """Changes settings. If one key or value is not accepted, none is changed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ScanNow(self, request, context):
-        """Merges at full speed until nothing is left to merge in any domain, or until the deadline; then reports.
+        """Merges at full speed until nothing is left to merge in any domain, or until the deadline, and reports.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchStatus(self, request, context):
-        """The status again and again, for displays. Ends when the caller ends it or the server stops.
+        """The status at each interval, for displays. Ends when the caller ends it or the server stops.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Fsck(self, request, context):
-        """An audit: the books against what the kernel says that processes map, every frame against its digest, every name
-        against its lease. Changes nothing. Progress and findings come as they are made, the summary last. One at a time:
-        a second call waits for the first.
+        """An audit. It compares the books with what the kernel says that processes map, every frame with its digest, and
+        every name with its lease. It changes nothing. Progress and findings come as they are made, the summary last. A
+        second call waits for the first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Stop(self, request, context):
-        """Ends the server as SIGTERM does: it answers, finishes calls in flight, and goes. Clients keep their memory.
+        """Ends the server as SIGTERM does: it replies, finishes calls under way, and exits. Clients keep their memory.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -65,8 +65,8 @@ class MemoryServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def Hello(self, request, context):
-        """Opens a session. Call it once per connection. The server opens the lease that it names, and takes the
-        owner of that object, as the kernel reports it, for the client's uid; uid and label choose the domain.
+        """Opens a session. Call it once per connection. The server opens the named lease. The owner of that object, as
+        the kernel reports it, is the client's uid; uid and label choose the domain.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -81,22 +81,22 @@ class MemoryServicer(object):
 
     def Exchange(self, request, context):
         """The whole conversation after Hello: events go up, instructions come down. A repeated `sequence` gets the
-        reply that it got the first time, so a call whose answer was lost can be made again.
+        same reply again, so a client can repeat a call whose answer was lost.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DropSegment(self, request, context):
-        """Forgets a segment. Legal when none of its pages maps a frame any more; all of them were reported Released.
+        """Forgets a segment. Legal when none of its pages maps a frame any more, and RELEASED was reported for all of them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Bye(self, request, context):
-        """Ends the session politely. Frames that the client's buffers still map stay referenced until its lease is
-        free, which the kernel sees to when the last of its processes lets go.
+        """Ends the session. Frames that the client's buffers still map stay referenced until its lease is free; the
+        kernel frees it with the last of the client's processes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

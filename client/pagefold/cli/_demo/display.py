@@ -20,64 +20,59 @@ _LEVELS: Final = " ▁▂▃▄▅▆▇█"
 
 
 class Display(Protocol):
-    """Where the demo tells what happens."""
+    """Shows what the demo does."""
 
     def __enter__(self) -> Display: ...
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None: ...
     def step(self, words: str) -> None:
-        """Something begins."""
+        """A step begins."""
 
     def done(self, words: str) -> None:
-        """It ended, like this."""
+        """The step ended, with this result."""
 
     def memory(self, nbytes: int) -> None:
-        """Physical memory now."""
+        """Physical memory is this much now."""
 
 
-class Silent:
-    """Says nothing."""
+class _Silent:
+    """Shows nothing."""
 
-    def __enter__(self) -> Silent:
+    def __enter__(self) -> _Silent:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None: ...
-    def step(self, words: str) -> None:
-        """See `Display`."""
+    def step(self, words: str) -> None: ...
 
-    def done(self, words: str) -> None:
-        """See `Display`."""
+    def done(self, words: str) -> None: ...
 
-    def memory(self, nbytes: int) -> None:
-        """See `Display`."""
+    def memory(self, nbytes: int) -> None: ...
 
 
-class Lines(Silent):
-    """Plain lines, for logs and pipes. Memory is a line when it moved by a tenth of the peak."""
+class _Lines(_Silent):
+    """Plain lines, for logs and pipes. Memory gets a line when it changed by a tenth of the peak."""
 
     def __init__(self) -> None:
         self._peak = self._last = 0
 
-    def __enter__(self) -> Lines:
+    def __enter__(self) -> _Lines:
         return self
 
     def done(self, words: str) -> None:
-        """See `Display`."""
         print(words, flush=True)
 
     def memory(self, nbytes: int) -> None:
-        """See `Display`."""
         self._peak = max(self._peak, nbytes)
         if abs(nbytes - self._last) * 10 > self._peak:
             print(f"  physical memory {human(nbytes)}", flush=True)
             self._last = nbytes
 
 
-class Picture:
-    """A live display on a terminal: what was done, what is going on, and a bar that shrinks."""
+class _Picture:
+    """A live display on a terminal: finished steps, the present one, and a bar of memory."""
 
     def __init__(self, console: Console) -> None:
         self._done: list[str] = []
@@ -87,7 +82,7 @@ class Picture:
         self._history: list[int] = []
         self._live = Live(console=console, refresh_per_second=8, get_renderable=self._render)
 
-    def __enter__(self) -> Picture:
+    def __enter__(self) -> _Picture:
         self._live.start()
         return self
 
@@ -98,16 +93,13 @@ class Picture:
         self._live.stop()
 
     def step(self, words: str) -> None:
-        """See `Display`."""
         self._now, self._began = words, time.monotonic()
 
     def done(self, words: str) -> None:
-        """See `Display`."""
         self._now = ""
         self._done.append(words)
 
     def memory(self, nbytes: int) -> None:
-        """See `Display`."""
         self._bytes, self._peak = nbytes, max(self._peak, nbytes)
         self._history = [*self._history[1 - _HISTORY :], nbytes]
 
@@ -133,7 +125,7 @@ class Picture:
 
 
 def display(as_json: bool, console: Console) -> Display:
-    """The display for where output goes."""
+    """The display for JSON, a terminal, or a file."""
     if as_json:
-        return Silent()
-    return Picture(console) if sys.stdout.isatty() else Lines()
+        return _Silent()
+    return _Picture(console) if sys.stdout.isatty() else _Lines()

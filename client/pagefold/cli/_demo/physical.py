@@ -1,12 +1,12 @@
-"""Physical memory by the kernel's own accounting: what pagefold says of itself is not asked.
+"""Physical memory by the kernel's own accounting, not by pagefold's.
 
     sum over processes of Pss_Anon                  their own memory: heaps, and pages that were copied on a write
-  + st_blocks of their segments and of the pools    shared memory, each page once, whoever maps it
+  + st_blocks of their segments and of the pools    shared memory, each page once, however many map it
 
-Segments that are memfd objects have no name; the server tells what the kernel has allocated to them.
+Segments that are memfd objects have no name; the server says what the kernel has allocated to them.
 
-Of Pss the rest is left out. Pss_Shmem is the shared memory again. Pss_File is each process's share of programs and
-libraries in the page cache, which changes whenever any process on the machine comes or goes that uses them too.
+The rest of Pss is left out. Pss_Shmem is the shared memory again. Pss_File is each process's share of programs and
+libraries in the page cache, which changes whenever another process that uses them starts or ends.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ _BLOCK = 512
 
 
 def physical_bytes(pids: Iterable[int], names: Iterable[str]) -> int:
-    """What processes and shared-memory objects take together.
+    """Bytes that processes and shared-memory objects take together.
 
     Args:
-        pids: of processes; one that is gone takes nothing.
-        names: of segments and pools, with their leading slash; one that is gone takes nothing.
+        pids: processes; one that has ended takes nothing.
+        names: segments and pools, with their leading slash; one that is gone takes nothing.
     """
     return sum(map(anonymous_bytes, pids)) + sum(map(object_bytes, set(names)))
 
 
 def anonymous_bytes(pid: int) -> int:
-    """A process's proportional share of anonymous memory."""
+    """Bytes of a process's proportional share of anonymous memory."""
     try:
         with open(f"/proc/{pid}/smaps_rollup") as lines:
             for line in lines:
@@ -42,7 +42,7 @@ def anonymous_bytes(pid: int) -> int:
 
 
 def object_bytes(name: str) -> int:
-    """What the kernel has allocated to a shared-memory object."""
+    """Bytes that the kernel has allocated to a shared-memory object."""
     try:
         return os.stat(SHM + name).st_blocks * _BLOCK
     except FileNotFoundError:

@@ -2,8 +2,8 @@
 
     |  common to all  ...  | private | ...  common to all  ... | zeros |     16 stripes: 14 common, 1 private, 1 zero
 
-Any byte of it can be made again from the seed, so a worker compares all that it reads with what was written, and
-needs no second copy for that. Parent and workers talk through a socket; a worker whose parent is gone ends.
+The seed gives every byte again, so a worker compares all that it reads with what it wrote, and needs no second copy.
+Parent and workers talk through a socket. A worker ends when its parent is gone.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ PRIVATE_STRIPE: Final = 7
 ZERO_STRIPE: Final = 15
 _CHUNK: Final = 1 << 18
 _STEADY_HEAP: Final = {"MALLOC_MMAP_THRESHOLD_": "131072"}
-"""Has glibc give freed pieces back at once, instead of learning to keep them: memory is measured here."""
+"""Has glibc give freed pieces back at once, instead of learning to keep them: the demo measures memory."""
 _WARM_BYTES: Final = 1 << 20
 _STOP_SECONDS: Final = 10.0
 
 
 class Crew:
-    """Workers, by number. Use it in a `with` block: none of them outlives it.
+    """Workers, by number. None of them outlives the `with` block of its crew.
 
     Args:
-        address: of the server.
-        workers: how many.
-        nbytes: of each worker's array; a multiple of 16 pages.
-        seed: of the data.
+        address: the server's.
+        workers: their number.
+        nbytes: size of each worker's array, a multiple of 16 pages.
+        seed: the seed of the data.
     """
 
     def __init__(self, address: str, workers: int, nbytes: int, seed: int) -> None:
@@ -84,24 +84,24 @@ class Crew:
 
     @property
     def pids(self) -> list[int]:
-        """Of the workers."""
+        """The workers' process numbers."""
         return [process.pid for process in self._processes]
 
     def tell(self, number: int, method: str, *args: object) -> None:
-        """Has one worker do something; `answers` gets what it returns."""
-        with contextlib.suppress(OSError):  # a worker that is gone is found out about by `answers`
+        """Calls a method of one worker; `answers` gets its result."""
+        with contextlib.suppress(OSError):  # `answers` finds out that a worker is gone
             self._connections[number].send((method, args))
 
     def tell_all(self, method: str) -> None:
-        """Has all workers do the same."""
+        """Calls a method of all workers."""
         for number in range(len(self)):
             self.tell(number, method)
 
     def answers(self, numbers: list[int], tick: float) -> Iterator[list[Any] | None]:
-        """What workers returned, in their order; None every `tick` seconds until they all have.
+        """Results of workers, in the order of `numbers`; before that, None every `tick` seconds.
 
         Raises:
-            CommandError: a worker failed; the text is what it says.
+            CommandError: a worker failed; the text is the worker's.
         """
         found: dict[int, Any] = {}
         while len(found) < len(numbers):
@@ -124,7 +124,7 @@ class Crew:
 
 
 class Worker:
-    """The worker's side. Methods are called by name, over the socket."""
+    """The worker's side. The parent calls methods by name, over the socket."""
 
     def __init__(self, address: str, number: int, nbytes: int, seed: int) -> None:
         self._client = pagefold.connect(address, autostart=False)
@@ -133,22 +133,22 @@ class Worker:
         self._edits: dict[int, int] = {}
 
     def warm_up(self) -> dict[str, str]:
-        """Does everything once in the small, so that what is measured later is data and not modules being loaded."""
+        """Does everything once with little data: later the demo measures data, not the loading of modules."""
         buffer = self._client.allocate(_WARM_BYTES)
         self._client.settle(timeout=5)
         buffer.close()
         _generated(1, 0, _CHUNK // 8)
         stats = self._client.stats()
-        return {"tier": stats.tier, "tracker": stats.tracker, "trouble": stats.trouble}
+        return {"barrier": stats.barrier, "tracker": stats.tracker, "trouble": stats.trouble}
 
     def load(self) -> None:
-        """Allocates the array and fills it, as a program would that reads a table from a file."""
+        """Allocates the array and fills it, as a program that reads a table from a file."""
         self._array = self._client.empty(self._nbytes // 8, "u8")
         for start, expected in self._expected():
             self._array[start : start + len(expected)] = expected
 
     def verify(self) -> int:
-        """Compares every byte with what was written. Returns how many differ."""
+        """Compares every byte with what was written. Returns the number that differ."""
         array, wrong = self._loaded(), 0
         for start, expected in self._expected():
             found = array[start : start + len(expected)]
@@ -156,7 +156,7 @@ class Worker:
         return wrong
 
     def write(self, pages: list[int]) -> None:
-        """Overwrites some pages, each with a number of its own."""
+        """Overwrites pages, each with another number."""
         array, words = self._loaded(), _page_words()
         for page in pages:
             self._edits[page] = (self._number << 32) + page + 1
@@ -167,11 +167,11 @@ class Worker:
         return self._client.settle(timeout=timeout).as_dict()
 
     def stats(self) -> dict[str, Any]:
-        """This client's memory."""
+        """The stats of this client, as plain values."""
         return self._client.stats().as_dict()
 
     def close(self) -> None:
-        """Ends the session; the array is given back with the process."""
+        """Ends the session. The array is freed with the process."""
         self._array = None
         self._client.close()
 
@@ -180,7 +180,7 @@ class Worker:
         return self._array
 
     def _expected(self) -> Iterator[tuple[int, NDArray[np.uint64]]]:
-        """What the array has to hold, piece by piece: (first element, elements)."""
+        """The content that the array has to have, piece by piece: (first element, elements)."""
         import numpy as np
 
         stripe, words = self._nbytes // STRIPES // 8, _page_words()
