@@ -1,4 +1,4 @@
-"""Who waits for a domain to settle, and when there is nothing left to wait for (docs/design.md, "settle()").
+"""Who waits for a domain to settle, and when there is nothing left to wait for (docs/design/engine.md, "settle()").
 
 Time and scanning are somebody else's. This counts passes. Those count for a request that began when all clients had
 looked for written pages after it: looks have numbers too.

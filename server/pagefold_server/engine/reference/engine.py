@@ -1,4 +1,4 @@
-"""The engine in pure Python: KSM's two trees over segments, after "How a page is scanned" in design.md.
+"""The engine in pure Python: KSM's two trees over segments, after docs/design/engine.md, "How a page is scanned".
 
 The *stable tree* has the frames, by digest. What it finds is true, for frames never change. The *unstable tree* has
 pages that were settled when they were read, by the digest that they had then. Nothing keeps their programs from writing
