@@ -168,6 +168,16 @@ def test_every_design_page_opens_with_a_picture_and_what_it_answers() -> None:
         assert f"design/{page.name}" in (ROOT / "docs" / "index.md").read_text(), f"{page.name} is not in the index"
 
 
+def test_the_architecture_says_of_every_folder_what_is_decided_there() -> None:
+    told = {link.path for link in links(ROOT / "docs" / "architecture.md")}
+    roots = [
+        ROOT / name for name in ("client/pagefold", "server/pagefold_server", "protos/pagefold_proto", "native/src")
+    ]
+    folders = {path.parent for root in roots for path in root.rglob("*") if path.suffix in (".py", ".rs", ".proto")}
+    folders = {folder for folder in folders if folder.name not in ("tests", "__pycache__")}
+    assert {str(folder.relative_to(ROOT)) for folder in folders - told} == set()
+
+
 @by_page
 def test_commands_that_pages_name_exist(page: Path) -> None:
     commands = get_command(app).commands  # type: ignore[attr-defined]
