@@ -180,7 +180,8 @@ def _member(name: str, value: Any, level: str) -> str:
 def _signature(name: str, each: Any) -> str:
     """As it is written: annotations are text in these modules."""
     found = inspect.signature(each)
-    shown, named = [], False
+    shown: list[str] = []
+    named = False
     for key, parameter in found.parameters.items():
         if key == "self":
             continue
