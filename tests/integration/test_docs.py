@@ -125,6 +125,18 @@ DEFINED = {
 }
 
 
+def defines(path: Path, name: str) -> bool:
+    return re.search(DEFINED[path.suffix].format(name), path.read_text(), re.MULTILINE) is not None
+
+
+def elsewhere(file: Path, name: str = "") -> str:
+    """Where a file that was moved is now, or which files define a name."""
+    roots = [ROOT / root for root in ("client", "server", "protos", "native/src", "native/python", "tests", "docs")]
+    found = (path for root in roots for path in root.rglob(f"*{file.suffix}" if name else file.name) if path.is_file())
+    places = [os.path.relpath(path, ROOT) for path in found if not name or defines(path, name)]
+    return f" (found in {', '.join(places)})" if places else ""
+
+
 @by_page
 def test_links_lead_somewhere(page: Path) -> None:
     """To files, to headings, and to what the text names in a source file: [`Window`](window.rs)."""
@@ -132,17 +144,13 @@ def test_links_lead_somewhere(page: Path) -> None:
     for link in links(page):
         where = f"[{link.text}] -> {os.path.relpath(link.path, ROOT)}"
         if not link.path.exists():
-            wrong.append(f"{where}: is not there")
+            wrong.append(f"{where}: is not there{elsewhere(link.path)}")
         elif link.anchor and link.anchor not in anchors(link.path):
             wrong.append(f"{where}#{link.anchor}: no such heading")
         elif link.path.suffix in DEFINED and (name := re.fullmatch(r"`([A-Za-z_.]+)(?:\(\))?`", link.text)):
-            source = link.path.read_text()
-            wrong += [
-                f"{where}: does not define {part}"
-                for part in name[1].split(".")
-                if not re.search(DEFINED[link.path.suffix].format(part), source, re.MULTILINE)
-            ]
-    assert wrong == []
+            parts = [part for part in name[1].split(".") if not defines(link.path, part)]
+            wrong += [f"{where}: does not define {part}{elsewhere(link.path, part)}" for part in parts]
+    assert not wrong, "\n".join(wrong)
 
 
 def test_every_invariant_is_held_by_the_tests_that_its_line_names() -> None:
