@@ -143,13 +143,15 @@ def test_links_lead_somewhere(page: Path) -> None:
     wrong = []
     for link in links(page):
         where = f"[{link.text}] -> {os.path.relpath(link.path, ROOT)}"
+        code = re.fullmatch(r"`([A-Za-z_.]+)(?:\(\))?`", link.text) if link.path.suffix in DEFINED else None
+        names = code[1].split(".") if code else []
         if not link.path.exists():
-            wrong.append(f"{where}: is not there{elsewhere(link.path)}")
+            wrong.append(f"{where}: is not there{elsewhere(link.path, *names[-1:])}")
         elif link.anchor and link.anchor not in anchors(link.path):
             wrong.append(f"{where}#{link.anchor}: no such heading")
-        elif link.path.suffix in DEFINED and (name := re.fullmatch(r"`([A-Za-z_.]+)(?:\(\))?`", link.text)):
-            parts = [part for part in name[1].split(".") if not defines(link.path, part)]
-            wrong += [f"{where}: does not define {part}{elsewhere(link.path, part)}" for part in parts]
+        else:
+            names = [name for name in names if not defines(link.path, name)]
+            wrong += [f"{where}: does not define {name}{elsewhere(link.path, name)}" for name in names]
     assert not wrong, "\n".join(wrong)
 
 
