@@ -34,7 +34,7 @@ thread-safe. After a fork see [design/fork.md](design/fork.md); where an excepti
 [design/session.md](design/session.md#an-exception-between-any-two-steps).
 """
 
-FOR_FORKS = ("abandon", "inherited", "attached")
+FOR_FORKS = ("abandon", "parents", "attached")
 """Of a client, what the hooks of a fork call."""
 
 SECTION = re.compile(r"^(Args|Raises|Returns|Attributes|Example):\n", re.MULTILINE)

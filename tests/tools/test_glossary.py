@@ -21,10 +21,7 @@ EXCEPTIONS = {
     # Other uses of a word, to be renamed. `file: name`, so that a move is no change.
     "adopt.rs: Window": "what one window of an adopt came to",
     "survey.py: View": "a view as an audit sees it in another process",
-    "settle.py: Look": "what of a domain is under way",
-    "domain.py: Member": "a session as its domain sees it",
-    "turns.py: Gate": "the fair queue of calls",
-    "turns.py": "the fair queue of calls",
+    "session.py: State": "whether a session is open, excluded or over",
     "event.rs": "a futex that threads wait for",
     "event.rs: Event": "a futex that threads wait for",
     "books.rs: Books": "which pages of which segments are handed out",
