@@ -78,7 +78,7 @@ chaos: $(STAMP) ## kills servers, clients and children at every step (CHAOS_ROUN
 fuzz: $(STAMP) ## a tenant says anything, beside victims that must not notice (FUZZ_MINUTES, FUZZ_SEED); as root
 	cd tests && ../$(BIN)/python -m fuzz $(ARGS)
 
-docs: $(STAMP) ## makes docs/cli.md, configuration.md and obstacles.md from the sources
+docs: $(STAMP) ## makes docs/api.md, cli.md, configuration.md and obstacles.md from the sources
 	$(BIN)/python tools/make_docs.py
 
 clean: ## removes everything that was built or installed here

@@ -1,4 +1,4 @@
-"""Makes docs/cli.md, docs/configuration.md and docs/obstacles.md from the sources, so that they can say nothing else.
+"""Makes docs/api.md, cli.md, configuration.md and obstacles.md from the sources, so that they can say nothing else.
 
 python tools/make_docs.py           writes them
 python tools/make_docs.py --check   exits 1 if they are not what it would write
@@ -6,11 +6,16 @@ python tools/make_docs.py --check   exits 1 if they are not what it would write
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pagefold
+from pagefold import _errors
 from pagefold.cli.app import app
 from pagefold.cli.exits import EXIT_CODES
 from pagefold_proto import obstacle_table
@@ -19,6 +24,21 @@ from typer.main import get_command
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTE = "<!-- Made by `make docs`. Edit the sources, not this file. -->"
+
+API_HEAD = f"""{NOTE}
+
+# The Python API
+
+Everything that `import pagefold` gives. Sizes are bytes, times are seconds unless a name says otherwise. Everything is
+thread-safe. After a fork see [design/fork.md](design/fork.md); where an exception may come from a signal handler,
+[design/session.md](design/session.md#an-exception-between-any-two-steps).
+"""
+
+FOR_FORKS = ("abandon", "parents", "attached")
+"""Of a client, what the hooks of a fork call."""
+
+SECTION = re.compile(r"^(Args|Raises|Returns|Attributes|Example):\n", re.MULTILINE)
+ENTRY = re.compile(r"^(?=\S)", re.MULTILINE)
 
 CLI_HEAD = f"""{NOTE}
 
@@ -142,6 +162,82 @@ def obstacles() -> str:
     return OBSTACLES_HEAD + "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
+def api() -> str:
+    """docs/api.md."""
+    public = {name: getattr(pagefold, name) for name in pagefold.__all__ if not name.startswith("_")}
+    errors = {name: each for name, each in public.items() if each.__module__ == _errors.__name__}
+    first = ["connect", "Client", "Buffer", "SettleReport", "Stats"]
+    rest = [name for name in public if name not in [*first, *errors]]
+    parts = [_documented(name, public[name]) for name in [*first, *rest]]
+    opening, tree, said = inspect.cleandoc(_errors.__doc__ or "").split("\n\n")[:3]
+    parts.append(f"\n## Errors\n\n{opening}\n\n```\n{_dedent(tree, 4)}\n```\n\n{said}\n")
+    parts += [_documented(name, each, "###") for name, each in errors.items()]
+    parts.append(
+        "\n## \\_\\_version\\_\\_\n\nThe version of the library, a string. Client and server have to be of the same.\n"
+    )
+    return API_HEAD + "".join(parts)
+
+
+def _documented(name: str, each: Any, level: str = "##") -> str:
+    """A function or class with its public members, in the order in which they stand in the source."""
+    shown = f"\n{level} {name}\n\n"
+    doc = inspect.cleandoc(each.__doc__ or "")
+    if inspect.isfunction(each) or "\nArgs:" in doc:
+        shown += f"```python\n{_signature(name, each)}\n```\n\n"
+    shown += _markdown(doc)
+    if inspect.isclass(each):
+        for member, value in vars(each).items():
+            if not member.startswith("_") and member not in FOR_FORKS and value.__doc__:
+                shown += _member(f"{name}.{member}", value, level)
+    return shown
+
+
+def _member(name: str, value: Any, level: str) -> str:
+    called = inspect.isfunction(value)
+    signature = f"```python\n{_signature(name, value)}\n```\n\n" if called else ""
+    return f"\n{level}# {name}\n\n{signature}{_markdown(inspect.cleandoc(value.__doc__))}"
+
+
+def _signature(name: str, each: Any) -> str:
+    """As it is written: annotations are text in these modules."""
+    found = inspect.signature(each)
+    shown: list[str] = []
+    named = False
+    for key, parameter in found.parameters.items():
+        if key == "self":
+            continue
+        if parameter.kind is parameter.KEYWORD_ONLY and not named:
+            shown, named = [*shown, "*"], True
+        text = key if parameter.annotation is parameter.empty else f"{key}: {parameter.annotation}"
+        if parameter.default is not parameter.empty:
+            default = getattr(parameter.default, "__name__", repr(parameter.default)).replace("'", '"')
+            text += f" = {default}" if ":" in text else f"={default}"
+        shown.append(text)
+    result = "" if found.return_annotation in (found.empty, None, "None") else f" -> {found.return_annotation}"
+    line = f"{name}({', '.join(shown)}){result}"
+    if len(line) <= 100:
+        return line
+    return f"{name}(\n" + "".join(f"    {text},\n" for text in shown) + f"){result}"
+
+
+def _markdown(doc: str) -> str:
+    """A docstring in Google form: sections become lists, examples become blocks."""
+    text, *sections = SECTION.split(doc)
+    shown = text.strip() + "\n"
+    for title, body in zip(sections[::2], sections[1::2], strict=True):
+        content = textwrap.dedent(body).strip()
+        if title == "Example":
+            shown += f"\n```python\n{content}\n```\n"
+        elif title == "Returns":
+            shown += f"\n**Returns**: {content}\n"
+        else:
+            entries = [" ".join(entry.split()) for entry in ENTRY.split(content) if entry.strip()]
+            shown += f"\n**{title}**\n\n" + "".join(
+                "* `{0}`: {2}\n".format(*entry.partition(": ")) for entry in entries
+            )
+    return shown
+
+
 def cli() -> str:
     """docs/cli.md."""
     return CLI_HEAD + "".join(_command(get_command(app), "pagefold"))
@@ -176,8 +272,8 @@ def _option(param: Any) -> str:
     return f"| {flags} | {default} | {_cell(words)} |\n"
 
 
-def _dedent(lines: str) -> str:
-    return "\n".join(line.removeprefix("  ") for line in lines.splitlines())
+def _dedent(lines: str, by: int = 2) -> str:
+    return "\n".join(line.removeprefix(" " * by) for line in lines.splitlines())
 
 
 def _cell(words: str) -> str:
@@ -197,7 +293,12 @@ def configuration() -> str:
 def main() -> int:
     """Writes the pages, or compares them."""
     stale = []
-    for name, text in (("cli.md", cli()), ("configuration.md", configuration()), ("obstacles.md", obstacles())):
+    for name, text in (
+        ("api.md", api()),
+        ("cli.md", cli()),
+        ("configuration.md", configuration()),
+        ("obstacles.md", obstacles()),
+    ):
         path = ROOT / "docs" / name
         if "--check" not in sys.argv:
             path.write_text(text)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pagefold
@@ -22,7 +23,8 @@ from support.waiting import until
 from typer.main import get_command
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 CLIENT = ROOT / "client" / "pagefold"
 MODULES = sorted(
     ".".join(path.relative_to(CLIENT.parent).with_suffix("").parts)
@@ -83,15 +85,110 @@ def test_pages_made_from_sources_are_fresh() -> None:
     assert ended.returncode == 0, ended.stderr
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@dataclass(frozen=True)
+class Link:
+    """`[text](target#anchor)`, or `[text][label]` and `[text]` with the target at the foot of the page."""
+
+    text: str
+    path: Path
+    anchor: str
+
+
+def links(page: Path) -> list[Link]:
+    """Of a page, those to files of this repository. A label without a target is an error."""
+    text = BLOCK.sub("", page.read_text())
+    at_foot = dict(re.findall(r"^\[([^\]]+)\]: (\S+)$", text, re.MULTILINE))
+    text = re.sub(r"^\[[^\]]+\]: \S+$", "", text, flags=re.MULTILINE)
+    found = re.findall(r"\[([^\[\]]+)\]\(([^)\s]+)\)", text)
+    labelled = re.findall(r"\[([^\[\]]+)\]\[([^\[\]]+)\]", text)
+    found += [(shown, at_foot[label]) for shown, label in labelled]
+    found += [
+        (label, at_foot[label]) for label in re.findall(r"(?<!\])\[([^\[\]]+)\](?![\[(])", text) if label in at_foot
+    ]
+    unused = at_foot.keys() - {label for _, label in labelled} - {shown for shown, _ in found}
+    assert not unused, f"{page.name}: at the foot and nowhere else"
+    here = [(shown, target.partition("#")) for shown, target in found if not target.startswith("http")]
+    return [Link(shown, (page.parent / path).resolve() if path else page, anchor) for shown, (path, _, anchor) in here]
+
+
+def anchors(page: Path) -> set[str]:
+    """What the headings of a page are called in links, as GitHub makes it."""
+    heads = re.findall(r"^#+ (.+)$", BLOCK.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+DEFINED = {
+    ".py": r"^\s*(?:(?:async )?def|class) {0}\b|^\s*{0}(?:: [^=\n]+)? = ",
+    ".pyi": r"^\s*(?:def|class) {0}\b|^\s*{0}:",
+    ".rs": r"\b(?:fn|struct|enum|trait|type|const|static|mod) {0}\b",
+    ".proto": r"\b(?:rpc|message|enum|service) {0}\b",
+}
+
+
+def defines(path: Path, name: str) -> bool:
+    return re.search(DEFINED[path.suffix].format(name), path.read_text(), re.MULTILINE) is not None
+
+
+def elsewhere(file: Path, name: str = "") -> str:
+    """Where a file that was moved is now, or which files define a name."""
+    roots = [ROOT / root for root in ("client", "server", "protos", "native/src", "native/python", "tests", "docs")]
+    found = (path for root in roots for path in root.rglob(f"*{file.suffix}" if name else file.name) if path.is_file())
+    places = [os.path.relpath(path, ROOT) for path in found if not name or defines(path, name)]
+    return f" (found in {', '.join(places)})" if places else ""
+
+
+@by_page
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
-        if not target.startswith("http"):
-            assert (page.parent / target).exists(), target
+    """To files, to headings, and to what the text names in a source file: [`Window`](window.rs)."""
+    wrong = []
+    for link in links(page):
+        where = f"[{link.text}] -> {os.path.relpath(link.path, ROOT)}"
+        code = re.fullmatch(r"`([A-Za-z_.]+)(?:\(\))?`", link.text) if link.path.suffix in DEFINED else None
+        names = code[1].split(".") if code else []
+        if not link.path.exists():
+            wrong.append(f"{where}: is not there{elsewhere(link.path, *names[-1:])}")
+        elif link.anchor and link.anchor not in anchors(link.path):
+            wrong.append(f"{where}#{link.anchor}: no such heading")
+        else:
+            names = [name for name in names if not defines(link.path, name)]
+            wrong += [f"{where}: does not define {name}{elsewhere(link.path, name)}" for name in names]
+    assert not wrong, "\n".join(wrong)
 
 
-# The design also names what is yet to come.
-@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "design.md"], ids=lambda page: page.name)
+def test_every_invariant_is_held_by_the_tests_that_its_line_names() -> None:
+    page = ROOT / "docs" / "design" / "invariants.md"
+    files = {link.text: link.path for link in links(page)}
+    rows = re.findall(r"^\| (I\d) \|.*\| ([^|]+) \|$", page.read_text(), re.MULTILINE)
+    assert [number for number, _ in rows] == [f"I{number}" for number in range(1, 9)]
+    for number, cell in rows:
+        named = [re.findall(r"`(\w+_)\*`|\[(\w+\.\w+)\]", part) for part in cell.split(";")]
+        assert any(prefix for part in named for prefix, _ in part), f"{number}: no test is named after it"
+        for part in named:
+            prefixes = [prefix for prefix, _ in part if prefix]
+            for name in [name for _, name in part if name]:
+                source = files[name].read_text()
+                assert all(re.search(rf"(?:def|fn) {prefix}", source) for prefix in prefixes), f"{number}: {name}"
+
+
+def test_every_design_page_opens_with_a_picture_and_what_it_answers() -> None:
+    for page in (ROOT / "docs" / "design").glob("*.md"):
+        opening = page.read_text().split("\n## ")[0]
+        assert re.match(r"# .+\n\n(?:```\n| {4})", opening), page.name
+        assert "This page answers: " in opening, page.name
+        assert f"design/{page.name}" in (ROOT / "docs" / "index.md").read_text(), f"{page.name} is not in the index"
+
+
+def test_the_architecture_says_of_every_folder_what_is_decided_there() -> None:
+    told = {link.path for link in links(ROOT / "docs" / "architecture.md")}
+    roots = [
+        ROOT / name for name in ("client/pagefold", "server/pagefold_server", "protos/pagefold_proto", "native/src")
+    ]
+    folders = {path.parent for root in roots for path in root.rglob("*") if path.suffix in (".py", ".rs", ".proto")}
+    folders = {folder for folder in folders if folder.name not in ("tests", "__pycache__")}
+    assert {str(folder.relative_to(ROOT)) for folder in folders - told} == set()
+
+
+@by_page
 def test_commands_that_pages_name_exist(page: Path) -> None:
     commands = get_command(app).commands  # type: ignore[attr-defined]
     text = page.read_text()

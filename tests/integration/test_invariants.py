@@ -1,9 +1,4 @@
-"""Invariants of the design, end to end, where no other file holds them. Test names carry their numbers.
-
-I1 here and in test_pool, test_events, test_engine_model; I2 in test_native_space; I3 in test_death and the
-engine's tests; I4 here and in test_native_space; I5 in test_death; I6 here and in test_server_hostile; I7 in
-test_memory_model and test_chaos; I8 in native/src/space/window.rs, test_native_faults and test_hammer.
-"""
+"""Invariants, end to end, where no other file holds them. docs/design/invariants.md says which file holds which."""
 
 from __future__ import annotations
 

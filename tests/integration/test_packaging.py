@@ -91,7 +91,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 def test_the_sdist_has_all_that_it_takes(built: Built) -> None:
     wanted = ["LICENSE", "README.md", "Makefile", ".ci/run", "native/Cargo.lock", "native/src/lib.rs", "pyproject.toml"]
-    wanted += ["protos/pagefold_proto/v1/memory.proto", "tests/conftest.py", "tools/check_tools.py", "docs/design.md"]
+    wanted += [
+        "protos/pagefold_proto/v1/memory.proto",
+        "tests/conftest.py",
+        "tools/check_tools.py",
+        "docs/design/mechanism.md",
+    ]
     assert [name for name in wanted if name not in built.sdist] == []
     assert [name for name in built.sdist if name.endswith((".so", ".pyc")) or "/target/" in name] == []
 

@@ -1,4 +1,4 @@
-"""When a domain is settled: passes are weighed as docs/design.md says, "settle()"."""
+"""When a domain is settled: passes are weighed as docs/design/engine.md says, "settle()"."""
 
 from __future__ import annotations
 

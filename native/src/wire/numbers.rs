@@ -4,27 +4,27 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum EventKind {
-    /// The pages map the frames now (pool 0: the zero page). Answers a proposal.
+    /// The pages map the frames now (pool 0: the zero page). It answers a proposal.
     Merged = 1,
-    /// The proposal for these pages was not carried out. Answers a proposal; `detail` is a DeclineReason.
+    /// The client declined the proposal for these pages; `detail` is a DeclineReason. It answers a proposal.
     Declined = 2,
-    /// The pages were merged and have been written since: they are private copies now.
+    /// The pages were merged, and a write has made them private copies.
     Copied = 3,
-    /// The pages map no frame any more: adopted (detail 0) or discarded (detail 1).
+    /// The pages map no frame any more: the client adopted (detail 0) or discarded (detail 1) them.
     Released = 4,
-    /// The pages could not be adopted; `detail` is an errno. They keep their bytes and their frame reference.
+    /// The client could not adopt the pages; `detail` is an errno. They keep their bytes and their frame references.
     NotAdopted = 5,
-    /// The pages are not to be merged from now on (advise), or may be again.
+    /// From now on the pages must not be merged (advise), or may be merged again.
     Excluded = 6,
-    /// The pages are not to be merged from now on (advise), or may be again.
+    /// From now on the pages must not be merged (advise), or may be merged again.
     Included = 7,
-    /// What was known of the pages is not so any more: they were written since the client looked last (detail 0), or
-    /// may have been, for they were not tracked for a moment (detail 1), or were given back and are holes (detail 2).
-    /// Only clients with the tracker "pagemap" report details 0 and 1, and of their pages only those that they have
-    /// reported are ever read.
+    /// What the server knows of the pages is out of date. Detail 0: they were written since the client's last look.
+    /// Detail 1: they may have been, for they were not tracked for a moment. Detail 2: they were given back and are
+    /// holes. Only clients with the tracker "pagemap" report details 0 and 1. Of their pages the server reads only
+    /// those that they reported.
     Written = 8,
-    /// The pages map these frames since before this session began: what a client that comes back tells a server that
-    /// was started anew. Copies of frames are reported as copied right after.
+    /// The pages have mapped these frames since before this session: a returning client tells it a restarted server.
+    /// Right after it the client reports which of them are copies.
     Resumed = 9,
 }
 
@@ -56,7 +56,7 @@ pub enum DeclineReason {
     Budget = 2,
     /// Inside pinned(), or excluded by advise().
     Pinned = 3,
-    /// The page is not owned, or its segment is not there (any more).
+    /// The page is not owned, or the client does not have the segment.
     State = 4,
     /// A system call failed.
     Failed = 5,

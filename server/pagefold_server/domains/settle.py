@@ -1,4 +1,4 @@
-"""Settling: what waits for it, and when there is nothing left to wait for (docs/design.md, "settle()").
+"""Settling: what waits for it, and when there is nothing left to wait for (docs/design/engine.md, "settle()").
 
 This counts passes; it knows neither time nor scanning. A pass counts for a request if it began after all clients had
 looked for written pages at that request. Looks have numbers.

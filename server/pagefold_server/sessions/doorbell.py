@@ -1,4 +1,4 @@
-"""Doorbells, by which clients are rung. What a ring means, and why it is a futex call: docs/design.md, "Names".
+"""Doorbells, by which clients are rung. What a ring means, and why it is a futex call: docs/design/names.md.
 
 The native doorbell relies on where glibc keeps a semaphore's value. That is checked once, by ringing one of
 our own; where it fails, the C library rings, and a client that truncates its semaphore could then stop the server.

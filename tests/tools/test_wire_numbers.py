@@ -1,4 +1,4 @@
-"""Numbers that native code and Python must agree on, by their names: of the protocol, and of the two engines."""
+"""Numbers of the protocol that native code and Python must agree on, by their names."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 
 from pagefold_proto.v1 import memory_pb2 as pb
-from pagefold_server.engine import states
-from pagefold_server.engine.interface import FrameFault
 
 ROOT = Path(__file__).parents[2]
 NATIVE = ROOT / "native" / "src"
@@ -31,13 +29,3 @@ def test_the_protocols_are_made_from_the_proto():
     reasons = {name.removeprefix("DECLINE_REASON_"): number for name, number in pb.DeclineReason.items() if number > 0}
     assert numbers("wire/numbers.rs", "EventKind") == kinds
     assert numbers("wire/numbers.rs", "DeclineReason") == reasons
-
-
-def test_states_of_pages_are_the_same_in_both_engines():
-    native = numbers("engine/tables/state.rs", "State")
-    assert len(native) == states.STATES
-    assert native == {name: getattr(states, name) for name in native}
-
-
-def test_faults_of_frames_are_the_same_in_both_engines():
-    assert numbers("engine/frames/mod.rs", "Fault") == {fault.name: fault.value for fault in FrameFault}
