@@ -42,9 +42,9 @@ class Words(NamedTuple):
 
 HOLD_WRITES: Final = (
     "set sysctl vm.unprivileged_userfaultfd=1, or let this user read /dev/userfaultfd (Linux 6.1), or give the program "
-    "CAP_SYS_PTRACE (docs/machine.md: how each lasts over a restart); where a seccomp profile forbids userfaultfd, "
-    "allow it; or connect(barrier='user') ($PAGEFOLD_BARRIER), with which a system call that writes into a page while "
-    "it is remapped fails with EFAULT"
+    "CAP_SYS_PTRACE (docs/machine.md: how each lasts over a restart). Where a seccomp profile forbids userfaultfd, "
+    "allow it; where none does, connect(barrier='user') ($PAGEFOLD_BARRIER) needs no permission: with it a system "
+    "call that writes into a page while it is remapped fails with EFAULT"
 )
 _NAMES_GONE: Final = (
     "restart the server and the programs that were there when it went (loginctl enable-linger, or RemoveIPC=no, keeps "
@@ -190,6 +190,10 @@ JUDGED: Final = frozenset((pb.OBSTACLE_KIND_FORKED,))
 """Of these: those of which the server knows the number of pages better."""
 CAUSES: Final = OWN - {pb.OBSTACLE_KIND_OFF, pb.OBSTACLE_KIND_SEGMENT, pb.OBSTACLE_KIND_FORKED, pb.OBSTACLE_KIND_LOOK}
 """Of these: those for which a client declines proposals."""
+_LATER: Final = frozenset(
+    (pb.OBSTACLE_KIND_LOST, pb.OBSTACLE_KIND_UNREACHABLE, pb.OBSTACLE_KIND_EXCLUDED, pb.OBSTACLE_KIND_STOPPED)
+)
+"""Obstacles that may come when memory is merged already, which it stays."""
 _HINDRANCES: Final = {"locked": pb.OBSTACLE_KIND_LOCKED, "data": pb.OBSTACLE_KIND_DATA}
 
 
@@ -241,7 +245,10 @@ def sentence(obstacle: Obstacle) -> str:
     why = f"{words.why} ({os.strerror(obstacle.error)})" if obstacle.error else words.why
     if obstacle.detail:
         why += f" ({obstacle.detail})"
-    return f"{_count(obstacle.pages)} {words.what}: {why}: {words.remedy}"
+    what = f"{_count(obstacle.pages)} {words.what}"
+    if obstacle.pages == 0 and obstacle.kind in _LATER:
+        what = "nothing more is merged"
+    return f"{what}: {why}: {words.remedy}"
 
 
 def text(obstacles: Iterable[Obstacle]) -> str:

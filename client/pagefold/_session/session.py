@@ -145,7 +145,7 @@ class Session:
             )
         return SettleReport(
             settled=report.settled,
-            reason="" if report.settled else obstacle_table.text(report.obstacles) or GAVE_UP,
+            reason="" if report.settled else obstacle_table.text(map(self._detailed, report.obstacles)) or GAVE_UP,
             seconds=seconds,
             passes=report.passes,
             merged_pages=report.merged_pages,
@@ -167,7 +167,17 @@ class Session:
             if detail:
                 pages = self.conversation.report.unmerged_pages()
                 return [*found, Obstacle(kind=kind, pages=pages, detail=detail)]
-        return [*found, *(told for told in self.conversation.server_obstacles if told.kind not in own)]
+        told = (self._detailed(told) for told in self.conversation.server_obstacles if told.kind not in own)
+        return [*found, *told]
+
+    def _detailed(self, told: Obstacle) -> Obstacle:
+        """What the server told, with what only the client knows of it."""
+        if told.kind == pb.OBSTACLE_KIND_BUDGET and not self.lost:
+            counts, known = self.space.counts(), Obstacle()
+            known.CopyFrom(told)
+            known.detail = f"this client uses {counts.mappings:,} of {counts.budget:,}"
+            return known
+        return told
 
     def close(self) -> None:
         """Ends the session and waits for its end. The session's own thread does not wait."""
@@ -290,7 +300,7 @@ class Session:
     def _back_off(self, error: PagefoldError) -> None:
         if self._failures == 0:
             _log.info("nothing is merged at the moment, and memory stays usable; the client tries again: %s", error)
-        self.trouble = f"the server does not answer: {error}" if isinstance(error, ServerUnavailable) else str(error)
+        self.trouble = str(error)
         self.arena.set_reachable(False)
         least, most = BACKOFF_SECONDS
         delay = min(most, least * 2 ** min(self._failures, 16)) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter

@@ -16,6 +16,7 @@ from pagefold_proto import addresses
 from pagefold_proto.limits import PAGE, PROTOCOL
 from pagefold_proto.text import printable
 from pagefold_proto.version import __version__
+from rich.padding import Padding
 from rich.text import Text
 
 from pagefold._launch.user_server import NEEDED as SERVER_NEEDS
@@ -26,11 +27,11 @@ from pagefold.cli.admin import Admin, parse_address
 from pagefold.cli.checks import Check, Machine, machine_checks
 from pagefold.cli.exits import CommandError, ExitCode
 from pagefold.cli.options import AddressOption, CaOption, JsonOption, TokenFileOption
-from pagefold.cli.output import PROSE_WIDTH, console, count, print_json, table
+from pagefold.cli.output import PROSE_WIDTH, console, count, print_json
 from pagefold.testing import embedded_server
 
 _STYLES: Final = {"ok": "green", "warn": "yellow", "fail": "bold red"}
-_WORDS: Final = "what it means, and what to do"
+_INDENT: Final = 4
 _SECONDS: Final = 3.0
 _NONE: Final = "none at"
 
@@ -200,13 +201,14 @@ def fork_support(value: str) -> Check:
 
 def _show(checks: list[Check], able: bool) -> None:
     out = console(PROSE_WIDTH)
-    listed = table("check", "", "found", _WORDS, wrap=("found", _WORDS))
+    widest = max(len(check.name) for check in checks)
     for check in checks:
-        words = Text(printable(check.meaning))
+        state = (f"{check.state:<5}", _STYLES[check.state])
+        out.print(Text.assemble((f"{check.name:<{widest}}  ", "bold"), state, printable(check.found)))
+        out.print(Padding(Text(printable(check.meaning)), (0, 0, 0, _INDENT), expand=False))
         if check.remedy and check.remedy != "see above":
-            words.append(f"\n-> {printable(check.remedy)}", style="cyan")
-        listed.row(check.name, Text(check.state, style=_STYLES[check.state]), check.found, words)
-    out.print(listed)
+            # In one piece however wide it is: there are commands in it, to be copied.
+            out.print(Text(f"{' ' * _INDENT}-> {printable(check.remedy)}", style="cyan"), soft_wrap=True)
     if able:
         out.print("this machine can merge", style="bold green")
     else:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Annotated
 
 import typer
+from pagefold_proto import addresses
 from pagefold_proto.text import printable
 
 from pagefold._process.threads import wait_until
@@ -37,7 +38,12 @@ def stop(
     """
     with Admin(address, token_file, ca) as admin:
         is_there = _is_there(admin)
-        pid = admin.stop().pid
+        try:
+            pid = admin.stop().pid
+        except CommandError as error:
+            if error.code is ExitCode.NO_SERVER and not addresses.stuck(admin.address):
+                raise CommandError(f"no server answers at {admin.address}: none is to be stopped", error.code) from None
+            raise
         if not wait_until(lambda: not is_there(), timeout, _LOOK_SECONDS):  # nothing tells of its end
             text = f"the server at {admin.address} (pid {pid}) was told to stop, and has not ended in {timeout:g} s"
             raise CommandError(text)
