@@ -123,7 +123,7 @@ def _connect(options: ConnectOptions, transport: Transport | None, answer: Answe
     """Runs on the session's thread: makes a client, and then is its session."""
     connection = _assemble(options, transport, answer)
     session = connection.session
-    client = Client(connection, None if transport else functools.partial(_attach, options))
+    client = Client(connection, functools.partial(_attach, options) if transport is None else None)
     del connection  # the client alone holds its lifeline
     if not answer.give(client):
         client.abandon()
@@ -230,7 +230,7 @@ def _make_space(options: ConnectOptions, means: _Means, lease: int, features: Fe
         except OSError as error:
             if means.tracker == "checksum":
                 raise
-            space = make(means.barrier, "checksum")  # no descriptor is left for the other one, say
+            space = make(means.barrier, "checksum")  # no descriptor is left for the other one, for example
             if options.tracker is not None:
                 space.close()
                 raise TrackerUnavailable(f"tracker={means.tracker!r} cannot be had here: {error}") from error

@@ -45,7 +45,7 @@ class ServerRefused(PagefoldError):
 
     Attributes:
         reason: its stable name: "limit" for REASON_LIMIT of `Reason` in memory.proto; where the server gave none, the
-            name of gRPC's status, say "unimplemented".
+            name of gRPC's status, for example "unimplemented".
     """
 
     def __init__(self, reason: str, text: str) -> None:

@@ -27,6 +27,8 @@ from pagefold._process import threads
 _FREE_FD: Final = 10
 """Above all numbers that a new process has a use for."""
 _TICK: Final = 0.01
+_GRACE_SECONDS: Final = 5.0
+"""Time for a server to clean up that did not get ready."""
 _SIGTERM: Final = 15  # as everywhere: `signal` is one of the modules that are replaced
 _SIGKILL: Final = 9
 
@@ -204,13 +206,13 @@ def _hear(process: ServerProcess, told: _socket.socket, until: float, detach: bo
     try:
         ready = _is_ready(told, until, 1)
     except BaseException:  # else the server would live on, unused
-        process.end(0)
+        process.end(_GRACE_SECONDS)
         raise
     if ready:
         return None
     with contextlib.suppress(TimeoutError):  # it closed the socket, so it is about to end
         return process.wait(min(1.0, max(0.0, until - threads.monotonic())))
-    process.end(0)
+    process.end(_GRACE_SECONDS)
     return process.wait()
 
 

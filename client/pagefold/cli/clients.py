@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from pagefold_proto.text import human
@@ -40,9 +40,15 @@ def clients(
             _show_segments(admin.segments(client), as_json)
             return
         if as_json:
-            print_json({"clients": [plain(info) for info in found]})
+            print_json({"clients": [_as_dict(info) for info in found]})
             return
         _show_clients(found, admin.status().page_size)
+
+
+def _as_dict(info: pb.ClientInfo) -> dict[str, Any]:
+    """A client as JSON, with the word that the barrier has everywhere but in the protocol."""
+    told = plain(info)
+    return {"barrier" if key == "tier" else key: value for key, value in told.items()}
 
 
 def _show_clients(found: list[pb.ClientInfo], page_size: int) -> None:
@@ -62,7 +68,7 @@ def _show_clients(found: list[pb.ClientInfo], page_size: int) -> None:
             info.program or "-",
             f"{info.uid}/{info.label}" if info.label else str(info.uid),
             info.state,
-            plain(info)["tier"],
+            _as_dict(info)["barrier"],
             human(gauges.merged_pages * page_size),
             human(gauges.zero_pages * page_size),
             human(gauges.owned_pages * page_size),

@@ -201,10 +201,11 @@ def fork_support(value: str) -> Check:
 
 def _show(checks: list[Check], able: bool) -> None:
     out = console(PROSE_WIDTH)
-    widest = max(len(check.name) for check in checks)
-    for check in checks:
+    names = [printable(check.name) for check in checks]
+    widest = max(map(len, names))
+    for name, check in zip(names, checks, strict=True):
         state = (f"{check.state:<5}", _STYLES[check.state])
-        out.print(Text.assemble((f"{check.name:<{widest}}  ", "bold"), state, printable(check.found)))
+        out.print(Text.assemble((f"{name:<{widest}}  ", "bold"), state, printable(check.found)))
         out.print(Padding(Text(printable(check.meaning)), (0, 0, 0, _INDENT), expand=False))
         if check.remedy and check.remedy != "see above":
             # In one piece however wide it is: there are commands in it, to be copied.
