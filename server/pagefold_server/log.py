@@ -198,10 +198,10 @@ def _opened(path: Path, make_directory: bool) -> int:
         found = os.fstat(place)
         if found.st_uid not in (0, os.geteuid()):
             raise OSError(errno.EPERM, f"its directory belongs to uid {found.st_uid}")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         if found.st_mode & _OTHERS_WRITE:
             flags |= os.O_NOFOLLOW
-        return os.open(path.name, flags, 0o600, dir_fd=place)
+        return os.open(path.name, flags | os.O_NONBLOCK, 0o600, dir_fd=place)
     finally:
         os.close(place)
 

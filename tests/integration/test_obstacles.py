@@ -353,7 +353,7 @@ def test_memory_that_was_refused_merges_once_what_refused_it_is_raised_for_good(
         scene.server.stop()
         scene.server.settings |= {"tenant_max_bytes": 0, "run": 1}
         scene.server.start()
-        until(lambda: scene.two.call("settle", 20).settled, 20, "merging")
+        until(lambda: scene.one.call("settle", 20).settled, 20, "merging")
         assert scene.one.call("stats").merged_bytes == PAGES * PAGE
 
 

@@ -5,6 +5,7 @@ released throughout. This package takes numbers and file descriptors; defaults a
 `pagefold_server`. The manual is `_native.pyi`.
 """
 
+from pagefold_core import _running  # noqa: F401 - native code imports it, when descriptors may be short
 from pagefold_core._native import (
     PAGE_SIZE,
     Answer,
