@@ -55,7 +55,7 @@ def embedded_server(**settings: object) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="pagefold-", dir=_parent()) as directory:
         address, log = f"unix:{directory}/server.sock", f"{directory}/server.log"
         flags = {"idle_exit_seconds": _IDLE_EXIT_SECONDS, "log_format": "json", "log_file": log, **settings}
-        log_fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        log_fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
         try:
             process = launch(address, flags, server_environment(False), log_fd, _START_SECONDS)
         except (NotLaunched, NotReady) as error:

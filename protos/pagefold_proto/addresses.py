@@ -112,7 +112,10 @@ def listener(path: str) -> int | None:
 
 def stuck(address: Address) -> str:
     """Who listens at an address and gave no answer; empty: nobody does, as far as can be told from here."""
-    pid = listener(address.path) if address.scheme == "unix" else None
+    try:
+        pid = listener(address.path) if address.scheme == "unix" else None
+    except OSError:  # no descriptor is left to look with
+        return ""
     if pid is None:
         return ""
     who = f"process {pid}" if pid else "a process that is not visible here"

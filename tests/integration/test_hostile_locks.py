@@ -113,7 +113,7 @@ def test_a_client_does_not_wait_for_a_file_lease_on_a_pool(
 ) -> None:
     made = planted(shm_names.tag_of("here", os.geteuid(), "leased"))
     fcntl.fcntl(made.fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-    assert not Pools(NoSpace()).add(1, made.name), "it may work later"
+    assert not Pools(NoSpace()).add_pool(1, made.name), "it may work later"
     assert "file lease" in caplog.text
     fcntl.fcntl(made.fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 
