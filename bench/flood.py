@@ -169,7 +169,7 @@ class Subject:
         try:
             while not self._ended.is_set():
                 done += work()
-        except BaseException as error:  # for whoever calls stop()
+        except BaseException as error:  # for the caller of stop()
             self._failed.append(error)
         self._counts.append(done)
 

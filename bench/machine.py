@@ -50,7 +50,7 @@ def warm(nbytes: int) -> None:
     """Touches so much memory and frees it again: what is allocated next, the host has given already.
 
     A virtual machine gets its memory from the host when it first touches it, at several times the price of a page that
-    was in use before. Without this, whoever is measured first pays for whoever is measured second.
+    was in use before. Without this, the first measured pays for the second.
     """
     nbytes = min(nbytes, max(0, meminfo("MemAvailable") - _SPARE))
     pieces = []

@@ -118,7 +118,7 @@ pagefold status --address tcp:127.0.0.1:7700 --token-file token --ca cert.pem
 
 A program says `pagefold.connect("tcp:127.0.0.1:7700", token=..., ca="cert.pem")`, where `ca` is the certificate
 itself if it is self-signed. Its names have to fit the address (`subjectAltName=IP:127.0.0.1`). The library takes
-address and token from the environment too, the certificate as an argument only. Whoever has the token reaches what
+address and token from the environment too, the certificate as an argument only. A program with the token reaches what
 the address offers: at `address` every operator's command, `pagefold stop` included; so other users' programs get
 `tenants_address`.
 

@@ -84,7 +84,7 @@ class Objects:
                 os.mkdir(path, 0o700)
 
     def lock(self, made: Made, exclusive: bool = True) -> None:
-        """Takes a file lease: whoever opens it after that is to wait until it is given back, 45 s as a rule."""
+        """Takes a file lease: a process that opens it after that waits until it is given back, 45 s as a rule."""
         with contextlib.suppress(OSError):  # it is open elsewhere
             if exclusive:
                 fcntl.fcntl(made.fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)

@@ -293,7 +293,7 @@ def test_what_children_inherit_merged_is_theirs_and_outlives_the_parent(
         assert (counters.pages_shared, counters.pages_sharing, counters.zero_pages) == (0, 0, 0)
     finally:
         for fd in gates:
-            os.close(fd)  # whoever reads there goes on, and ends
+            os.close(fd)  # the reader goes on, and ends
         told.close()
         program.kill()
         program.wait(timeout=30)

@@ -25,7 +25,7 @@ from support.server import Server
 
 @pytest.fixture
 def deaf() -> Iterator[None]:
-    """Whoever holds a file lease that is broken is sent a SIGIO, which ends the process."""
+    """The holder of a file lease that is broken is sent a SIGIO, which ends the process."""
     before = signal.signal(signal.SIGIO, signal.SIG_IGN)
     yield
     signal.signal(signal.SIGIO, before)

@@ -217,7 +217,7 @@ def masks():
         taken = {n for n in signal.valid_signals() if not blocked >> n - 1 & 1}
         found[int(task), fields["Name"].strip()] = taken - UNBLOCKABLE
     return found
-# Those that a thread raises by itself reach whoever handles crashes; the C library keeps two for itself.
+# Those that a thread raises by itself reach crash handlers; the C library keeps two for itself.
 UNBLOCKABLE = {getattr(signal, f"SIG{name}") for name in "SEGV BUS ILL FPE TRAP ABRT SYS KILL STOP".split()} | {32, 33}
 def assert_blocked(least):
     found = masks()

@@ -133,7 +133,7 @@ def test_run_0_stops_and_settle_says_so(serve) -> None:  # type: ignore[no-untyp
         server.configure(run=1)
         assert raw.settle(2).settled
         raw.exchange(settling=3)
-        server.configure(run=0)  # whoever waits is told
+        server.configure(run=0)  # waiting clients are told
         raw.wait()
         assert server.status().settling == 0
 

@@ -187,7 +187,7 @@ def test_a_log_whose_directory_was_removed_is_begun_again(start: Callable[..., L
 @pytest.mark.needs("root")
 @pytest.mark.parametrize("sticky", [False, True])
 def test_nothing_is_written_where_another_user_says(sticky: bool, tmp_path: Path) -> None:
-    """Whoever made the directory anew, when cleaners had taken it, had root's server write to any file."""
+    """A user who made the directory anew, when cleaners had taken it, had root's server write to any file."""
     log, theirs = tmp_path / "logs" / "log", tmp_path / "passwd"
     log.parent.mkdir()
     sink = Sink()

@@ -82,7 +82,7 @@ def test_no_signal_reaches_them() -> None:
     mask = call(blocked)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM, signal.SIGPROF, signal.SIGCHLD, signal.SIGRTMIN):
         assert mask >> number - 1 & 1, number
-    assert not mask >> signal.SIGSEGV - 1 & 1, "whoever handles crashes is called"
+    assert not mask >> signal.SIGSEGV - 1 & 1, "crash handlers are called"
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set(), "the caller's mask is as it was"
 
 

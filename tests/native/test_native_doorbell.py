@@ -1,4 +1,4 @@
-"""The doorbell: a semaphore that a peer cannot turn against whoever rings it."""
+"""The doorbell: a semaphore that a peer cannot turn against the ringing process."""
 
 from __future__ import annotations
 

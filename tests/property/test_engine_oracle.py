@@ -28,7 +28,7 @@ class Oracle(EngineMachine):
     threads = 1
 
     def __init__(self) -> None:
-        self.strangers: list[FakeClient] = []  # of whom the server has not heard since it was started anew
+        self.strangers: list[FakeClient] = []  # the server has not heard of them since it was started anew
         self.unclaimed = False
         super().__init__()
 

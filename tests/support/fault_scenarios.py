@@ -19,7 +19,7 @@ from support.spaces import COPIED, DECLINED, MERGED, PAGE, WRITTEN, Bench, page_
 PAGES = 96
 WRITERS = 2
 PATIENCE = 20.0
-"""Seconds for what the warden, or whoever wants the lock, sees to within two."""
+"""Seconds for what the warden, or a thread that wants the lock, sees to within two."""
 
 
 class Writers:

@@ -135,7 +135,7 @@ def is_inherited(address: int, nbytes: int) -> bool:
 
 @final
 class Ending:
-    """How a session ends. For its thread, which makes it, and for whoever waits.
+    """How a session ends. For its thread, which makes it, and for threads that wait.
 
     Args:
         bell: rung when it is to end.
@@ -327,7 +327,7 @@ class Arena:
         """Whether the server knows of all segments, or will not be told."""
 
     def set_reachable(self, reachable: bool) -> None:
-        """Whether the server is told of new segments: then whoever allocates waits for that, for a second at most."""
+        """Whether the server is told of new segments: then an allocation waits for that, for a second at most."""
 
     def close(self) -> list[Segment]:
         """Drops all segments in which no block lives, and hands out no more. Returns the others, to be discarded."""

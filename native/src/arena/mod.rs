@@ -7,7 +7,7 @@
 //! * Memory is handed out only if its backing has room for it now, together with what was handed out before: a store to a
 //!   full tmpfs is SIGBUS. Where room is scarce it is reserved, or comes from a memfd; elsewhere that is a check and no
 //!   reservation, and other processes fill /dev/shm too.
-//! * An object's name goes with the object, whatever becomes of whoever made it. (Of a process that is killed, the server
+//! * An object's name goes with the object, whatever becomes of its maker. (Of a process that is killed, the server
 //!   sweeps the names.)
 
 pub mod books;

@@ -1,6 +1,6 @@
 //! Turns and forks: while a thread talks to a server nobody forks, and while somebody forks nobody begins to talk.
 //!
-//! gRPC in the middle of a call does not survive fork(). So a session takes a turn for each call, and whoever forks by Python's
+//! gRPC in the middle of a call does not survive fork(). So a session takes a turn for each call, and a thread that forks by Python's
 //! hooks waits for the turns of others to end; turns that would begin meanwhile wait for the fork. A thread never waits for
 //! itself: a finalizer may fork in the middle of its own thread's turn.
 //!

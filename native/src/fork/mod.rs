@@ -65,7 +65,7 @@ struct Registry {
 }
 
 impl Recover for Registry {
-    /// A thread that forked is gone: whoever wants the spaces that it held takes them over one by one.
+    /// A thread that forked is gone: the next that wants a space which it held takes that over.
     fn recover(&mut self) {
         self.held.clear();
         self.depth = 0;
@@ -99,7 +99,7 @@ static REGISTRY: ForkLock<Registry> = ForkLock::new(Registry {
 /// Changes with the gate, for those who wait at it.
 static GATE: AtomicU32 = AtomicU32::new(0);
 
-/// After so long whoever waits at the gate looks again.
+/// A thread that waits at the gate looks again after this time.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 thread_local! {

@@ -1,7 +1,7 @@
 //! Work that no signal reaches, on threads of the library's own.
 //!
 //! An exception may come out of a signal handler between any two steps of Python, in the main thread. So what must not be
-//! left half done is not done there: `call` hands it to a thread of its own and waits. Whoever waits may be interrupted at
+//! left half done is not done there: `call` hands it to a thread of its own and waits. The waiting thread may be interrupted at
 //! any moment; the work goes on, and finds that nobody wants its answer.
 
 use super::calls::wait;
@@ -110,7 +110,7 @@ pub fn start(
     let run = py.import("pagefold_core._running")?.getattr(if answer.is_some() { "answer" } else { "run" })?;
     let work = Py::new(py, Work { name, act: Mutex::new(Some(act)), answer, running })?;
     let start = starter(py)?;
-    let held = HeldBack::all(); // a thread begins with the mask of whoever starts it
+    let held = HeldBack::all(); // a thread begins with the mask of its starter
     let started = start.call1(py, (run, (work,)));
     drop(held);
     started.map(drop).map_err(|error| PyOSError::new_err((libc::EAGAIN, format!("starting a thread: {error}"))))
@@ -158,7 +158,7 @@ fn starter(py: Python<'_>) -> PyResult<&Py<PyAny>> {
     })
 }
 
-/// Whoever asks `threading` for the current thread, as gRPC does, has it make a dummy for one that it did not start. Before
+/// Code that asks `threading` for the current thread, as gRPC does, has it make a dummy for one that it did not start. Before
 /// Python 3.13 it keeps that for ever.
 fn forget_dummy(py: Python<'_>) -> PyResult<()> {
     let active = py.import("threading")?.getattr("_active")?;

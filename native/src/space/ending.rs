@@ -1,4 +1,4 @@
-//! The end of a session, seen from both sides: by its thread, which is asked to end, and by whoever waits for that.
+//! The end of a session, seen from both sides: by its thread, which is asked to end, and by the threads that wait for that.
 //!
 //! A client holds on to its session by a lifeline, and when that is let go of, on whatever way, the session ends by itself:
 //! at once, or when the last of its memory goes.

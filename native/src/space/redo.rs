@@ -1,7 +1,7 @@
 //! The redo log: what the thread that has the lock is in the middle of.
 //!
 //! Mappings are changed by the kernel, books by us, and between the two a thread may panic or be killed. So a change is
-//! noted here once the kernel has made it, and the books follow from the note. Whoever finds a note that its writer left
+//! noted here once the kernel has made it, and the books follow from the note. The thread that finds a note which its writer left
 //! behind does the same: the books always come to what is mapped, and every proposal to its answer.
 //!
 //! ```text

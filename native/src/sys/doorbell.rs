@@ -1,6 +1,6 @@
 //! A named POSIX semaphore, rung without touching its memory.
 //!
-//! sem_post stores to the semaphore; if its owner has truncated the file behind it, that is SIGBUS for whoever rings.
+//! sem_post stores to the semaphore; if its owner has truncated the file behind it, that is SIGBUS for the ringing process.
 //! futex(FUTEX_WAKE_OP) does the same work inside the kernel, which answers EFAULT. It sets the value to 1 rather than
 //! adding to it, so that rings coalesce. glibc keeps the value in the first 32-bit word on little-endian machines and
 //! in the second on big-endian ones, and its waiters wait on that word.

@@ -11,7 +11,7 @@ pub enum Waited {
     Set,
     /// It has not, in all that time.
     TimedOut,
-    /// A signal was handled by this thread: whoever waits may have to see to it, and goes on waiting.
+    /// A signal was handled by this thread: it may have to see to that, and goes on waiting.
     Interrupted,
 }
 

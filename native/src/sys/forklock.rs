@@ -1,6 +1,6 @@
 //! A mutex that one thread can hold across fork(), and that survives the thread that holds it.
 //!
-//! A child of fork has one thread and a copy of every lock as it was. So whoever forks takes the lock before and lets
+//! A child of fork has one thread and a copy of every lock as it was. So the forking thread takes the lock before and lets
 //! it go after, in the parent and in the child, on the same thread. The lock is one futex word without any table
 //! behind it, so letting go in the child touches nothing that another thread could have left half done.
 //!
@@ -34,7 +34,7 @@ const WAITERS: u32 = 1 << 31;
 /// How long to wait before looking whether the holder is alive. It holds the lock for a fraction of a millisecond.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Something that can be put right after whoever changed it has stopped in the middle.
+/// Something that can be put right after a thread that changed it has stopped in the middle.
 pub trait Recover {
     /// Completes or undoes what is half done. Must not rely on anything that the holder has on its stack.
     fn recover(&mut self);
@@ -238,7 +238,7 @@ impl<T: Recover + Send + 'static> ForkLock<T> {
         }
         loop {
             let word = self.word.load(Ordering::Relaxed);
-            // Whoever has waited cannot know whether others do, so it counts on it.
+            // A thread that has waited cannot know whether others do, so it counts on it.
             if word == 0 {
                 if self.word.compare_exchange(0, me | WAITERS, Ordering::Acquire, Ordering::Relaxed).is_ok() {
                     self.mark();
@@ -486,7 +486,7 @@ mod tests {
         drop(books);
         assert!(lock.take_over().is_none(), "nobody has it");
         let books = lock.lock();
-        assert!(lock.take_over().is_none(), "whoever has it is alive");
+        assert!(lock.take_over().is_none(), "its holder is alive");
         drop(books);
     }
 }

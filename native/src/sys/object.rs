@@ -75,7 +75,7 @@ impl Lent {
     /// In a child: closes the copy, if it still is that object.
     pub fn close(self) {
         if self.identity.is_some() && identify_number(self.number) == self.identity {
-            // SAFETY: the number is open, for the object that it was noted for; whoever kept it open is in another process.
+            // SAFETY: the number is open, for the object that it was noted for; the keeper of it is in another process.
             unsafe { libc::close(self.number) };
         }
     }

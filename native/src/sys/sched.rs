@@ -1,6 +1,6 @@
 //! The scheduler: beginning short work at the beginning of a time slice.
 //!
-//! Whoever is preempted inside of a window holds writers for as long as somebody else's slice lasts: several milliseconds
+//! A thread that is preempted inside of a window holds writers for as long as somebody else's slice lasts: several milliseconds
 //! where the clock ticks 250 times a second. The kernel does not say how much of a slice is left. But a thread that was off
 //! the processor has a new one when it comes back, so it is enough to notice that, and to step aside now and then.
 

@@ -59,7 +59,7 @@ pub fn next_data(object: BorrowedFd<'_>, offset: usize) -> io::Result<Option<usi
 /// Whether there is memory in a range, without a lock that somebody else could hold. Memory that was reserved and never
 /// written counts, where `next_data` takes it for a hole. None: this kernel does not tell (before 6.5, or a filter).
 ///
-/// `next_data` waits for whoever writes to the object at this moment, and that takes as long as the writer wants.
+/// `next_data` waits for a process that writes to the object at this moment, and that takes as long as the writer wants.
 pub fn is_present(object: BorrowedFd<'_>, offset: usize, bytes: usize) -> Option<bool> {
     const CACHESTAT: libc::c_long = 451; // as on all architectures
     let range = [offset as u64, bytes as u64];

@@ -3,7 +3,7 @@
 //! A signal handler may fork, or store into a buffer. If it came to a thread that holds the lock of a
 //! space, or has a window open, it would wait for its own thread, for ever. So the thread that holds such a
 //! lock takes no signals, for as long as it holds it. What a thread brings on itself (SIGSEGV and its like)
-//! is not held back: whoever handles a crash is to be called.
+//! is not held back: a crash handler is to be called.
 
 use std::mem::MaybeUninit;
 

@@ -12,7 +12,7 @@ thread_local! {
 
 /// Starts one, with so many bytes of stack.
 pub fn start(name: &str, stack: usize, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    let _held = HeldBack::all(); // a thread begins with the mask of whoever starts it
+    let _held = HeldBack::all(); // a thread begins with the mask of its starter
     let thread = std::thread::Builder::new().name(name.into()).stack_size(stack);
     thread.spawn(move || {
         OURS.set(true);

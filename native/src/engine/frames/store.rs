@@ -32,7 +32,7 @@ impl Store {
     /// Takes over what the object holds from before: the pages that are no holes are in use, and named to `each` with
     /// their bytes, in order.
     pub fn recover(&mut self, mut each: impl FnMut(u32, &[u8])) -> io::Result<()> {
-        // One look: whoever owns the object may change its size at any moment, and books take memory by size.
+        // One look: the object's owner may change its size at any moment, and books take memory by size.
         let (size, allocated) = shm::extent(self.fd.as_fd())?;
         let numbers = u32::try_from(size / page_size()).unwrap_or(u32::MAX);
         let plausible = SPARSE.saturating_mul(allocated / page_size()).saturating_add(SMALL);

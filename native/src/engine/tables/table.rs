@@ -15,7 +15,7 @@
 //!   value     8       the frame while it holds one (from QUEUED to COPIED), else the digest
 //! ```
 //!
-//! A page is proposed for a frame that has its digest. So whoever lets go of the frame can put the digest back, and
+//! A page is proposed for a frame that has its digest. So the code that lets go of the frame can put the digest back, and
 //! nothing is lost by keeping both in one column.
 //! Kept true: the counts by state are what counting gives, and adopts are asked for only of pages that map something.
 

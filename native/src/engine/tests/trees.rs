@@ -21,7 +21,7 @@ fn digest() -> impl Strategy<Value = u64> {
 
 #[test]
 fn hundreds_of_thousands_of_twins_are_let_go_of_one_by_one() {
-    // Whoever makes a pool up may fill it with one content: what is linear here takes no time, and was quadratic.
+    // A made-up pool may be filled with one content: what is linear here takes no time, and was quadratic.
     let count = 200_000;
     let digests = vec![7; count as usize];
     for order in [|n: u32, _: u32| n, |n: u32, count: u32| count - 1 - n, |n: u32, count: u32| (n * 7919) % count] {

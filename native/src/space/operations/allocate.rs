@@ -168,7 +168,7 @@ impl Space {
         Ok(trouble)
     }
 
-    /// Drops all segments in which no block lives, and hands out no more. The others: whoever asked discards their objects.
+    /// Drops all segments in which no block lives, and hands out no more. The caller discards the objects of the others.
     pub fn close_arena(&self) -> Result<Vec<Announced>> {
         self.sweep(true)?;
         let mut inner = self.open()?;
