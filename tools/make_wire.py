@@ -8,8 +8,10 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "protos" / "pagefold_proto" / "v1" / "memory.proto"
 TARGET = ROOT / "native" / "src" / "wire" / "numbers.rs"
-ENUMS = ("EventKind", "DeclineReason")
+ENUMS = ("EventKind", "DeclineReason", "ReleasedDetail", "WrittenDetail")
 """Those that native code speaks of."""
+READ = ("EventKind", "DeclineReason")
+"""Of these: those that it makes of a number that a client sent."""
 
 HEAD = """\
 //! Numbers of memory.proto. Made from it by `make proto`: change them there.
@@ -21,7 +23,9 @@ ENUM = """
 #[repr(u32)]
 pub enum {name} {{
 {variants}}}
+"""
 
+NUMBERED = """
 impl {name} {{
     /// The one of this number. None: there is none, or it is UNSPECIFIED.
     pub fn numbered(number: i64) -> Option<{name}> {{
@@ -47,7 +51,7 @@ def values(name: str, proto: str) -> list[tuple[str, int, str]]:
             above = f"{above} {said}".strip()
         elif (value := re.fullmatch(rf"{prefix}(\w+) = (\d+);", text)) is None:
             sys.exit(f"{SOURCE}: not understood: {line}")
-        elif int(value[2]) > 0:
+        elif value[1] != "UNSPECIFIED":
             # Without a comment of its own, a value shares that of the one before.
             told = said or above or found[-1][2]
             found.append(
@@ -69,7 +73,8 @@ def rust(proto: str) -> str:
         of_it = values(name, proto)
         variants = "".join(f"{comment(told)}    {variant} = {number},\n" for variant, number, told in of_it)
         arms = "".join(f"            {number} => Some({name}::{variant}),\n" for variant, number, _ in of_it)
-        text += ENUM.format(name=name, variants=variants, arms=arms)
+        text += ENUM.format(name=name, variants=variants)
+        text += NUMBERED.format(name=name, arms=arms) if name in READ else ""
     return text
 
 

@@ -167,7 +167,7 @@ class FakeClient:
         view = self.segments[segment]
         view.wrote.pop(page, None)
         if page in view.frames:
-            self._leave(segment, page, 1)
+            self._leave(segment, page, pb.RELEASED_DETAIL_DISCARDED)
         view.dirty.discard(page)
         punch_hole(view.fd, page * PAGE, PAGE)
         self.journal.append((WRITTEN, segment, page, 1, 0, 0, 2))
@@ -298,7 +298,7 @@ class FakeClient:
         view = self.segments.get(segment)
         if view is not None and page in view.frames:
             os.pwrite(view.fd, self.read(segment, page), page * PAGE)
-            self._leave(segment, page, 0)
+            self._leave(segment, page, pb.RELEASED_DETAIL_ADOPTED)
             if self.tracked:
                 self.journal.append((WRITTEN, segment, page, 1, 0, 0, 1))
 

@@ -10,7 +10,7 @@ pub enum EventKind {
     Declined = 2,
     /// The pages were merged, and a write has made them private copies.
     Copied = 3,
-    /// The pages map no frame any more: the client adopted (detail 0) or discarded (detail 1) them.
+    /// The pages map no frame any more: the client adopted or discarded them; `detail` is a ReleasedDetail.
     Released = 4,
     /// The client could not adopt the pages; `detail` is an errno. They keep their bytes and their frame references.
     NotAdopted = 5,
@@ -18,10 +18,8 @@ pub enum EventKind {
     Excluded = 6,
     /// From now on the pages must not be merged (advise), or may be merged again.
     Included = 7,
-    /// What the server knows of the pages is out of date. Detail 0: they were written since the client's last look.
-    /// Detail 1: they may have been, for they were not tracked for a moment. Detail 2: they were given back and are
-    /// holes. Only clients with the tracker "pagemap" report details 0 and 1. Of their pages the server reads only
-    /// those that they reported.
+    /// What the server knows of the pages is out of date; `detail` is a WrittenDetail. Of a client with the tracker
+    /// "pagemap" the server reads only pages that it reported.
     Written = 8,
     /// The pages have mapped these frames since before this session: a returning client tells it a restarted server.
     /// Right after it the client reports which of them are copies.
@@ -77,4 +75,26 @@ impl DeclineReason {
             _ => None,
         }
     }
+}
+
+/// `ReleasedDetail` in memory.proto.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum ReleasedDetail {
+    /// They are in their segment again.
+    Adopted = 0,
+    /// They are holes now.
+    Discarded = 1,
+}
+
+/// `WrittenDetail` in memory.proto.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum WrittenDetail {
+    /// Since the client's last look; with the tracker "pagemap" only.
+    Written = 0,
+    /// They may have been, for they were not tracked for a moment; with "pagemap" only.
+    Possibly = 1,
+    /// They are holes now.
+    GivenBack = 2,
 }

@@ -57,6 +57,17 @@ class EventKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     EVENT_KIND_WRITTEN: _ClassVar[EventKind]
     EVENT_KIND_RESUMED: _ClassVar[EventKind]
 
+class ReleasedDetail(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    RELEASED_DETAIL_ADOPTED: _ClassVar[ReleasedDetail]
+    RELEASED_DETAIL_DISCARDED: _ClassVar[ReleasedDetail]
+
+class WrittenDetail(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    WRITTEN_DETAIL_WRITTEN: _ClassVar[WrittenDetail]
+    WRITTEN_DETAIL_POSSIBLY: _ClassVar[WrittenDetail]
+    WRITTEN_DETAIL_GIVEN_BACK: _ClassVar[WrittenDetail]
+
 class DeclineReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     DECLINE_REASON_UNSPECIFIED: _ClassVar[DeclineReason]
@@ -134,6 +145,11 @@ EVENT_KIND_EXCLUDED: EventKind
 EVENT_KIND_INCLUDED: EventKind
 EVENT_KIND_WRITTEN: EventKind
 EVENT_KIND_RESUMED: EventKind
+RELEASED_DETAIL_ADOPTED: ReleasedDetail
+RELEASED_DETAIL_DISCARDED: ReleasedDetail
+WRITTEN_DETAIL_WRITTEN: WrittenDetail
+WRITTEN_DETAIL_POSSIBLY: WrittenDetail
+WRITTEN_DETAIL_GIVEN_BACK: WrittenDetail
 DECLINE_REASON_UNSPECIFIED: DeclineReason
 DECLINE_REASON_CHANGED: DeclineReason
 DECLINE_REASON_BUDGET: DeclineReason

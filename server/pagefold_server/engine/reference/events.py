@@ -42,10 +42,6 @@ from pagefold_server.errors import ProtocolViolation
 RETRY_PASSES: Final = 8
 """Passes after which a page is proposed, or asked for, once more, when the client could not do it."""
 
-# Details of events, and the number of a pool, that memory.proto has only in words.
-_DISCARDED: Final = 1  # RELEASED
-_MAY_HAVE_BEEN: Final = 1  # WRITTEN
-_GIVEN_BACK: Final = 2  # WRITTEN
 _ZERO_POOL: Final = 0
 
 _REFUSED_BY: Final[Mapping[int, int]] = {
@@ -190,7 +186,7 @@ class EventHandler:
         member.answer_adopt(table, first, count)
         broken = runs(_COPIED_PAGES, table.states, first, event.end)
         self._ledger.drop_references(table, first, count)
-        if event.detail == _DISCARDED:
+        if event.detail == pb.RELEASED_DETAIL_DISCARDED:
             table.breaks[first : event.end] = bytes(count)  # what comes here next has another story
         elif self._ledger.options.smart_scan:
             for start, number in broken:
@@ -217,14 +213,14 @@ class EventHandler:
             event.table.own(first, count)
 
     def _written(self, event: Event) -> None:
-        if event.detail == _GIVEN_BACK:
+        if event.detail == pb.WRITTEN_DETAIL_GIVEN_BACK:
             self._given_back(event)
             return
         if not event.table.tracked:
             raise ProtocolViolation("written pages are reported by a client that does not track them")
         table, first, count = event.table, event.first, event.count
         self._ledger.unstable.remove(table, first, count)
-        table.set_flag(first, count, PENDING if event.detail == _MAY_HAVE_BEEN else WRITTEN)
+        table.set_flag(first, count, PENDING if event.detail == pb.WRITTEN_DETAIL_POSSIBLY else WRITTEN)
 
     def _given_back(self, event: Event) -> None:
         """What comes here next has another story."""
