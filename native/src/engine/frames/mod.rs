@@ -41,7 +41,7 @@ pub struct Miscount {
     pub counted: (u32, u32),
 }
 
-/// See the head of this file. Columns by frame number, 16 bytes each.
+/// See the head of this file. Columns by frame number, 16 bytes a frame; the 17th, `use`, is the allocator's.
 pub struct Frames {
     pub store: Store,
     stable: Stable,

@@ -7,7 +7,6 @@ use crate::error::Result;
 use crate::faults;
 use crate::page::{Run, bytes, page_size};
 use crate::space::Space;
-
 use crate::space::books::proposal::Proposal;
 use crate::space::books::view_table::PageState;
 use crate::space::headroom::Headroom;
