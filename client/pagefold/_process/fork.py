@@ -1,7 +1,7 @@
 """What a fork does to a client: no call and no window is under way, and the child knows that it is a copy.
 
     before      no session talks to a server, and none begins to; then, natively: no window, pages frozen
-    in parent   pages stay quarantined until all children are gone; then they are thawed
+    in parent   pages stay frozen until all children are gone; then they are thawed
     in child    no channel, no thread: memory is a snapshot; the client connects again when it is used
 
 The native half (`native/src/fork/`) does it. The C library calls it at every fork, of Python and of C code, so both

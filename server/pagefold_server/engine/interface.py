@@ -83,11 +83,11 @@ class PassReport:
         visited: pages read.
         proposed: pages proposed for merging.
         fresh: pages that had changed since the previous pass, but not between the two passes before it: they
-            may well be settled in the next pass.
+            may well be quiet in the next pass.
         volatile: all pages that had changed since the previous pass.
-        unshared: settled, and like no other page.
+        unshared: quiet, and like no other page.
         waiting: left alone this time because they keep breaking.
-        backlog: not done in this pass, and worth another one: settled and mergeable, but their client had too many
+        backlog: not done in this pass, and worth another one: quiet and mergeable, but their client had too many
             proposals outstanding; or tracked, and to be read again since the pass began.
         unplaced: they have an equal, and there was no room for a frame. Of each content one page more is among those
             that are like no other.
