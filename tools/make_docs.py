@@ -29,6 +29,8 @@ API_HEAD = f"""{NOTE}
 
 # The Python API
 
+This page is made by `make docs` from the docstrings of [client/pagefold](../client/pagefold).
+
 Everything that `import pagefold` gives. Sizes are bytes, times are seconds unless a name says otherwise. Everything is
 thread-safe. After a fork see [design/fork.md](design/fork.md); where an exception may come from a signal handler,
 [design/session.md](design/session.md#an-exception-between-any-two-steps).
@@ -44,6 +46,8 @@ CLI_HEAD = f"""{NOTE}
 
 # The command line
 
+This page is made by `make docs` from the commands' texts in [client/pagefold/cli](../client/pagefold/cli).
+
 {EXIT_CODES}
 
 Results go to stdout, everything else to stderr. With `--json` a command prints one JSON object (`status --watch` one a
@@ -54,6 +58,9 @@ environment variable `PAGEFOLD_ADDRESS` say which server is meant; without eithe
 CONFIGURATION_HEAD = f"""{NOTE}
 
 # Configuration
+
+This page is made by `make docs`: the first table from [settings.py](../server/pagefold_server/settings.py), all else from
+[make_docs.py](../tools/make_docs.py).
 
 ## The server
 
@@ -93,15 +100,15 @@ the server's with).
 | what | where |
 |---|---|
 | socket of a user's own server | `/dev/shm/pagefold-UID/server.sock`, whatever the environment says |
-| pid file, whose lock is the server's claim | beside the socket: `server.pid` |
+| pid file, whose lock gives the server its address | beside the socket: `server.pid` |
 | log of a server that a program started | `/var/tmp/pagefold-UID/server.log`; with another address, beside the socket |
 | log of `pagefold serve` | stderr, or `log_file` |
 
 `pagefold status` and `pagefold doctor` say where a server, its socket and its log are; `pagefold stop` ends it. If
-somebody else has made `/dev/shm/pagefold-UID`, the place is `/dev/shm/pagefold-UID-` and random digits. A sandbox or
+another user has made `/dev/shm/pagefold-UID`, the place is `/dev/shm/pagefold-UID-` and random digits. A sandbox or
 container with a /dev/shm of its own has a server of its own.
 
-A server that a program started ends when nobody has had a session for 60 s, and bounds its log. It has no TOML file:
+A server that a program started ends when no client has had a session for 60 s, and bounds its log. It has no TOML file:
 other settings come from the environment of the program that starts it (`PAGEFOLD_CPU_CEILING_PERCENT`, say), or last
 until its end or the next SIGHUP (`pagefold config set`). For one that stays, run `pagefold serve --config FILE`.
 
@@ -136,13 +143,16 @@ OBSTACLES_HEAD = f"""{NOTE}
 
 # What keeps pages from merging
 
+This page is made by `make docs`: the table from [obstacle_table.py](../protos/pagefold_proto/obstacle_table.py), all else
+from [make_docs.py](../tools/make_docs.py).
+
 **The rule.** `settle()` is True only if everything mergeable is merged, and is so still: after the last merge every
-client looks once more. Whatever keeps pages from merging is told with the number of pages, the reason and the remedy,
-in the same words by `SettleReport.reason`, `stats().trouble`, `pagefold status` (with the client whose pages they are)
+client looks once more. Each obstacle is told with the number of pages, the reason and the remedy, in the same words by
+`SettleReport.reason`, `stats().trouble`, `pagefold status` (with the client whose pages they are)
 and `pagefold doctor`, which asks a client that it starts itself. What a client knows of itself travels to the server
 with its next call; what the server knows comes back with the answer. Not mergeable is what the program itself keeps out
-(`advise(mergeable=False)`), and what changes all the time: pages that are written again and again are counted
-(`pages_volatile`, `pages_waiting`), and not waited for. While a child shares memory, the parent's writes are not looked
+(`advise(mergeable=False)`), and what changes all the time: such pages are counted (`pages_volatile`,
+`pages_waiting`), and not waited for. While a child shares memory, the parent's writes are not looked
 at: of its pages, those count that were not read before the fork, and those that were to be merged since.
 
 Where "blocks" is empty, `settle()` can be True all the same: it is the program's own wish, or will hurt later. The
