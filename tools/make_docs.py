@@ -59,8 +59,8 @@ CONFIGURATION_HEAD = f"""{NOTE}
 
 # Configuration
 
-This page is made by `make docs`: the first table from [settings.py](../server/pagefold_server/settings.py), all else from
-[make_docs.py](../tools/make_docs.py).
+This page is made by `make docs`: the first table from [settings.py](../server/pagefold_server/settings.py), all else
+from [make_docs.py](../tools/make_docs.py).
 
 ## The server
 
@@ -143,8 +143,8 @@ OBSTACLES_HEAD = f"""{NOTE}
 
 # What keeps pages from merging
 
-This page is made by `make docs`: the table from [obstacle_table.py](../protos/pagefold_proto/obstacle_table.py), all else
-from [make_docs.py](../tools/make_docs.py).
+This page is made by `make docs`: the table from [obstacle_table.py](../protos/pagefold_proto/obstacle_table.py), all
+else from [make_docs.py](../tools/make_docs.py).
 
 **The rule.** `settle()` is True only if everything mergeable is merged, and is so still: after the last merge every
 client looks once more. Each obstacle is told with the number of pages, the reason and the remedy, in the same words by

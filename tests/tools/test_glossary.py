@@ -24,7 +24,6 @@ EXCEPTIONS = {
     "session.py: State": "whether a session is open, excluded or over",
     "event.rs": "a futex that threads wait for",
     "event.rs: Event": "a futex that threads wait for",
-    "books.rs: Books": "which pages of which segments are handed out",
     "forklock.rs: Books": "of a test of the lock",
     "stable.rs: Twins": "frames with the same bytes",
     # Another word that is spelled the same, and cannot be taken for it where it is.
