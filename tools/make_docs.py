@@ -147,7 +147,7 @@ This page is made by `make docs`: the table from [obstacle_table.py](../protos/p
 else from [make_docs.py](../tools/make_docs.py).
 
 **The rule.** `settle()` is True only if everything mergeable is merged, and is so still: after the last merge every
-client looks once more. Each obstacle is told with the number of pages, the reason and the remedy, in the same words by
+client looks once more. Each obstacle comes with the number of pages, the reason and the remedy, in the same words in
 `SettleReport.reason`, `stats().trouble`, `pagefold status` (with the client whose pages they are)
 and `pagefold doctor`, which asks a client that it starts itself. What a client knows of itself travels to the server
 with its next call; what the server knows comes back with the answer. Not mergeable is what the program itself keeps out
