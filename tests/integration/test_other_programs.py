@@ -253,7 +253,7 @@ def test_threads_block_signals_whatever_a_program_connected_to_first(server: Ser
         """
 import os, signal, sys
 import pagefold
-from support.fakes import FakeServer
+from pagefold.testing import FakeServer
 pagefold.connect(transport=pagefold.LocalTransport(FakeServer())).close()
 before = set(os.listdir("/proc/self/task"))
 client = pagefold.connect(sys.argv[1], autostart=False)
