@@ -144,7 +144,8 @@ TABLE: Final[dict[Kind, Words]] = {
     pb.OBSTACLE_KIND_REFUSED: Words(
         "refused",
         "their client declined them",
-        "see its log (the logger pagefold); a program that closes descriptors of others may have closed the pool's",
+        "they are proposed again some passes later; if that does not help, see the client's log (the logger pagefold): "
+        "a program that closes descriptors of others may have closed the pool's",
     ),
     pb.OBSTACLE_KIND_STUCK: Words(
         "stuck",

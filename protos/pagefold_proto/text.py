@@ -1,4 +1,4 @@
-"""Text from strangers, for people: names of programs, labels, paths, what a server says.
+"""Text that any user may have chosen, for people: names of programs, labels, paths, what a server says.
 
 A name may hold escape sequences that a terminal obeys, line breaks that look like another line of a log, characters
 that change the direction of writing, and bytes that are no characters. Client, server and command line pass such text

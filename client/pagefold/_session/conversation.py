@@ -159,7 +159,7 @@ class Conversation:
         return bool(self._session) and self._pools.is_deserted()
 
     def turn(self, timeout: float = RPC_SECONDS) -> bool:
-        """Exchanges one message with the server. False if it carried no events and brought no work: be silent now.
+        """Exchanges one message with the server. False if it carried no events and brought no work.
 
         Raises:
             ServerUnavailable, ServerFault: make the same turn again, later.

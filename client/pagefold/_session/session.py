@@ -1,4 +1,4 @@
-"""The session: a daemon thread that talks to the server when it has something to report, and is silent otherwise.
+"""The session: a daemon thread that talks to the server when it has something to report, and waits otherwise.
 
     sweep -> talk, if there is news -> merge and adopt what came back -> again, until a turn was empty
       ^                                                                               |

@@ -1,6 +1,6 @@
 """What commands print: tables for people, JSON for scripts. Results go to stdout, everything else to stderr.
 
-Names come from strangers, so text for people is escaped, and markup in it has no effect. JSON escapes by itself.
+Any user chooses names, so text for people is escaped, and markup in it has no effect. JSON escapes by itself.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Rows(Table):
     """A table whose cells show text as it is, without markup."""
 
     def row(self, *cells: str | Text) -> None:
-        """Adds a row. Strings may come from strangers and are escaped; `Text` is the program's own."""
+        """Adds a row. Strings may come from any user and are escaped; `Text` is the program's own."""
         self.add_row(*(Text(printable(cell)) if isinstance(cell, str) else cell for cell in cells))
 
 

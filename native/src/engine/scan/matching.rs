@@ -1,4 +1,4 @@
-//! What a settled page equals: zeros, a frame of the stable tree, a page of the unstable tree, in this order.
+//! What a quiet page equals: zeros, a frame of the stable tree, a page of the unstable tree, in this order.
 //!
 //! Equal digests count as equal bytes here. The client compares the bytes, with writes held, before a page is switched
 //! (M4); a collision costs proposals that it declines.

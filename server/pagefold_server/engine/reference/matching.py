@@ -1,4 +1,4 @@
-"""What a settled page equals: zeros, a frame of the stable tree, or a page of the unstable tree, in this order.
+"""What a quiet page equals: zeros, a frame of the stable tree, or a page of the unstable tree, in this order.
 
 The *stable tree* has the frames, by digest. What it finds is true, for frames never change. The *unstable tree* has
 pages that were settled when they were read, by the digest that they had then. Nothing keeps their programs from writing
@@ -57,7 +57,7 @@ class Matcher:
         self.refusal: OSError | None = None
 
     def match(self, found: PassCounts, table: PageTable, page: int, view: memoryview, digest: int) -> None:
-        """Looks for what a settled page equals, and proposes to merge them."""
+        """Looks for what a quiet page equals, and proposes to merge them."""
         ledger = self._ledger
         if not (digest in ledger.frames.stable or digest in ledger.unstable or digest == self.zero_digest):
             self._enter(found, table, page)

@@ -35,7 +35,7 @@ class Scan:
 
     Args:
         ledger: whose pages.
-        matcher: gets settled pages.
+        matcher: gets quiet pages.
         digest: of a page.
 
     Attributes:
