@@ -9,13 +9,17 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
+from typing import NoReturn
 
 import grpc
 import posix_ipc
 import pytest
 from pagefold_proto import shm_names
 from pagefold_proto.v1 import memory_pb2 as pb
+from pagefold_server.domains.domain import Domain
 from support import kernel
+from support.inside import Inside
 from support.raw import PAGE, Raw, event, noise, obey, reason
 from support.server import Server
 from support.waiting import until
@@ -238,6 +242,26 @@ def test_bye_with_references_departs_until_the_lease_is_free(shared: Server) -> 
         raw.bye()
         assert [info.state for info in _domain(shared, "bye")] == ["departed"]
     until(lambda: not _domain(shared, "bye"), what="its lease being found free")
+
+
+def test_a_client_whose_engine_has_failed_is_not_excluded(tmp_path: Path) -> None:
+    """It was, at its next call: so it did not come to the server that was started in place of this one."""
+
+    def fail(*_: object) -> NoReturn:
+        raise RuntimeError("the engine has failed: of a test")
+
+    def break_engine(domain: Domain) -> None:
+        for name in ("apply", "depart_client"):
+            setattr(domain.engine, name, fail)
+
+    with Inside(tmp_path / "server") as server, Raw(server.address) as raw:
+        raw.hello()
+        server.in_domain(break_engine)
+        for _ in range(3):
+            with pytest.raises(grpc.RpcError) as caught:
+                raw.exchange()
+            assert reason(caught.value) == "REASON_INTERNAL"
+            raw.sequence -= 1  # the same call once more
 
 
 def test_a_hello_that_is_repeated_leaves_one_session(shared: Server) -> None:

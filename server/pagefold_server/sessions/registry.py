@@ -380,11 +380,14 @@ class Sessions:
         return error
 
     def _depart(self, session: Session, state: State) -> None:
-        """It takes no further part: nothing is proposed to it, and nothing waits for it."""
-        session.depart(state)
+        """It takes no further part: nothing is proposed to it, and nothing waits for it.
+
+        An engine that has failed raises, and the session stays as it is: it goes on in the next server.
+        """
         session.domain.settlers.stop(session)
         self._wake()
         session.domain.engine.depart_client(session.number)
+        session.depart(state)
         session.domain.stale = True
 
     def _remove(self, session: Session, why: str) -> None:
