@@ -255,7 +255,8 @@ class Server:
             _log.warning("lines left out", uid=uid, lines=lines)
         self._sessions.reap()
         for domain in self._domains:
-            domain.engine.flush()
+            if not domain.fault:
+                domain.engine.flush()
         limit, since = self.configuration.now.idle_exit_seconds, self._sessions.empty_since
         if limit and since is not None and time.monotonic() - since >= limit:
             _log.info("no session for long: the server ends", seconds=limit)

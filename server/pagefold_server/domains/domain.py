@@ -22,7 +22,7 @@ from pagefold_server.domains.participant import Participant
 from pagefold_server.domains.schedule import Schedule
 from pagefold_server.domains.settle import Activity, Settlers
 from pagefold_server.engine import factory
-from pagefold_server.engine.interface import EngineOptions, PassReport, Step
+from pagefold_server.engine.interface import EngineCounters, EngineOptions, PassReport, Step
 from pagefold_server.engine.pool_file import Orphan
 from pagefold_server.settings import RunMode
 from pagefold_server.tenants.tenants import Tenant
@@ -222,6 +222,8 @@ class Domain:
 
     def ring(self) -> None:
         """Rings the clients for which something is queued."""
+        if self.fault:
+            return
         now = time.monotonic()
         for client in self.engine.queued():
             self.participants[client].ring_if_due(now)
@@ -243,11 +245,17 @@ class Domain:
     def give_up(self) -> None:
         """Tells all that wait that the domain is not scanned."""
         if self.settlers:
-            self.settlers.give_up(self.engine.counters(), self.activity())
+            self.settlers.give_up(*self._standing())
 
     def give_up_one(self, key: Hashable) -> None:
         """Tells one that waits how far the domain has come."""
-        self.settlers.give_up_one(key, self.engine.counters(), self.activity())
+        self.settlers.give_up_one(key, *self._standing())
+
+    def _standing(self) -> tuple[EngineCounters, Activity]:
+        """How far the domain has come. An engine that has failed cannot say it."""
+        if self.fault:
+            return EngineCounters(), Activity(False, 0, False, [obstacle for _, obstacle in self.obstacles()])
+        return self.engine.counters(), self.activity()
 
     # The end
 
