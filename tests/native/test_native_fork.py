@@ -9,6 +9,13 @@ from pathlib import Path
 import pytest
 
 
+def run(code: str) -> None:
+    """Runs a program, where `support` is found; what it raises fails the test."""
+    command, tests = [sys.executable, "-c", code], Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=tests, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.needs("uffd")
 def test_a_fork_that_can_have_no_lease_is_right_and_counts_as_living_for_ever() -> None:
     code = """
@@ -48,15 +55,68 @@ assert b.space.counts().frozen == 8
 assert bytes(memoryview(new)[:5]) == b"late\\0" and bytes(b.bytes) == before
 b.close()
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    run(code)
+
+
+@pytest.mark.needs("uffd")
+def test_under_a_limit_a_child_gets_its_memory_where_what_is_used_cannot_be_asked() -> None:
+    """Without a descriptor for /proc all of RLIMIT_DATA counted as used, and the child faulted."""
+    code = """
+import os, resource
+from support.spaces import Bench
+
+b = Bench(pages=8)
+for page in range(8):
+    b.put(page, page)
+before = bytes(b.bytes)
+kinds = resource.RLIMIT_DATA, resource.RLIMIT_NOFILE
+limits = [resource.getrlimit(kind) for kind in kinds]
+for kind, limit in zip(kinds, (1 << 33, 3)):     # room for everything; and no descriptor is left
+    resource.setrlimit(kind, (limit, resource.getrlimit(kind)[1]))
+pid = os.fork()
+if pid == 0:
+    os._exit(0 if bytes(b.bytes) == before else 1)
+for kind, limit in zip(kinds, limits):
+    resource.setrlimit(kind, limit)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+assert bytes(b.bytes) == before and b.space.counts().frozen == 8
+b.close()
+"""
+    run(code)
+
+
+def test_a_signal_that_comes_when_a_fork_is_over_may_fork() -> None:
+    """The handler of such a signal found the list of what is held back in use: SIGABRT."""
+    code = """
+import ctypes, os, signal, threading
+import pagefold_core
+
+libc = ctypes.PyDLL(None)
+main, children = threading.get_ident(), []
+
+@ctypes.CFUNCTYPE(None)
+def prepare():
+    if not children:
+        children.append(0)
+        signal.pthread_kill(main, signal.SIGUSR1)   # is held back until the fork is over
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def handle(number):
+    children[0] = libc.fork()
+    if children[0] == 0:
+        os._exit(0)
+
+assert getattr(libc, "__register_atfork")(prepare, None, None, None) == 0
+libc.signal(signal.SIGUSR1, handle)
+pagefold_core.hold_signals_over_forks()             # encloses the handler above
+children.append(os.fork())
+if children[1] == 0:
+    os._exit(0)
+assert all(children), "the signal came"
+for pid in children:
+    assert os.waitpid(pid, 0) == (pid, 0)
+"""
+    run(code)
 
 
 @pytest.mark.needs("uffd")
@@ -99,15 +159,7 @@ Child(attach).go()
 assert all(b.get(page) == page_of(page) for page in range(8))
 b.close()
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    run(code)
 
 
 @pytest.mark.needs("uffd")
@@ -145,15 +197,7 @@ assert b.get(5) == before and not any(bytes(b.bytes[6 * 4096:7 * 4096]))
 b.space.unpin(1, 0, 1024)
 b.close()
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    run(code)
 
 
 def test_a_child_of_a_program_without_a_space_knows_that_the_fork_is_over() -> None:
@@ -173,5 +217,4 @@ if pid == 0:
 assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 assert call(lambda _: 8) == 8
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
+    run(code)

@@ -148,7 +148,8 @@ extern "C" fn hold() {
 }
 
 extern "C" fn let_go() {
-    let _ = HELD.try_with(|held| drop(held.borrow_mut().pop()));
+    let signals = HELD.try_with(|held| held.borrow_mut().pop());
+    drop(signals); // with the list free: a handler that has waited may fork, and comes to `hold`
 }
 
 /// Waits until nobody else forks, and keeps others from it until `end_turn`, on the same thread.

@@ -15,8 +15,10 @@ use crate::sys::pagemap::Pagemap;
 const LEAST: usize = 64 << 20;
 
 /// Pages that may become private at a fork, at which nobody can be asked: all but what threads need that gRPC starts again.
+/// Where it is not known what is used, the kernel is left to refuse: what a child is not given it faults on.
 pub fn at_fork() -> usize {
-    limits::data().map_or(usize::MAX, |(limit, used)| limit.saturating_sub(used).saturating_sub(LEAST / page_size()))
+    let Some((limit, Some(used))) = limits::data() else { return usize::MAX };
+    limit.saturating_sub(used).saturating_sub(LEAST / page_size())
 }
 
 /// Why pages are declined that could be merged otherwise.
@@ -53,6 +55,7 @@ impl Headroom {
             return Headroom { bound: Some(Hindrance::Locked), ..Headroom::default() };
         }
         let Some((limit, used)) = limits::data() else { return Headroom { pages: usize::MAX, ..Headroom::default() } };
+        let used = used.unwrap_or(limit); // then nothing is merged, and nobody misses anything
         let left = limit.saturating_sub(used.saturating_sub(ours)); // by the program
         let share = (left / 2).min(left.saturating_sub(LEAST / page_size()));
         let bound = Some(Hindrance::Data { limit, used });
