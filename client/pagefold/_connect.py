@@ -45,6 +45,7 @@ from pagefold._options.options import ConnectOptions
 from pagefold._options.trackers import Tracker
 from pagefold._process import dumpable, threads
 from pagefold._process.log import log as _log
+from pagefold._session.channel import is_silence
 from pagefold._session.conversation import Conversation
 from pagefold._session.lease import HeldLease
 from pagefold._session.session import Components, Session
@@ -286,7 +287,8 @@ def _hello(
         except ServerUnavailable as error:
             # With autostart a server answered a moment ago: it may be stopping, or not be ready yet.
             if not autostart or not answer.wanted or threads.monotonic() > deadline:
-                hint = addresses.stuck(where) or "Start a server with `pagefold serve`"
+                stuck = addresses.stuck(where) if is_silence(error) else ""  # one that is stopping does answer
+                hint = stuck or "Start a server with `pagefold serve`"
                 raise ServerUnavailable(f"{error}. {hint}") from error
             threads.sleep(0.1)  # no event tells when a server that is stopping is gone
         else:

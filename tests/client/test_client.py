@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import NoReturn
 
 import grpc
 import pagefold
@@ -17,7 +18,7 @@ from pagefold._options import barriers
 from pagefold._options.options import choice
 from pagefold._reports import SettleReport
 from pagefold._session import channel
-from pagefold_proto import obstacle_table
+from pagefold_proto import addresses, obstacle_table
 from pagefold_proto.text import human
 from pagefold_proto.v1 import memory_pb2 as pb
 
@@ -83,6 +84,29 @@ def test_failures_without_a_known_reason(
     assert type(error) is kind
     assert "details" in str(error)
     assert "unix:/x" in str(error)
+
+
+@pytest.mark.parametrize(("reason", "silent"), [("", True), ("REASON_SHUTTING_DOWN", False)])
+def test_only_a_server_that_does_not_answer_is_said_not_to(
+    reason: str, silent: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one that was stopping, and said so, connect() said that it does not answer."""
+
+    class Refusal(grpc.RpcError):
+        code, details, trailing_metadata = (
+            staticmethod(lambda: grpc.StatusCode.UNAVAILABLE),
+            staticmethod(lambda: "so it says"),
+            staticmethod(lambda: ((channel.REASON_KEY, reason),) if reason else ()),
+        )
+
+    def refuse(method: str, request: object) -> NoReturn:
+        raise channel.Failure.of(Refusal()).exception("unix:/x") from Refusal()
+
+    monkeypatch.setattr(addresses, "stuck", lambda where: f"process 7 listens at {where}")
+    with pytest.raises(_errors.ServerUnavailable, match="so it says") as caught:
+        pagefold.connect(transport=pagefold.LocalTransport(refuse))
+    assert ("process 7" in str(caught.value)) == silent
+    assert ("pagefold serve" in str(caught.value)) != silent
 
 
 def test_the_tree_at_the_top_of_the_file_is_the_tree() -> None:

@@ -99,6 +99,11 @@ class Failure:
         return kind(f"{details} (server at {address})")
 
 
+def is_silence(error: Exception) -> bool:
+    """Whether an exception that a call raised means that no server answered, and not that one refused."""
+    return isinstance(error.__cause__, grpc.RpcError) and Failure.of(error.__cause__).is_silence
+
+
 def reason_word(reason: pb.Reason) -> str:
     """REASON_LIMIT as "limit", which `ServerRefused.reason` says."""
     return _word(pb.Reason.Name(reason))
