@@ -16,7 +16,7 @@ from typing import Any
 
 import pagefold
 import pytest
-from pagefold._launch import user_server
+from pagefold._launch import boot, user_server
 from pagefold._launch.launch import CLIENTS, KEPT, NotReady, launch, server_environment
 from pagefold_proto import addresses
 from support.waiting import until
@@ -70,6 +70,14 @@ def test_programs_that_start_at_once_share_one_server(address: str) -> None:
         assert (program.communicate(timeout=60)[1], program.returncode) == ("", 0)
     log = Path(address.removeprefix("unix:").removesuffix(".sock") + ".log").read_text()
     assert log.count('"serving"') == 1 or log.count("serving") == 1
+
+
+def test_no_server_ends_as_an_interpreter_of_another_version_does() -> None:
+    """One whose address another server had was told as "not the Python that this program runs in"."""
+    from pagefold_server import __main__, errors
+
+    codes = {0, 1, __main__.EXIT_BAD_CONFIG, errors.AlreadyRunning.exit_code, errors.AddressRefused.exit_code}
+    assert boot.EXIT_OTHER_PYTHON not in codes
 
 
 def test_a_stale_socket_is_no_server(address: str) -> None:

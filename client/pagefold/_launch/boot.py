@@ -19,8 +19,8 @@ import sys
 VARIABLE = "PAGEFOLD_BOOT"
 TOLD_FD = 3
 """Descriptor on which a detached server writes its number, and on which every server says that it answers."""
-EXIT_OTHER_PYTHON = 3
-"""This interpreter cannot load the extension modules of the one that started it."""
+EXIT_OTHER_PYTHON = 5
+"""This interpreter cannot load the extension modules of the one that started it. No server ends with this code."""
 
 
 def tag() -> str:

@@ -96,9 +96,11 @@ def _start(address: Address, deadline: float) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         log_fd = os.open(log, flags | os.O_NONBLOCK, 0o600)
-        os.fchmod(log_fd, 0o600)
     except OSError:  # the disk is full, for example: the server has no log then
         log_fd = os.open(os.devnull, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    else:
+        with contextlib.suppress(OSError):  # it may be root's
+            os.fchmod(log_fd, 0o600)
     settings = {"idle_exit_seconds": IDLE_EXIT_SECONDS, "log_file": log, "log_max_bytes": most}
     try:
         launch(str(address), settings, server_environment(True), log_fd, deadline - threads.monotonic(), detach=True)
