@@ -16,6 +16,7 @@ import grpc
 import posix_ipc
 import pytest
 from pagefold_proto import shm_names
+from pagefold_proto.v1 import admin_pb2
 from pagefold_proto.v1 import memory_pb2 as pb
 from pagefold_server.domains.domain import Domain
 from support import kernel
@@ -262,6 +263,41 @@ def test_a_client_whose_engine_has_failed_is_not_excluded(tmp_path: Path) -> Non
                 raw.exchange()
             assert reason(caught.value) == "REASON_INTERNAL"
             raw.sequence -= 1  # the same call once more
+
+
+def test_a_domain_whose_engine_has_failed_goes_with_its_sessions(tmp_path: Path) -> None:
+    """It stayed for ever: status had no answer, a Hello took a place in the quota, and no session ended."""
+
+    def break_engine(domain: Domain) -> None:
+        engine = domain.engine
+        for name in (name for name in dir(engine) if name[0] != "_" and callable(getattr(engine, name))):
+            if name != "close":
+                setattr(engine, name, fail)
+        domain.fail(RuntimeError("of a test"))
+
+    def fail(*_: object) -> NoReturn:
+        raise RuntimeError("the engine has failed: of a test")
+
+    def sessions() -> int:
+        return server.do(lambda server: sum(tenant.holdings.sessions for tenant in server._tenants))
+
+    with Inside(tmp_path / "server") as server, Raw(server.address) as other:
+        with Raw(server.address) as raw, Raw(server.address) as late:
+            raw.hello()
+            raw.give(noise(1))
+            server.in_domain(break_engine)
+            with pytest.raises(grpc.RpcError):
+                late.hello()
+            assert sessions() == 1
+            other.hello(label="other")
+            assert server.admin.GetStatus(admin_pb2.GetStatusRequest()).clients == 2
+            assert len(server.admin.ListClients(admin_pb2.ListClientsRequest()).clients) == 2
+            assert len(server.admin.ListSegments(admin_pb2.ListSegmentsRequest()).segments) == 1
+            assert len(server.admin.ListDomains(admin_pb2.ListDomainsRequest()).domains) == 2
+        until(lambda: sessions() == 1, 10, "the session's end")
+        with Raw(server.address) as again:
+            again.hello()
+            again.exchange()
 
 
 def test_a_hello_that_is_repeated_leaves_one_session(shared: Server) -> None:

@@ -17,7 +17,7 @@ from pagefold_server import log
 from pagefold_server.domains.domain import Domain
 from pagefold_server.domains.pacing import Pacer
 from pagefold_server.domains.registry import Domains
-from pagefold_server.engine.interface import EngineCounters
+from pagefold_server.engine.interface import EngineCounters, SegmentCounts
 from pagefold_server.sessions.registry import Sessions
 from pagefold_server.sessions.session import Session, State
 from pagefold_server.settings import Configuration, RunMode
@@ -108,7 +108,8 @@ class Observer:
 
     def _client(self, session: Session) -> pb.ClientInfo:
         now = time.monotonic()
-        merged, proposed = session.domain.engine.merged_pages(session.number)
+        domain = session.domain
+        merged, proposed = (0, 0) if domain.fault else domain.engine.merged_pages(session.number)
         silent = session.state is State.ACTIVE and session.is_silent(now)
         return pb.ClientInfo(
             client=session.number,
@@ -137,7 +138,7 @@ class Observer:
             label=domain.label,
             clients=len(mine),
             segments=sum(len(session.segments) for session in mine),
-            counters=counters(domain.engine.counters()),
+            counters=counters(domain.counters()),
             pool=domain.pool.name,
             pool_bytes=domain.pool.bytes_allocated(),
             cpu_seconds=domain.pace.share.used,
@@ -213,7 +214,8 @@ def counters(found: EngineCounters) -> pb.Counters:
 
 def _segments(session: Session) -> Iterator[pb.SegmentInfo]:
     for number, segment in session.segments.items():
-        counted = session.domain.engine.segment_counts(session.number, number)
+        domain = session.domain
+        counted = SegmentCounts(0, 0, 0, 0) if domain.fault else domain.engine.segment_counts(session.number, number)
         yield pb.SegmentInfo(
             client=session.number,
             segment=number,

@@ -167,6 +167,10 @@ class Domain:
         self._obstacles.engine_failed = True
         self.give_up()
 
+    def counters(self) -> EngineCounters:
+        """The engine's counters; those of an engine that has failed are zero."""
+        return EngineCounters() if self.fault else self.engine.counters()
+
     # Clients
 
     def activity(self) -> Activity:
@@ -254,8 +258,8 @@ class Domain:
     def _standing(self) -> tuple[EngineCounters, Activity]:
         """How far the domain has come. An engine that has failed cannot say it."""
         if self.fault:
-            return EngineCounters(), Activity(False, 0, False, [obstacle for _, obstacle in self.obstacles()])
-        return self.engine.counters(), self.activity()
+            return self.counters(), Activity(False, 0, False, [obstacle for _, obstacle in self.obstacles()])
+        return self.counters(), self.activity()
 
     # The end
 

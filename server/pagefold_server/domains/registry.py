@@ -84,7 +84,7 @@ class Domains:
     def drop(self, domain: Domain) -> None:
         """Closes a domain that has no session any more."""
         del self._domains[domain.uid, domain.label]
-        last = domain.engine.counters()
+        last = domain.counters()
         for name in _SINCE_START:
             setattr(self._dropped, name, getattr(self._dropped, name) + getattr(last, name))
         domain.close()
@@ -94,7 +94,7 @@ class Domains:
         """The counters of all, and the counts since the start of those that were dropped."""
         total = EngineCounters(**{name: getattr(self._dropped, name) for name in _SINCE_START})
         for domain in self._domains.values():
-            counters = domain.engine.counters()
+            counters = domain.counters()
             for entry in fields(EngineCounters):
                 setattr(total, entry.name, getattr(total, entry.name) + getattr(counters, entry.name))
         return total

@@ -101,13 +101,15 @@ class Sessions:
             self._check_room(tenant, said.label)
             bell = self._bells.open(said.doorbell, lease.uid)
             domain = self._domains.get(tenant, said.label, settings)
+            number = next(self._numbers)
+            domain.engine.add_client(number)
         except BaseException:
             lease.close()
             raise
         tenant.holdings.sessions += 1
         now = time.monotonic()
         session = Session(
-            number=next(self._numbers),
+            number=number,
             token=secrets.token_bytes(16),
             hello=kept(said),
             lease=lease,
@@ -117,7 +119,6 @@ class Sessions:
             opened=now,
             responsiveness=Responsiveness(heard=now),
         )
-        domain.engine.add_client(session.number)
         domain.participants[session.number] = session
         self._by_number[session.number] = session
         self._by_token[session.token] = session
@@ -397,7 +398,8 @@ class Sessions:
         del self._by_number[session.number]
         domain.settlers.stop(session)
         self._wake()
-        domain.engine.remove_client(session.number)
+        if not domain.fault:
+            domain.engine.remove_client(session.number)
         del domain.participants[session.number]
         tenant = domain.tenant
         tenant.holdings.sessions -= 1
