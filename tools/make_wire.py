@@ -19,10 +19,14 @@ HEAD = """\
 
 ENUM = """
 /// `{name}` in memory.proto.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+{allowed}#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum {name} {{
 {variants}}}
+"""
+
+UNSAID = """\
+#[allow(dead_code, reason = "native code does not say all of them")]
 """
 
 NUMBERED = """
@@ -73,7 +77,8 @@ def rust(proto: str) -> str:
         of_it = values(name, proto)
         variants = "".join(f"{comment(told)}    {variant} = {number},\n" for variant, number, told in of_it)
         arms = "".join(f"            {number} => Some({name}::{variant}),\n" for variant, number, _ in of_it)
-        text += ENUM.format(name=name, variants=variants)
+        allowed = "" if name in READ else UNSAID
+        text += ENUM.format(name=name, variants=variants, allowed=allowed)
         text += NUMBERED.format(name=name, arms=arms) if name in READ else ""
     return text
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from support import variant
 from support.server import Server
 
 HERE = Path(__file__).parents[1]
@@ -15,12 +16,12 @@ PRELUDE = """
 import ctypes, os, subprocess, sys, threading, time
 import numpy as np
 import pagefold
-from support import kernel, variant
+from support import kernel
 from support.children import Child, child, fork
 from support.waiting import until
 
 PAGE = 4096
-client = pagefold.connect(sys.argv[1], autostart=False, **({"tracker": variant.TRACKER} if variant.TRACKER else {}))
+client = pagefold.connect(sys.argv[1], autostart=False)
 space = client._session.space
 
 def table(pages, seed=1):
@@ -43,8 +44,8 @@ def start(server: Server, code: str, *args: str) -> subprocess.Popen[str]:
         [sys.executable, "-c", PRELUDE + code, server.address, *args],
         cwd=HERE,
         # One heap for all threads: gRPC starts its threads anew at a fork, and a heap for each is two mappings more.
-        env={k: v for k, v in os.environ.items() if not k.startswith("PAGEFOLD_") or k == "PAGEFOLD_TEST_TRACKER"}
-        | {"MALLOC_ARENA_MAX": "1"},
+        env={k: v for k, v in os.environ.items() if not k.startswith("PAGEFOLD_")}
+        | {"MALLOC_ARENA_MAX": "1", "PAGEFOLD_TRACKER": variant.TRACKER},
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

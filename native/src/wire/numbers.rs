@@ -78,6 +78,7 @@ impl DeclineReason {
 }
 
 /// `ReleasedDetail` in memory.proto.
+#[allow(dead_code, reason = "native code does not say all of them")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum ReleasedDetail {
@@ -88,6 +89,7 @@ pub enum ReleasedDetail {
 }
 
 /// `WrittenDetail` in memory.proto.
+#[allow(dead_code, reason = "native code does not say all of them")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum WrittenDetail {
