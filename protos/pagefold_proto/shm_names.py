@@ -5,7 +5,7 @@ the open file description, forked children hold it too, and the kernel drops it 
 LOCK_EX can be taken is garbage. A sweep may come between creating and locking. So `create_locked` checks afterwards
 that its object is still linked, and `remove_garbage` unlinks while it holds the lock.
 
-What the objects hold is not known here.
+Segments are made in native code, by the same form: native/src/sys/made.rs. What the objects hold is not known here.
 """
 
 from __future__ import annotations
