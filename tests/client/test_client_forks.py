@@ -115,7 +115,7 @@ def test_forks_from_many_threads_while_others_allocate(client: pagefold.Client) 
     threads = [threading.Thread(target=guarded, args=(act,)) for act in (allocate, allocate, fork, fork)]
     for thread in threads:
         thread.start()
-    time.sleep(1.5)
+    time.sleep(1.5)  # the load itself: threads and forks race for so long, and no event says that they have met
     stop.set()
     for thread in threads:
         thread.join(30)
