@@ -14,25 +14,18 @@ import pytest
 from pagefold_server.engine.interface import EngineOptions
 from pagefold_server.engine.native import NativeEngine
 from pagefold_server.errors import LimitReached
+from support import engine_cases
 from support.engine_pools import NO_LIMIT, Lockstep, LockstepStore, NativeStore
 from support.engine_world import PAGE, FakeClient, columns, content
 
 
-class World:
+class World(engine_cases.World):
     """An engine on a pool whose writes can fail."""
 
     def __init__(self) -> None:
         self.store = NativeStore()
         self.engine = self.store.engine = NativeEngine(self.store, seed=1)
         self.clients: list[FakeClient] = []
-
-    def client(self, *numbers: int, tracked: bool = False) -> FakeClient:
-        made = FakeClient(self.engine, self.store, len(self.clients) + 1, tracked)
-        self.clients.append(made)
-        if numbers:
-            made.add_segment(len(numbers))
-            made.fill(1, numbers)
-        return made
 
     def settle(self, passes: int = 4) -> None:
         for _ in range(passes):

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.needs("uffd")
 
 TESTS = Path(__file__).parents[1]
 SAMPLE = 11
-"""In `make test` an exception comes at each so-manieth step; `make stress` leaves none out."""
+"""In `make test` an exception comes at each step of this number; `make stress` leaves none out."""
 
 
 def strike_all(server: Server, call: str, stride: int, timeout: float = 150) -> int:
